@@ -1,0 +1,168 @@
+//! The contract with discovery: who has a blob, and who may fetch what from its origin.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+
+use crate::digest::Digest;
+use crate::identity::PeerId;
+use crate::layout::PieceIndex;
+
+/// How much of a blob a peer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Holding {
+    /// Some pieces, and it is getting more.
+    Partial,
+    /// All of it, verified against the digest.
+    Complete,
+}
+
+/// A peer that takes part in the swarm of a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Who.
+    pub peer: PeerId,
+    /// Where its piece wire listens, as the tracker saw it.
+    pub address: SocketAddr,
+    /// What it holds.
+    pub holding: Holding,
+}
+
+/// What a [`Statement`] says of its subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum StatementKind {
+    /// The object is the [`Metainfo`](crate::verify::Metainfo) of the subject.
+    Metainfo,
+    /// The object is the layer index of the subject (format version 1).
+    LayerIndex,
+}
+
+/// "The object derived from this blob is that blob": said by a node that verified the subject and derived it.
+///
+/// Derivation is deterministic, so that independent nodes agree, and the object is an ordinary blob of the swarm that
+/// verifies by its own digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Statement {
+    /// The blob spoken of.
+    pub subject: Digest,
+    /// How the object derives from it.
+    pub kind: StatementKind,
+    /// Digest of the derived object.
+    pub object: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// A [`Statement`] and how many distinct nodes made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vote {
+    /// What was said.
+    pub statement: Statement,
+    /// By how many.
+    pub nodes: u32,
+}
+
+/// What discovery knows of a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// Peers to ask, nearest first, without the asker; bounded.
+    pub holders: Vec<Holder>,
+    /// Statements about the blob, most votes first.
+    pub votes: Vec<Vote>,
+    /// The peers that hold or held an origin lease of this blob: whose piece statements count.
+    pub lessees: Vec<PeerId>,
+}
+
+/// The right to fetch a run of pieces from the origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Names the lease in [`Discovery::settle`].
+    pub id: u64,
+    /// First piece of the run.
+    pub first: PieceIndex,
+    /// Number of pieces, at least one.
+    pub count: u32,
+    /// How long it holds unless extended by finishing; after that somebody else may get it.
+    pub term: Duration,
+}
+
+/// Answer to a request for a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseReply {
+    /// Fetch these, then settle.
+    Granted(Lease),
+    /// Nothing now: all that is wanted is with others, or enough streams are under way. Ask again after the pause.
+    Wait(Duration),
+    /// Every piece has been fetched by somebody: trade.
+    Exhausted,
+}
+
+/// A request for the right to fetch from the origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseRequest {
+    /// The blob.
+    pub digest: Digest,
+    /// Its length in bytes (fixes the pieces).
+    pub length: u64,
+    /// The pieces that the asker lacks, as runs `first..end`, ascending; at most
+    /// [`MAX_RUNS`](crate::limits::MAX_RUNS).
+    pub missing: Vec<std::ops::Range<u32>>,
+    /// Pieces that a read is waiting for: granted first, beyond the stream limit. Same form as `missing`, may be empty.
+    pub urgent: Vec<std::ops::Range<u32>>,
+}
+
+/// How a lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settlement {
+    /// [`Lease::id`].
+    pub lease: u64,
+    /// The blob.
+    pub digest: Digest,
+    /// How many pieces of the run, from its first, were fetched and are served now. The rest is free again.
+    pub fetched: u32,
+}
+
+/// Discovery, as the swarm sees it: soft state, kept by trackers.
+///
+/// Contract:
+/// * Every call ends within a few seconds; an error means "go on without" (last known peers, then the origin).
+/// * `announce` is idempotent and takes effect for other askers within a second.
+/// * Of one piece at most one live lease exists at a time, unless urgent.
+pub trait Discovery: Send + Sync + 'static {
+    /// Who has `digest`, and what is stated of it.
+    fn find(&self, digest: Digest) -> BoxFuture<'_, Result<Found, DiscoveryError>>;
+
+    /// Tells what this node holds now of a blob; `None` withdraws it.
+    fn announce(&self, digest: Digest, holding: Option<Holding>) -> BoxFuture<'_, Result<(), DiscoveryError>>;
+
+    /// Makes a statement in this node's name.
+    fn state(&self, statement: Statement) -> BoxFuture<'_, Result<(), DiscoveryError>>;
+
+    /// Asks for a run of pieces to fetch from the origin.
+    fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<LeaseReply, DiscoveryError>>;
+
+    /// Ends a lease.
+    fn settle(&self, settlement: Settlement) -> BoxFuture<'_, Result<(), DiscoveryError>>;
+}
+
+/// Discovery gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DiscoveryError {
+    /// No tracker answered.
+    #[error("tracker {tracker} did not answer: {reason}")]
+    Unreachable {
+        /// Its address as configured.
+        tracker: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The tracker refused the request.
+    #[error("tracker {tracker} refused: {reason}")]
+    Refused {
+        /// Its address as configured.
+        tracker: String,
+        /// What it said.
+        reason: String,
+    },
+}

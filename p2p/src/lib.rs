@@ -1,0 +1,21 @@
+//! Moves immutable blobs between machines: chunk store, pieces, swarm, piece wire. Knows nothing of containers.
+//!
+//! * [`digest`], [`layout`], [`bitfield`]: what a blob and its pieces are called
+//! * [`store`]: the chunk store, the one copy of every byte on this machine
+//! * [`identity`], [`verify`]: who states which hash, and what is believed
+//! * [`wire`]: the framing that peers speak
+//! * [`swarm`]: the deterministic scheduler: events and time in, actions out
+//! * [`origin`], [`discovery`]: the two contracts that somebody else fulfils
+//! * [`node`]: the shell of sockets and tasks around all of it
+//!
+//! A read of a blob goes: [`node::Blob::read`] -> pieces missing in [`store`] become wants of [`swarm`] -> its actions
+//! are carried out by [`node`] over [`wire`] or [`origin`] -> each piece is checked by [`verify`], written to [`store`],
+//! and wakes the reader.
+
+pub mod bitfield;
+pub mod digest;
+pub mod discovery;
+pub mod identity;
+pub mod layout;
+pub mod limits;
+pub mod origin;

@@ -1,0 +1,4 @@
+//! Layer index, EROFS metadata writer, lazy mounts and the containerd snapshots service.
+
+pub mod source;
+pub mod tree;
