@@ -1,0 +1,40 @@
+# Every target does its own set-up. Downloads and builds of foreign tools are cached in $(LAPWING_CACHE), outside the tree.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export LAPWING_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/lapwing
+CARGO_DENY_VERSION := 0.20.2
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+.PHONY: demo
+demo: packages tools image release ## A real image through the swarm and lazily started, on several nodes; writes target/demo.json
+	cargo run --release --quiet --package lapwing-demo
+
+.PHONY: test
+test: packages tools image ## Everything: unit, crate and whole-system tests (as root)
+	contrib/setup/test.sh
+
+.PHONY: lint
+lint: packages deny ## Formatting, clippy, dependency rules, shell scripts
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	"$(LAPWING_CACHE)/deny/$(CARGO_DENY_VERSION)/bin/cargo-deny" --workspace check bans licenses sources
+	git ls-files '*.sh' .ci/run | xargs shellcheck
+
+.PHONY: release
+release: ## The optimised binary, target/release/lapwing
+	cargo build --release --bin lapwing
+
+.PHONY: packages tools image deny
+packages: ## Install the distribution's packages that tests and demo use
+	contrib/setup/packages.sh
+tools: ## Build the pinned containerd, nerdctl and crictl, once
+	contrib/setup/tools.sh
+image: ## Build the images that tests and demo pull, once
+	contrib/setup/image.sh
+deny: ## Build the pinned cargo-deny, once
+	contrib/setup/deny.sh $(CARGO_DENY_VERSION)

@@ -1,0 +1,64 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Peer-to-peer image distribution and lazy start for containerd.
+#[derive(Debug, Parser)]
+#[command(name = "lapwing", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a worker's daemon: snapshotter, registry mirror, chunk store, swarm peer
+    Node(Daemon),
+    /// Run a tracker: who holds which blob, who may fetch what from the registry
+    Tracker(Daemon),
+    /// Run tracker and node in one process
+    Up(Daemon),
+    /// List the blobs and lazily mounted layers of the node on this machine
+    Ls(Query),
+    /// Check whether this machine can do what Lapwing needs, and say what to mend
+    Doctor(Doctor),
+    /// Print the configuration's reference, or check a file
+    Config(Check),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Daemon {
+    /// Configuration file (TOML); without it every key has its default
+    #[arg(short, long, env = "LAPWING_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Query {
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Configuration file (TOML) whose paths and addresses are to be checked
+    #[arg(short, long, env = "LAPWING_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// A configuration file to check; exit code 1 if it cannot be used
+    #[arg(long, value_name = "FILE")]
+    pub check: Option<PathBuf>,
+}

@@ -1,0 +1,4 @@
+//! Commands that run and end. Their output is for people by default and JSON on demand.
+
+pub(crate) mod config;
+pub(crate) mod doctor;

@@ -1,0 +1,19 @@
+//! `lapwing config`: print the reference, or check a file.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use crate::cli::Check;
+use crate::config::{Config, REFERENCE};
+
+pub(crate) fn run(arguments: &Check) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    match &arguments.check {
+        None => out.write_all(REFERENCE.as_bytes())?,
+        Some(path) => {
+            Config::load(Some(path))?;
+            writeln!(out, "{}: usable", path.display())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

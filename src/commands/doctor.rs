@@ -1,0 +1,234 @@
+//! `lapwing doctor`: can this machine do what Lapwing needs? Each finding says what to mend.
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use rustix::fs::StatVfs;
+use serde::Serialize;
+
+use crate::cli::Doctor;
+use crate::config::Config;
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    /// Lapwing works, with something missing.
+    Warn,
+    /// Lapwing does not work until this is mended.
+    Fail,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    verdict: Verdict,
+    found: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    remedy: String,
+}
+
+impl Finding {
+    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Ok, found: found.into(), remedy: String::new() }
+    }
+
+    fn warn(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Warn, found: found.into(), remedy: remedy.into() }
+    }
+
+    fn fail(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Fail, found: found.into(), remedy: remedy.into() }
+    }
+}
+
+pub(crate) fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
+    let config = Config::load(arguments.config.as_deref())?;
+    let mut findings = vec![user(), kernel(), filesystem("overlay"), filesystem("erofs"), fuse_device()];
+    findings.push(fuse_request_timeout());
+    findings.push(root_directory(&config.root));
+    findings.push(containerd());
+    findings.extend(config.tracker.addresses.iter().map(|address| tracker(address)));
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &findings)?;
+        writeln!(out)?;
+    } else {
+        writeln!(out, "{}", table(&findings))?;
+    }
+    let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn table(findings: &[Finding]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["", "CHECK", "FOUND", "REMEDY"]);
+    for finding in findings {
+        let verdict = match finding.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warn",
+            Verdict::Fail => "FAIL",
+        };
+        table.add_row([verdict, finding.check, &finding.found, &finding.remedy]);
+    }
+    table
+}
+
+fn user() -> Finding {
+    if rustix::process::geteuid().is_root() {
+        Finding::ok("user", "root")
+    } else {
+        Finding::fail("user", "not root", "run as root: mounting layers needs CAP_SYS_ADMIN")
+    }
+}
+
+fn kernel() -> Finding {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy().into_owned();
+    match version_of(&release) {
+        Some((6, 12, 0 | 1)) => Finding::fail(
+            "kernel",
+            &release,
+            "6.12.0 and 6.12.1 panic on file-backed EROFS mounts: use 6.12.2 or newer, or set lazy.enabled = false",
+        ),
+        Some(version) if version < (6, 12, 0) => Finding::warn(
+            "kernel",
+            &release,
+            "lazy mounts need 6.12.2 or newer; until then layers are pulled whole through the swarm",
+        ),
+        Some(_) => Finding::ok("kernel", &release),
+        None => Finding::warn("kernel", &release, "the version was not understood; lazy mounts need 6.12.2 or newer"),
+    }
+}
+
+fn version_of(release: &str) -> Option<(u32, u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+    Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+}
+
+fn filesystem(name: &'static str) -> Finding {
+    let listed = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if listed.lines().any(|line| line.split_whitespace().last() == Some(name)) {
+        Finding::ok(name, "known to the kernel")
+    } else if name == "erofs" {
+        Finding::warn(name, "not loaded", "modprobe erofs; without it layers are pulled whole")
+    } else {
+        Finding::fail(name, "not loaded", format!("modprobe {name}"))
+    }
+}
+
+fn fuse_device() -> Finding {
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Finding::ok("fuse", "/dev/fuse opens"),
+        Err(error) => {
+            Finding::warn("fuse", format!("/dev/fuse: {error}"), "modprobe fuse; without it layers are pulled whole")
+        }
+    }
+}
+
+/// With a request timeout the kernel aborts the FUSE connection while the daemon is being restarted.
+fn fuse_request_timeout() -> Finding {
+    let path = "/proc/sys/fs/fuse/default_request_timeout";
+    match std::fs::read_to_string(path).map(|text| text.trim().to_owned()) {
+        Ok(value) if value != "0" => Finding::warn(
+            "fuse timeout",
+            format!("fs.fuse.default_request_timeout = {value}"),
+            "sysctl fs.fuse.default_request_timeout=0, or lazy mounts break when the daemon is down for that long",
+        ),
+        _ => Finding::ok("fuse timeout", "none"),
+    }
+}
+
+fn root_directory(root: &Path) -> Finding {
+    let existing = root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let kind = rustix::fs::statfs(existing).map(|found| found.f_type as u64);
+    let free = rustix::fs::statvfs(existing).map(|found: StatVfs| found.f_bavail * found.f_frsize).unwrap_or(0);
+    let found = format!("{} ({} GiB free)", root.display(), free >> 30);
+    match kind {
+        // Magic numbers of linux/magic.h.
+        Ok(0x0102_1994) => Finding::fail(
+            "root",
+            format!("{found} on tmpfs"),
+            "EROFS metadata cannot lie on tmpfs: choose a directory on ext4, xfs or btrfs",
+        ),
+        Ok(0x794c_7630) => {
+            Finding::fail("root", format!("{found} on overlayfs"), "choose a directory on ext4, xfs or btrfs")
+        }
+        Err(error) => Finding::fail("root", format!("{found}: {error}"), "check the configuration key root"),
+        Ok(_) if free < 5 << 30 => {
+            Finding::warn("root", found, "less than 5 GiB free: set store.quota, or choose a larger filesystem")
+        }
+        Ok(_) => Finding::ok("root", found),
+    }
+}
+
+fn containerd() -> Finding {
+    let socket = Path::new("/run/containerd/containerd.sock");
+    if !socket.exists() {
+        return Finding::warn(
+            "containerd",
+            "no /run/containerd/containerd.sock",
+            "start containerd, or ignore this for a tracker",
+        );
+    }
+    let files = [PathBuf::from("/etc/containerd/config.toml")];
+    let text: String = files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
+    if text.contains("proxy_plugins") && text.contains("lapwing") {
+        Finding::ok("containerd", "running, lapwing is in its configuration")
+    } else {
+        Finding::warn(
+            "containerd",
+            "running, lapwing is not in /etc/containerd/config.toml",
+            "add what contrib/containerd/ shows, and restart containerd",
+        )
+    }
+}
+
+fn tracker(address: &str) -> Finding {
+    let dialled = address
+        .to_socket_addrs()
+        .map_err(|error| error.to_string())
+        .and_then(|mut found| found.next().ok_or_else(|| "no address".to_owned()))
+        .and_then(|socket: SocketAddr| {
+            TcpStream::connect_timeout(&socket, DIAL_TIMEOUT).map_err(|error| error.to_string())
+        });
+    match dialled {
+        Ok(_) => Finding::ok("tracker", format!("{address} accepts connections")),
+        Err(error) => Finding::warn(
+            "tracker",
+            format!("{address}: {error}"),
+            "check tracker.addresses and the firewall; until then blobs come from the registries alone",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn understands_kernel_releases() {
+        assert_eq!(version_of("6.18.44-fc-v595"), Some((6, 18, 44)));
+        assert_eq!(version_of("6.1.0-18-amd64"), Some((6, 1, 0)));
+        assert_eq!(version_of("7.0"), Some((7, 0, 0)));
+        assert_eq!(version_of("unknown"), None);
+    }
+
+    #[test]
+    fn a_dead_tracker_is_named_with_a_remedy() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        assert_eq!(tracker(&address).verdict, Verdict::Ok);
+        drop(listener);
+        let finding = tracker(&address);
+        assert_eq!(finding.verdict, Verdict::Warn);
+        assert!(finding.found.contains(&address) && finding.remedy.contains("tracker.addresses"));
+    }
+}

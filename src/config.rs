@@ -1,0 +1,364 @@
+//! The configuration: one TOML file, parsed strictly, checked before anything starts.
+//!
+//! Meaning, unit and default of every key stand in `contrib/lapwing.toml`, which is compiled in, printed by
+//! `lapwing config`, and held against these structs by a test. The structs only say the shape.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+mod units;
+
+pub(crate) use units::{ByteSize, Span};
+
+/// The annotated file with every key and its default.
+pub(crate) const REFERENCE: &str = include_str!("../contrib/lapwing.toml");
+
+/// Longest configuration file, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub root: PathBuf,
+    pub log: Log,
+    pub admin: Admin,
+    pub mirror: Mirror,
+    pub snapshotter: Snapshotter,
+    pub lazy: Lazy,
+    pub peer: Peer,
+    pub tracker: Tracker,
+    pub store: Store,
+    pub registries: Registries,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Admin {
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Mirror {
+    pub listen: SocketAddr,
+    pub default_registry: String,
+    pub first_byte: Span,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Snapshotter {
+    pub enabled: bool,
+    pub socket: PathBuf,
+    pub resolve_timeout: Span,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Lazy {
+    pub enabled: bool,
+    pub build_indexes: bool,
+    pub read_deadline: Span,
+    pub complete_after: Span,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Peer {
+    pub listen: SocketAddr,
+    pub insecure: bool,
+    pub upload_slots: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Tracker {
+    pub addresses: Vec<String>,
+    pub listen: SocketAddr,
+    pub group: String,
+    pub zone: String,
+    pub rack: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Store {
+    pub quota: ByteSize,
+    pub free_floor: ByteSize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Registries {
+    pub any: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, Registry>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Registry {
+    pub url: Option<String>,
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub docker_config: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/containerd/io.containerd.snapshotter.v1.lapwing".into(),
+            log: Log::default(),
+            admin: Admin::default(),
+            mirror: Mirror::default(),
+            snapshotter: Snapshotter::default(),
+            lazy: Lazy::default(),
+            peer: Peer::default(),
+            tracker: Tracker::default(),
+            store: Store::default(),
+            registries: Registries::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: loopback(7082) }
+    }
+}
+
+impl Default for Mirror {
+    fn default() -> Self {
+        Self { listen: loopback(7080), default_registry: "docker.io".into(), first_byte: Span::seconds(10) }
+    }
+}
+
+impl Default for Snapshotter {
+    fn default() -> Self {
+        Self { enabled: true, socket: "/run/lapwing/snapshotter.sock".into(), resolve_timeout: Span::seconds(1) }
+    }
+}
+
+impl Default for Lazy {
+    fn default() -> Self {
+        Self { enabled: true, build_indexes: true, read_deadline: Span::seconds(60), complete_after: Span::seconds(30) }
+    }
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self { listen: loopback(7081), insecure: false, upload_slots: 2 }
+    }
+}
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            listen: loopback(7070),
+            group: "default".into(),
+            zone: String::new(),
+            rack: String::new(),
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { quota: ByteSize(0), free_floor: ByteSize(1 << 30) }
+    }
+}
+
+impl Default for Registries {
+    fn default() -> Self {
+        Self { any: true, hosts: BTreeMap::new() }
+    }
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port)
+}
+
+/// A configuration that cannot be used. Every message names the file or key and what to write instead.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("configuration {path}: {reason}")]
+    Unreadable { path: String, reason: String },
+    #[error("configuration {path}:{detail}\n`lapwing config` prints every key with its meaning")]
+    Malformed { path: String, detail: String },
+    #[error("configuration key {key}: {reason}")]
+    Invalid { key: String, reason: String },
+}
+
+impl Config {
+    /// Reads and checks the file at `path`, or the defaults if there is none to read.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Self::default().validated() };
+        let unreadable = |reason: String| ConfigError::Unreadable { path: path.display().to_string(), reason };
+        let length = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
+        if length > MAX_FILE_BYTES {
+            return Err(unreadable(format!(
+                "{length} bytes is too long for a configuration ({MAX_FILE_BYTES} allowed)"
+            )));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+        Self::parse(&text, &path.display().to_string())?.validated()
+    }
+
+    fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            let detail = format!("{line}: {}", error.message().trim_end());
+            ConfigError::Malformed { path: path.to_owned(), detail }
+        })
+    }
+
+    fn validated(self) -> Result<Self, ConfigError> {
+        let invalid = |key: &str, reason: String| Err(ConfigError::Invalid { key: key.to_owned(), reason });
+        for (key, path) in [("root", &self.root), ("snapshotter.socket", &self.snapshotter.socket)] {
+            if !path.is_absolute() {
+                return invalid(key, format!("{} is not an absolute path", path.display()));
+            }
+        }
+        for (key, address) in [("peer.listen", self.peer.listen), ("tracker.listen", self.tracker.listen)] {
+            if !address.ip().is_loopback() && !self.peer.insecure {
+                return invalid(
+                    key,
+                    format!(
+                        "{address} can be reached from other machines and traffic is not encrypted yet; listen on \
+                         loopback, or set peer.insecure = true if you trust that network"
+                    ),
+                );
+            }
+        }
+        for address in &self.tracker.addresses {
+            if !is_host_port(address) {
+                return invalid("tracker.addresses", format!("{address:?} is not host:port"));
+            }
+        }
+        if self.tracker.group.is_empty() || self.tracker.group.len() > 64 {
+            return invalid("tracker.group", "a group has a name of 1 to 64 bytes".into());
+        }
+        if !(1..=1024).contains(&self.peer.upload_slots) {
+            return invalid("peer.upload_slots", format!("{} is not between 1 and 1024", self.peer.upload_slots));
+        }
+        for (name, registry) in &self.registries.hosts {
+            registry.check(name)?;
+        }
+        Ok(self)
+    }
+}
+
+impl Registry {
+    fn check(&self, name: &str) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: String| {
+            Err(ConfigError::Invalid { key: format!("registries.hosts.{name:?}{key}"), reason })
+        };
+        if name.is_empty() || name.contains(['/', '@', ' ', '?', '#']) {
+            return invalid("", "the name is a host or host:port, as in image references".into());
+        }
+        if let Some(url) = &self.url
+            && reqwest::Url::parse(url).map_or(true, |url| !matches!(url.scheme(), "http" | "https") || !url.has_host())
+        {
+            return invalid(".url", format!("{url:?} is not an http or https URL"));
+        }
+        if self.username.is_some() != self.password_file.is_some() {
+            return invalid("", "username and password_file go together".into());
+        }
+        if self.username.is_some() && self.docker_config.is_some() {
+            return invalid("", "give either username and password_file, or docker_config".into());
+        }
+        Ok(())
+    }
+}
+
+fn is_host_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains(['/', '@', ' ']) && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_states_every_key_with_its_default() {
+        let parsed: toml::Table = REFERENCE.parse().unwrap();
+        let defaults = toml::Table::try_from(Config::default()).unwrap();
+        assert_eq!(parsed, defaults);
+    }
+
+    #[test]
+    fn the_registry_example_of_the_reference_is_complete_and_valid() {
+        let start = REFERENCE.find("# [registries.hosts").unwrap();
+        let example: String = REFERENCE[start..]
+            .lines()
+            .map(|line| line.trim_start_matches("# "))
+            .filter(|line| line.starts_with('[') || line.contains(" = "))
+            .fold(String::new(), |text, line| text + line + "\n");
+        let config = Config::parse(&example, "example").unwrap();
+        let registry = &config.registries.hosts["reg.example:5000"];
+        let all = toml::Table::try_from(registry).unwrap();
+        assert_eq!(all.len(), 5, "a key is missing from the example: {all:?}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = Config::parse("root = \"/x\"\n\n[mirror]\nlisten = \"127.0.0.1:1\"\nlissten = 3\n", "/etc/l.toml")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/etc/l.toml:5:") && error.contains("lissten"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_a_remedy() {
+        let cases = [
+            ("root = \"relative\"", "root"),
+            ("[peer]\nlisten = \"0.0.0.0:7081\"", "peer.insecure"),
+            ("[tracker]\nlisten = \"0.0.0.0:7070\"", "peer.insecure"),
+            ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
+            ("[tracker]\ngroup = \"\"", "tracker.group"),
+            ("[peer]\nupload_slots = 0", "upload_slots"),
+            ("[registries.hosts.\"http://x\"]", "host:port"),
+            ("[registries.hosts.x]\nurl = \"ftp://x\"", "http or https"),
+            ("[registries.hosts.x]\nusername = \"u\"", "go together"),
+        ];
+        for (text, hint) in cases {
+            let error = Config::parse(text, "f").unwrap().validated().unwrap_err().to_string();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+        let error = Config::parse("[lazy]\nread_deadline = \"soon\"", "f").unwrap_err().to_string();
+        assert!(error.contains("f:2:") && error.contains("30s"), "{error}");
+    }
+
+    #[test]
+    fn peers_on_other_machines_need_the_word_insecure() {
+        let text = "[peer]\nlisten = \"0.0.0.0:7081\"\ninsecure = true";
+        assert!(Config::parse(text, "f").unwrap().validated().is_ok());
+    }
+}
