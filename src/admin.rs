@@ -1,0 +1,70 @@
+//! The operator's listener: metrics, health, and the state behind `lapwing ls`.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus_client::registry::Registry;
+
+/// What the listener shows; the daemon fills in the parts it has.
+#[derive(Default)]
+pub(crate) struct Admin {
+    pub metrics: Registry,
+    /// Set once everything that clients need is listening.
+    pub ready: Arc<AtomicBool>,
+    /// Answers `/api/v1/state`.
+    pub state: Option<Box<dyn Fn() -> serde_json::Value + Send + Sync>>,
+}
+
+/// Binds the listener now, so that a taken port is an error at start; serves until `shutdown`.
+pub(crate) async fn bind(
+    address: SocketAddr,
+    admin: Admin,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/api/v1/state", get(state))
+        .with_state(Arc::new(admin));
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
+            tracing::error!(%error, "the admin listener ended");
+        }
+    });
+    Ok(bound)
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &admin.metrics) {
+        Ok(()) => {
+            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> Response {
+    if admin.ready.load(Ordering::Acquire) {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response()
+    }
+}
+
+async fn state(State(admin): State<Arc<Admin>>) -> Response {
+    match &admin.state {
+        Some(state) => Json(state()).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}

@@ -1,0 +1,87 @@
+//! `lapwing ls`: the blobs and layers of the node on this machine.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use comfy_table::{ContentArrangement, Table, presets};
+
+use crate::cli::Query;
+use crate::node::state::{BlobState, LayerState, NodeState};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(arguments: &Query) -> anyhow::Result<ExitCode> {
+    let url = format!("http://{}/api/v1/state", arguments.admin);
+    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+    let state: NodeState = client
+        .get(&url)
+        .send()
+        .await
+        .and_then(reqwest::Response::error_for_status)
+        .with_context(|| format!("no node answers at {url}; is `lapwing node` running, and is this its admin.listen?"))?
+        .json()
+        .await
+        .with_context(|| format!("{url} answered something else than a node's state"))?;
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &state)?;
+        writeln!(out)?;
+    } else {
+        writeln!(out, "{}\n\n{}", layers(&state.layers), blobs(&state.blobs))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn layers(layers: &[LayerState]) -> Table {
+    let mut table = plain(["LAYER", "IMAGE", "STATE", "FETCHED", "WHY"]);
+    for layer in layers {
+        table.add_row([
+            short(&layer.digest),
+            layer.image.clone(),
+            layer.state.clone(),
+            share(layer.fetched_bytes, layer.length_bytes),
+            layer.reason.clone(),
+        ]);
+    }
+    table
+}
+
+fn blobs(blobs: &[BlobState]) -> Table {
+    let mut table = plain(["BLOB", "SIZE", "HELD", "VERIFIED", "PEERS", "FROM PEERS", "FROM ORIGIN"]);
+    for blob in blobs {
+        table.add_row([
+            short(&blob.digest),
+            size(blob.length_bytes),
+            share(blob.held_bytes, blob.length_bytes),
+            if blob.verified { "yes" } else { "no" }.to_owned(),
+            blob.peers.to_string(),
+            size(blob.bytes_from_peers),
+            size(blob.bytes_from_origin),
+        ]);
+    }
+    table
+}
+
+fn plain<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
+    table
+}
+
+fn short(digest: &str) -> String {
+    digest.trim_start_matches("sha256:").chars().take(12).collect()
+}
+
+fn share(part: u64, whole: u64) -> String {
+    format!("{} %", (part * 100).checked_div(whole).unwrap_or(100))
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
+}

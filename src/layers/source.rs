@@ -1,0 +1,61 @@
+//! A layer's compressed bytes, out of the swarm.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::node::{Node, Priority};
+use lapwing_p2p::origin::Origin;
+use lapwing_plugins::registry::Registries;
+use lapwing_snapshotter::source::{LayerSource, SourceError, Urgency};
+
+/// Where blobs were published, with this node's own credentials.
+pub(crate) struct Origins(pub Arc<Registries>);
+
+impl Origins {
+    /// The origin of a blob, if its registry is one of the configured.
+    pub(crate) fn of(&self, registry: &str, repo: &str, digest: Digest) -> Option<Arc<dyn Origin>> {
+        match self.0.origin(registry, repo, digest) {
+            Ok(origin) => Some(origin),
+            Err(error) => {
+                tracing::warn!(%digest, repo, %error, "no origin for this layer: it can only come from peers");
+                None
+            }
+        }
+    }
+}
+
+/// One layer as the swarm brings it.
+pub(crate) struct SwarmLayer {
+    node: Arc<Node>,
+    digest: Digest,
+    length: u64,
+    origin: Option<Arc<dyn Origin>>,
+}
+
+impl SwarmLayer {
+    pub(crate) fn new(node: Arc<Node>, digest: Digest, length: u64, origin: Option<Arc<dyn Origin>>) -> Self {
+        Self { node, digest, length, origin }
+    }
+}
+
+impl LayerSource for SwarmLayer {
+    fn read(&self, range: Range<u64>, urgency: Urgency) -> BoxFuture<'_, Result<Bytes, SourceError>> {
+        let priority = match urgency {
+            Urgency::Fault => Priority::Fault,
+            Urgency::ReadAhead => Priority::ReadAhead,
+            Urgency::Prefetch => Priority::Prefetch,
+            Urgency::Background => Priority::Background,
+        };
+        async move {
+            let failed = |error: &dyn std::fmt::Display| SourceError(format!("layer {}: {error}", self.digest));
+            let blob =
+                self.node.open(self.digest, self.length, self.origin.clone()).map_err(|error| failed(&error))?;
+            blob.read(range, priority).await.map_err(|error| failed(&error))
+        }
+        .boxed()
+    }
+}
