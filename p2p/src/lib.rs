@@ -19,3 +19,5 @@ pub mod identity;
 pub mod layout;
 pub mod limits;
 pub mod origin;
+pub mod store;
+pub mod verify;

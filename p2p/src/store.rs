@@ -1,0 +1,344 @@
+//! The chunk store: the one copy of every byte on this machine.
+
+mod bitmap;
+mod blob;
+mod disk;
+mod error;
+mod room;
+mod state;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
+
+use crate::bitfield::Bitfield;
+use crate::digest::Digest;
+use crate::layout::{PieceIndex, PieceLayout};
+use crate::limits::MAX_IDLE_OPEN_BLOBS;
+
+pub use blob::{Pin, StoredBlob};
+pub use error::StoreError;
+
+use blob::byte_count;
+use disk::BlobRoot;
+use room::Room;
+
+const SHARDS: usize = 64;
+
+/// Bounds on the space that a store takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoreConfig {
+    /// Most bytes of pieces to keep; without it the free-space floor alone bounds the store.
+    pub quota_bytes: Option<u64>,
+    /// Bytes of the filesystem that are left free; zero for none.
+    pub free_floor_bytes: u64,
+}
+
+/// One line of [`ChunkStore::list`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobSummary {
+    /// The blob.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Bytes of the pieces that are there.
+    pub have_bytes: u64,
+    /// Whether the whole blob matched its digest.
+    pub verified: bool,
+    /// When it was last used; exact to a minute for uses before this process started.
+    pub last_use: SystemTime,
+    /// Whether somebody needs it right now.
+    pub pinned: bool,
+}
+
+/// All blobs below one directory.
+#[derive(Debug)]
+pub struct ChunkStore {
+    root: Arc<BlobRoot>,
+    room: Room,
+    shards: [Shard; SHARDS],
+    open_blobs: AtomicUsize,
+    this: Weak<ChunkStore>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    /// Never held across I/O.
+    entries: Mutex<HashMap<Digest, Entry>>,
+    /// Held while a blob of this shard is opened, made or removed. Taken before `entries`.
+    lifecycle: Mutex<()>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// On disk, with no descriptor.
+    Closed(BlobSummary),
+    Open(Arc<StoredBlob>),
+}
+
+impl Entry {
+    fn summary(&self) -> BlobSummary {
+        match self {
+            Self::Closed(summary) => summary.clone(),
+            Self::Open(blob) => {
+                let state = blob.state.lock();
+                BlobSummary {
+                    digest: blob.digest(),
+                    length: blob.layout().length(),
+                    have_bytes: byte_count(blob.layout(), &state.have),
+                    verified: state.verified,
+                    last_use: blob.last_use(),
+                    pinned: state.in_use(),
+                }
+            }
+        }
+    }
+}
+
+/// Locks, also after another thread panicked: every change under these locks is complete at each step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ChunkStore {
+    /// Opens the store in `root`, making it if need be, and finds again what a former process left.
+    pub fn open(root: &Path, config: StoreConfig) -> Result<Arc<Self>, StoreError> {
+        let root = Arc::new(BlobRoot::open(root)?);
+        let store = Arc::new_cyclic(|this| Self {
+            room: Room::new(config),
+            shards: std::array::from_fn(|_| Shard::default()),
+            open_blobs: AtomicUsize::new(0),
+            this: this.clone(),
+            root,
+        });
+        for digest in disk::scan(&store.root.path)? {
+            match disk::recover(&store.root.blob(&digest), &digest) {
+                Ok(found) => found.into_iter().for_each(|found| store.adopt(digest, &found)),
+                Err(error) => tracing::warn!(%digest, %error, "stored blob is left alone"),
+            }
+        }
+        Ok(store)
+    }
+
+    fn adopt(&self, digest: Digest, found: &disk::Found) {
+        let disk::Found { bitmap, last_use, .. } = found;
+        let have_bytes = byte_count(bitmap.layout, &bitmap.have);
+        self.root.used.fetch_add(have_bytes, Ordering::Relaxed);
+        let summary = BlobSummary {
+            digest,
+            length: bitmap.layout.length(),
+            have_bytes,
+            verified: bitmap.verified,
+            last_use: *last_use,
+            pinned: false,
+        };
+        lock(&self.shard(&digest).entries).insert(digest, Entry::Closed(summary));
+    }
+
+    fn shard(&self, digest: &Digest) -> &Shard {
+        &self.shards[usize::from(digest.as_bytes()[0]) % SHARDS]
+    }
+
+    /// A blob that is here, whole or in part. Counts as a use.
+    pub fn get(&self, digest: &Digest) -> Option<Arc<StoredBlob>> {
+        if let Some(blob) = self.opened(digest, Arc::clone) {
+            blob.touch();
+            return Some(blob);
+        }
+        if !lock(&self.shard(digest).entries).contains_key(digest) {
+            return None;
+        }
+        let _turn = lock(&self.shard(digest).lifecycle);
+        let blob = self.existing(digest, Arc::clone).unwrap_or_else(|error| {
+            tracing::warn!(%digest, %error, "stored blob cannot be opened");
+            None
+        });
+        blob.inspect(|blob| blob.touch())
+    }
+
+    /// A blob of that length, with the pieces that are here or none.
+    ///
+    /// Nothing on disk is durable before its first flush.
+    pub fn open_blob(&self, digest: &Digest, length: u64) -> Result<Arc<StoredBlob>, StoreError> {
+        self.open_with(digest, length, Arc::clone)
+    }
+
+    /// Like [`Self::open_blob`], and not evicted in between.
+    pub fn open_pinned(&self, digest: &Digest, length: u64) -> Result<Pin, StoreError> {
+        self.open_with(digest, length, StoredBlob::pin)
+    }
+
+    fn open_with<T>(
+        &self,
+        digest: &Digest,
+        length: u64,
+        take: impl Fn(&Arc<StoredBlob>) -> T,
+    ) -> Result<T, StoreError> {
+        let layout = PieceLayout::new(length)?;
+        let checked = |blob: &Arc<StoredBlob>| {
+            let (digest, stored) = (blob.digest(), blob.layout().length());
+            if stored != length {
+                return Err(StoreError::LengthMismatch { digest, stored, asked: length });
+            }
+            blob.touch();
+            Ok(take(blob))
+        };
+        if let Some(taken) = self.opened(digest, checked) {
+            return taken;
+        }
+        let _turn = lock(&self.shard(digest).lifecycle);
+        if let Some(taken) = self.existing(digest, checked)? {
+            return taken;
+        }
+        let data = disk::create(&self.root.blob(digest), length)?;
+        let bitmap = bitmap::Bitmap { layout, have: Bitfield::empty(layout.piece_count()), verified: false };
+        self.admit(*digest, disk::Found { data, bitmap, last_use: SystemTime::now() }, checked)
+    }
+
+    /// A blob that has its descriptor. `take` runs under the lock: nothing removes the blob meanwhile.
+    fn opened<T>(&self, digest: &Digest, take: impl Fn(&Arc<StoredBlob>) -> T) -> Option<T> {
+        match lock(&self.shard(digest).entries).get(digest) {
+            Some(Entry::Open(blob)) => Some(take(blob)),
+            _ => None,
+        }
+    }
+
+    /// A blob that is here, opened if need be. The caller has the shard's turn.
+    fn existing<T>(&self, digest: &Digest, take: impl Fn(&Arc<StoredBlob>) -> T) -> Result<Option<T>, StoreError> {
+        let entries = || lock(&self.shard(digest).entries);
+        let closed = match entries().get(digest) {
+            None => return Ok(None),
+            Some(Entry::Open(blob)) => return Ok(Some(take(blob))),
+            Some(Entry::Closed(summary)) => summary.clone(),
+        };
+        let found = disk::recover(&self.root.blob(digest), digest)?;
+        self.root.used.fetch_sub(closed.have_bytes, Ordering::Relaxed);
+        let Some(mut found) = found else {
+            entries().remove(digest);
+            return Ok(None);
+        };
+        found.last_use = found.last_use.max(closed.last_use);
+        self.root.used.fetch_add(byte_count(found.bitmap.layout, &found.bitmap.have), Ordering::Relaxed);
+        Ok(Some(self.admit(*digest, found, take)))
+    }
+
+    fn admit<T>(&self, digest: Digest, found: disk::Found, take: impl Fn(&Arc<StoredBlob>) -> T) -> T {
+        let blob = Arc::new(StoredBlob::new(digest, found, Arc::clone(&self.root), self.this.clone()));
+        let taken = {
+            let mut entries = lock(&self.shard(&digest).entries);
+            let taken = take(&blob);
+            entries.insert(digest, Entry::Open(blob));
+            taken
+        };
+        if self.open_blobs.fetch_add(1, Ordering::Relaxed) >= MAX_IDLE_OPEN_BLOBS {
+            self.close_idle();
+        }
+        taken
+    }
+
+    /// Gives up the descriptors of blobs that nobody holds and whose bits are all on disk.
+    fn close_idle(&self) {
+        for shard in &self.shards {
+            for entry in lock(&shard.entries).values_mut() {
+                let Entry::Open(blob) = &*entry else { continue };
+                // Under the lock nobody can get a first handle.
+                if Arc::strong_count(blob) == 1 && blob.state.lock().is_flushed() {
+                    *entry = Entry::Closed(entry.summary());
+                    self.open_blobs.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Stores a small blob whole: checked against its digest, durable and verified on return. Evicts if need be.
+    pub fn insert(&self, digest: &Digest, bytes: &[u8]) -> Result<Arc<StoredBlob>, StoreError> {
+        let actual = Digest::of(bytes);
+        if actual != *digest {
+            return Err(StoreError::DigestMismatch { digest: *digest, actual });
+        }
+        let pin = self.open_pinned(digest, bytes.len() as u64)?;
+        let blob = Arc::clone(pin.blob());
+        if blob.is_verified() {
+            return Ok(blob);
+        }
+        let layout = blob.layout();
+        for piece in (0..layout.piece_count()).map(PieceIndex) {
+            let range = layout.range(piece);
+            let right = &bytes[range.start as usize..range.end as usize];
+            if blob.has(piece) && blob.read_piece(piece)? != right {
+                blob.drop_pieces(&[piece])?;
+            }
+            blob.write_piece(piece, right)?;
+        }
+        blob.mark_verified()?;
+        Ok(blob)
+    }
+
+    /// Every blob that is here, in no order.
+    pub fn list(&self) -> Vec<BlobSummary> {
+        let summaries = |shard: &Shard| lock(&shard.entries).values().map(Entry::summary).collect::<Vec<_>>();
+        self.shards.iter().flat_map(summaries).collect()
+    }
+
+    /// Removes a blob; false if it was not here. Refused while it is pinned or written. Who holds a handle to it can
+    /// still read, and its space comes back when the last handle is gone.
+    pub fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let shard = self.shard(digest);
+        let _turn = lock(&shard.lifecycle);
+        let (entry, have_bytes) = {
+            let mut entries = lock(&shard.entries);
+            let Some(entry) = entries.get(digest) else { return Ok(false) };
+            let have_bytes = match entry {
+                Entry::Closed(summary) => summary.have_bytes,
+                Entry::Open(blob) => {
+                    let mut state = blob.state.lock();
+                    if state.in_use() {
+                        return Err(StoreError::InUse(*digest));
+                    }
+                    state.removed = true;
+                    byte_count(blob.layout(), &state.have)
+                }
+            };
+            (entries.remove(digest), have_bytes)
+        };
+        self.root.used.fetch_sub(have_bytes, Ordering::Relaxed);
+        let Some(Entry::Open(blob)) = entry else {
+            disk::discard(&self.root.blob(digest))?;
+            return Ok(true);
+        };
+        self.open_blobs.fetch_sub(1, Ordering::Relaxed);
+        // A flush that has begun ends first; a later one sees that the blob is removed.
+        let _flushed = lock(&blob.bitmap_turn);
+        disk::discard(&self.root.blob(digest))?;
+        Ok(true)
+    }
+
+    /// Bytes of all pieces that are here or being written.
+    pub fn used_bytes(&self) -> u64 {
+        self.root.used.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inserted_blob_is_there_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let bytes = vec![7; 700_000];
+        let digest = Digest::of(&bytes);
+        {
+            let store = ChunkStore::open(directory.path(), StoreConfig::default()).unwrap();
+            store.insert(&digest, &bytes).unwrap();
+        }
+        let store = ChunkStore::open(directory.path(), StoreConfig::default()).unwrap();
+        assert_eq!(store.used_bytes(), 700_000);
+        let blob = store.get(&digest).unwrap();
+        assert!(blob.is_verified() && blob.is_complete());
+        assert_eq!(blob.read_at(0..700_000).unwrap(), bytes);
+        blob.verify().unwrap();
+    }
+}

@@ -1,0 +1,386 @@
+//! One blob of the store: its data file, its bits, and the order in which they reach the disk.
+
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use super::ChunkStore;
+use super::disk::{self, BlobRoot};
+use super::error::{StoreError, is_full};
+use super::lock;
+use super::state::{PieceClaim, SharedState, Snapshot};
+use crate::bitfield::Bitfield;
+use crate::digest::Digest;
+use crate::layout::{PieceIndex, PieceLayout};
+use crate::verify::{Metainfo, StreamVerifier, VerifyError};
+
+/// How old the last use on disk may be before a use is written down.
+const LAST_USE_GRANULARITY: Duration = Duration::from_secs(60);
+
+/// A blob of the store, whole or in part. All of it may be called from any thread; what touches the disk blocks.
+pub struct StoredBlob {
+    digest: Digest,
+    layout: PieceLayout,
+    directory: PathBuf,
+    data: File,
+    pub(super) state: SharedState,
+    /// Held while the bitmap file is replaced or the directory removed; true once the directories above are durable.
+    pub(super) bitmap_turn: Mutex<bool>,
+    /// Nanoseconds since the epoch.
+    last_use: AtomicU64,
+    last_use_on_disk: AtomicU64,
+    root: Arc<BlobRoot>,
+    store: Weak<ChunkStore>,
+}
+
+/// Keeps a blob from being evicted or removed as long as it lives.
+#[derive(Debug)]
+pub struct Pin(Arc<StoredBlob>);
+
+impl Pin {
+    /// The blob it holds.
+    pub const fn blob(&self) -> &Arc<StoredBlob> {
+        &self.0
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.state.lock().pins -= 1;
+    }
+}
+
+impl StoredBlob {
+    pub(super) fn new(digest: Digest, found: disk::Found, root: Arc<BlobRoot>, store: Weak<ChunkStore>) -> Self {
+        let last_use = nanoseconds(found.last_use);
+        Self {
+            digest,
+            layout: found.bitmap.layout,
+            directory: root.blob(&digest),
+            data: found.data,
+            state: SharedState::new(found.bitmap.have, found.bitmap.verified),
+            bitmap_turn: Mutex::new(false),
+            last_use: AtomicU64::new(last_use),
+            last_use_on_disk: AtomicU64::new(last_use),
+            root,
+            store,
+        }
+    }
+
+    /// Its name.
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Its length and how it is cut.
+    pub const fn layout(&self) -> PieceLayout {
+        self.layout
+    }
+
+    /// The pieces that can be read now.
+    pub fn have(&self) -> Bitfield {
+        self.state.lock().have.clone()
+    }
+
+    /// Whether `piece` can be read now.
+    pub fn has(&self, piece: PieceIndex) -> bool {
+        self.state.lock().have.get(piece)
+    }
+
+    /// Whether every piece is there. They may still be wrong: see [`Self::is_verified`].
+    pub fn is_complete(&self) -> bool {
+        self.state.lock().have.is_full()
+    }
+
+    /// Whether the whole blob matched its digest.
+    pub fn is_verified(&self) -> bool {
+        self.state.lock().verified
+    }
+
+    /// Bytes of the pieces that are there.
+    pub fn have_bytes(&self) -> u64 {
+        byte_count(self.layout, &self.state.lock().have)
+    }
+
+    /// When it was last opened, read through [`ChunkStore::get`], or written.
+    pub fn last_use(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_nanos(self.last_use.load(Ordering::Relaxed))
+    }
+
+    /// Whether it is out of the store. Pieces can still be read through this handle, but nothing be written.
+    pub fn is_removed(&self) -> bool {
+        self.state.lock().removed
+    }
+
+    /// The data file, for sendfile. Only the bytes of pieces that [`Self::has`] affirms mean anything.
+    pub const fn file(&self) -> &File {
+        &self.data
+    }
+
+    /// Keeps it in the store. On a blob that [`Self::is_removed`] it has no effect: see [`ChunkStore::open_pinned`].
+    pub fn pin(self: &Arc<Self>) -> Pin {
+        self.state.lock().pins += 1;
+        Pin(Arc::clone(self))
+    }
+
+    /// Writes a piece; true if it is new, false (and nothing written) if it is there already. Others can read it at
+    /// once; it is durable after the next [`Self::flush`]. Waits for another thread that writes the same piece.
+    ///
+    /// The bytes are not checked against any hash here.
+    pub fn write_piece(&self, piece: PieceIndex, bytes: &[u8]) -> Result<bool, StoreError> {
+        let range = self.layout.range(piece);
+        let (expected, found) = (range.end - range.start, bytes.len() as u64);
+        if range.is_empty() || expected != found {
+            return Err(StoreError::PieceLength { digest: self.digest, piece: piece.0, found, expected });
+        }
+        let Some(claim) = self.state.claim_for_write(piece).ok_or(StoreError::Removed(self.digest))? else {
+            return Ok(false);
+        };
+        if claim.may_be_on_disk() {
+            // A bit on disk must not be set while its bytes change.
+            self.persist_without(&claim)?;
+        }
+        self.reserve(found)?;
+        if let Err(error) = self.write_data(bytes, range.start) {
+            self.root.used.fetch_sub(found, Ordering::Relaxed);
+            return Err(error);
+        }
+        claim.set();
+        self.touch();
+        Ok(true)
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<(), StoreError> {
+        match self.store.upgrade() {
+            Some(store) => store.reserve(bytes),
+            None => {
+                self.root.used.fetch_add(bytes, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    fn write_data(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
+        let path = self.directory.join(disk::DATA);
+        match self.data.write_all_at(bytes, offset) {
+            Ok(()) => Ok(()),
+            Err(error) if is_full(&error) => {
+                let length = bytes.len() as u64;
+                let full = StoreError::full(&path, length, &error);
+                let evicted = self.store.upgrade().is_some_and(|store| store.evict_some(length));
+                if !evicted {
+                    return Err(full);
+                }
+                self.data.write_all_at(bytes, offset).map_err(|_| full)
+            }
+            Err(error) => Err(StoreError::io("write", &path, error)),
+        }
+    }
+
+    /// The bytes of a piece that is there.
+    pub fn read_piece(&self, piece: PieceIndex) -> Result<Bytes, StoreError> {
+        let range = self.layout.range(piece);
+        if range.is_empty() {
+            return Err(StoreError::Missing { digest: self.digest, piece: piece.0 });
+        }
+        self.read_at(range)
+    }
+
+    /// Bytes of the blob; every piece that holds some of them must be there.
+    pub fn read_at(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if range.start > range.end || range.end > self.layout.length() {
+            return Err(StoreError::OutOfRange {
+                digest: self.digest,
+                start: range.start,
+                end: range.end,
+                length: self.layout.length(),
+            });
+        }
+        self.need(self.layout.pieces(range.clone()))?;
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.read_exact(&mut bytes, range.start)?;
+        Ok(Bytes::from(bytes))
+    }
+
+    fn read_exact(&self, bytes: &mut [u8], offset: u64) -> Result<(), StoreError> {
+        self.data
+            .read_exact_at(bytes, offset)
+            .map_err(|error| StoreError::io("read", &self.directory.join(disk::DATA), error))
+    }
+
+    fn need(&self, pieces: Range<u32>) -> Result<(), StoreError> {
+        let state = self.state.lock();
+        match pieces.into_iter().find(|&piece| !state.have.get(PieceIndex(piece))) {
+            Some(piece) => Err(StoreError::Missing { digest: self.digest, piece }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes everything written before the call durable: the data first, then the bits that speak of it. Returns at
+    /// once when there is nothing new.
+    ///
+    /// When the disk fails to write the data, the pieces since the last flush are forgotten: what the kernel still
+    /// shows of them may be gone later.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let mut ancestors_durable = lock(&self.bitmap_turn);
+        let Some(snapshot) = self.state.unflushed().ok_or(StoreError::Removed(self.digest))? else {
+            return Ok(());
+        };
+        if let Err(error) = self.data.sync_data() {
+            let forgotten = self.state.forget_unflushed();
+            self.root.used.fetch_sub(byte_count(self.layout, &forgotten), Ordering::Relaxed);
+            return Err(StoreError::io("sync", &self.directory.join(disk::DATA), error));
+        }
+        self.persist(&snapshot)?;
+        if !*ancestors_durable {
+            for directory in self.directory.ancestors().skip(1).take(2) {
+                disk::sync_directory(directory)?;
+            }
+            *ancestors_durable = true;
+        }
+        Ok(())
+    }
+
+    /// Replaces the bitmap file. The caller has the bitmap's turn.
+    fn persist(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.state.may_persist(snapshot);
+        disk::replace(&self.directory, disk::PIECES, &snapshot.bitmap(self.layout).encode(&self.digest))?;
+        self.state.persisted(snapshot);
+        Ok(())
+    }
+
+    /// Takes the claimed pieces out of the bitmap file.
+    fn persist_without(&self, claim: &PieceClaim<'_>) -> Result<(), StoreError> {
+        let _turn = lock(&self.bitmap_turn);
+        let Some(snapshot) = self.state.persisted_without(claim).ok_or(StoreError::Removed(self.digest))? else {
+            return Ok(());
+        };
+        let Err(error) = self.persist(&snapshot) else { return Ok(()) };
+        // No file says less than any file, and removing one needs no space.
+        tracing::warn!(digest = %self.digest, %error, "bitmap cannot be replaced, removed instead");
+        disk::remove(&self.directory.join(disk::PIECES))?;
+        disk::sync_directory(&self.directory)?;
+        self.state.nothing_persisted();
+        Ok(())
+    }
+
+    /// Forgets pieces, in memory and on disk, so that they can be written anew. The whole blob is unverified then.
+    pub fn drop_pieces(&self, pieces: &[PieceIndex]) -> Result<(), StoreError> {
+        let (claim, dropped) =
+            self.state.claim_for_drop(pieces, self.layout).ok_or(StoreError::Removed(self.digest))?;
+        self.root.used.fetch_sub(byte_count(self.layout, &dropped), Ordering::Relaxed);
+        self.persist_without(&claim)
+    }
+
+    /// Hashes the whole blob in one read: against its digest, and every piece for the metainfo. The success is
+    /// remembered on disk. On [`StoreError::DigestMismatch`] the pieces stay: which of them lie is for the caller to
+    /// find out, and to [`Self::drop_pieces`].
+    pub fn verify(&self) -> Result<Metainfo, StoreError> {
+        let drops = self.state.lock().drops;
+        let mut verifier = StreamVerifier::new(self.digest, self.layout);
+        let mut buffer = vec![0; self.layout.piece_length().min(self.layout.length()) as usize];
+        for piece in 0..self.layout.piece_count() {
+            self.need(piece..piece + 1)?;
+            let range = self.layout.range(PieceIndex(piece));
+            let bytes = &mut buffer[..(range.end - range.start) as usize];
+            self.read_exact(bytes, range.start)?;
+            verifier.push_piece(bytes);
+        }
+        match verifier.finish() {
+            Ok(metainfo) => {
+                self.set_verified(Some(drops))?;
+                self.save_metainfo(&metainfo)?;
+                Ok(metainfo)
+            }
+            Err(VerifyError::DigestMismatch { expected: digest, actual }) => {
+                self.state.unverify();
+                self.flush()?;
+                Err(StoreError::DigestMismatch { digest, actual })
+            }
+            // Every piece was pushed once, in its length.
+            Err(error) => unreachable!("{error}"),
+        }
+    }
+
+    /// Remembers on disk that the whole blob matches its digest: for callers that hashed the stream while it came.
+    pub fn mark_verified(&self) -> Result<(), StoreError> {
+        self.set_verified(None)
+    }
+
+    fn set_verified(&self, drops: Option<u64>) -> Result<(), StoreError> {
+        if !self.state.verify(drops) {
+            let piece = self.have().first_missing(PieceIndex(0)).map_or(0, |piece| piece.0);
+            return Err(StoreError::Missing { digest: self.digest, piece });
+        }
+        self.flush()
+    }
+
+    /// Keeps the metainfo beside the blob, so that [`Self::metainfo`] has it after a restart. One of another blob is
+    /// ignored.
+    pub fn save_metainfo(&self, metainfo: &Metainfo) -> Result<(), StoreError> {
+        if metainfo.digest() != self.digest || metainfo.length() != self.layout.length() {
+            return Ok(());
+        }
+        let mut bytes = metainfo.encode();
+        bytes.extend(crc32c::crc32c(&bytes).to_be_bytes());
+        let _turn = lock(&self.bitmap_turn);
+        if self.is_removed() {
+            return Err(StoreError::Removed(self.digest));
+        }
+        disk::replace(&self.directory, disk::METAINFO, &bytes)
+    }
+
+    /// The metainfo that was saved beside the blob; none if there is none or it is damaged.
+    pub fn metainfo(&self) -> Option<Metainfo> {
+        let bytes = std::fs::read(self.directory.join(disk::METAINFO)).ok()?;
+        let (body, checksum) = bytes.split_last_chunk()?;
+        let whole = crc32c::crc32c(body) == u32::from_be_bytes(*checksum);
+        let metainfo = Metainfo::decode(body).ok().filter(|_| whole)?;
+        (metainfo.digest() == self.digest && metainfo.length() == self.layout.length()).then_some(metainfo)
+    }
+
+    /// Notes a use, on disk at most once a minute.
+    pub(super) fn touch(&self) {
+        let now = SystemTime::now();
+        let nanos = nanoseconds(now);
+        self.last_use.fetch_max(nanos, Ordering::Relaxed);
+        let noted = self.last_use_on_disk.load(Ordering::Relaxed);
+        let due = nanos.saturating_sub(noted) >= LAST_USE_GRANULARITY.as_nanos() as u64;
+        if due && self.last_use_on_disk.compare_exchange(noted, nanos, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            // Best effort: only the order of eviction after a restart depends on it.
+            let _ = self.data.set_times(std::fs::FileTimes::new().set_modified(now));
+        }
+    }
+}
+
+impl fmt::Debug for StoredBlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("StoredBlob")
+            .field("digest", &self.digest)
+            .field("length", &self.layout.length())
+            .field("pieces", &state.have.count())
+            .field("verified", &state.verified)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes of the pieces in `have`.
+pub(super) fn byte_count(layout: PieceLayout, have: &Bitfield) -> u64 {
+    let last = PieceIndex(layout.piece_count().saturating_sub(1));
+    let whole = u64::from(have.count()) * layout.piece_length();
+    let range = layout.range(last);
+    if have.get(last) { whole - (layout.piece_length() - (range.end - range.start)) } else { whole }
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    // Until the year 2554.
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}

@@ -1,0 +1,267 @@
+//! Files and directories of the store: made, found again after a crash, replaced in one step, removed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
+
+use super::bitmap::Bitmap;
+use super::error::StoreError;
+use crate::digest::Digest;
+use crate::limits::MAX_BITMAP_FILE_LENGTH;
+
+pub(super) const DATA: &str = "data";
+pub(super) const PIECES: &str = "pieces";
+pub(super) const METAINFO: &str = "metainfo";
+const TEMPORARY: &str = "tmp";
+const LOCK: &str = "lock";
+
+/// The directory of all blobs, held by this process alone, and the bytes it has in it.
+#[derive(Debug)]
+pub(super) struct BlobRoot {
+    /// `<root>/blobs/sha256`
+    pub(super) path: PathBuf,
+    /// Bytes of pieces that are there or being written.
+    pub(super) used: AtomicU64,
+    /// Locked as long as this value lives.
+    _lock: File,
+}
+
+impl BlobRoot {
+    pub(super) fn open(root: &Path) -> Result<Self, StoreError> {
+        let blobs = root.join("blobs");
+        let path = blobs.join("sha256");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .map_err(|error| StoreError::io("make directory", root, error))?;
+        for directory in [root, &blobs, &path] {
+            make_private(directory)?;
+        }
+        Ok(Self { _lock: lock(&blobs.join(LOCK))?, used: AtomicU64::new(0), path })
+    }
+
+    /// The directory of one blob.
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.path.join(&hex[..2]).join(hex)
+    }
+}
+
+/// Makes `directory` unless it is there; refuses one in which others could have put something.
+fn make_private(directory: &Path) -> Result<(), StoreError> {
+    make_directory(directory)?;
+    let failed = |error| StoreError::io("examine", directory, error);
+    let insecure = |reason: String| StoreError::Insecure { path: directory.display().to_string(), reason };
+    let metadata = fs::symlink_metadata(directory).map_err(failed)?;
+    let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if !metadata.is_dir() {
+        return Err(insecure("it is not a directory; move it away".to_owned()));
+    }
+    if owner != own {
+        return Err(insecure(format!("it belongs to user {owner}, expected {own}; move it away or chown it")));
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return Err(insecure(format!(
+            "others may write to it (mode {mode:03o}); move it away, or chmod 0700 if you trust it"
+        )));
+    }
+    if mode & 0o077 != 0 {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn make_directory(directory: &Path) -> Result<(), StoreError> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(StoreError::io("make directory", directory, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let failed = |error| StoreError::io("lock", path, error);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// A blob as it was found on disk.
+pub(super) struct Found {
+    pub(super) data: File,
+    pub(super) bitmap: Bitmap,
+    pub(super) last_use: SystemTime,
+}
+
+/// Reads a blob's directory. What cannot be believed is removed from disk and from the answer; an error means that the
+/// disk refused, not that the blob is damaged.
+pub(super) fn recover(directory: &Path, digest: &Digest) -> Result<Option<Found>, StoreError> {
+    let found = match read_bitmap(directory, digest)? {
+        Ok(bitmap) => open_data(directory, digest, bitmap)?,
+        Err(reason) => Err(reason),
+    };
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(reason) => {
+            tracing::warn!(%digest, reason, "stored pieces are not usable and will be fetched again");
+            discard(directory)?;
+            Ok(None)
+        }
+    }
+}
+
+/// The bitmap file, or the reason not to believe it.
+fn read_bitmap(directory: &Path, digest: &Digest) -> Result<Result<Bitmap, String>, StoreError> {
+    let path = directory.join(PIECES);
+    let mut bytes = Vec::new();
+    let read = open_plain(&path, OpenOptions::new().read(true))
+        .and_then(|file| file.take(MAX_BITMAP_FILE_LENGTH + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => Ok(Bitmap::decode(digest, &bytes).map_err(|reason| format!("{}: {reason}", path.display()))),
+        Err(error) if is_foreign(&error) => Ok(Err(format!("{}: {error}", path.display()))),
+        Err(error) => Err(StoreError::io("read", &path, error)),
+    }
+}
+
+/// The data file with the pieces that lie within it, or the reason not to believe any.
+fn open_data(directory: &Path, digest: &Digest, mut bitmap: Bitmap) -> Result<Result<Found, String>, StoreError> {
+    let path = directory.join(DATA);
+    let failed = |error| StoreError::io("open", &path, error);
+    let data = match open_plain(&path, OpenOptions::new().read(true).write(true)) {
+        Ok(data) => data,
+        Err(error) if is_foreign(&error) => return Ok(Err(format!("{}: {error}", path.display()))),
+        Err(error) => return Err(failed(error)),
+    };
+    let metadata = data.metadata().map_err(failed)?;
+    let expected = bitmap.layout.length();
+    if !metadata.is_file() || metadata.len() > expected {
+        return Ok(Err(format!("{}: expected a file of {expected} bytes", path.display())));
+    }
+    if metadata.len() < expected {
+        tracing::warn!(%digest, found_bytes = metadata.len(), expected, "stored blob was cut short");
+        let lost: Vec<_> =
+            bitmap.have.iter().filter(|&piece| bitmap.layout.range(piece).end > metadata.len()).collect();
+        for piece in lost {
+            bitmap.have.clear(piece);
+        }
+        bitmap.verified = false;
+        // The bits go before the hole comes that would read as zeros.
+        replace(directory, PIECES, &bitmap.encode(digest))?;
+        data.set_len(expected).map_err(failed)?;
+    }
+    Ok(Ok(Found { data, bitmap, last_use: metadata.modified().map_err(failed)? }))
+}
+
+fn open_plain(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    // Not blocking, so that a named pipe put there does not hang the start; no effect on a regular file.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    options.clone().custom_flags(flags.bits() as i32).open(path)
+}
+
+/// Whether the file is missing or of another kind, rather than the disk failing.
+fn is_foreign(error: &io::Error) -> bool {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    // A symbolic link, given O_NOFOLLOW; its ErrorKind is not stable.
+    let link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    link || matches!(error.kind(), NotFound | IsADirectory | NotADirectory)
+}
+
+/// Makes the directory of a blob of `length` bytes with an empty sparse data file. Without a bitmap file it counts for
+/// nothing after a crash.
+pub(super) fn create(directory: &Path, length: u64) -> Result<File, StoreError> {
+    if let Some(shard) = directory.parent() {
+        make_directory(shard)?;
+    }
+    discard(directory)?;
+    make_directory(directory)?;
+    let path = directory.join(DATA);
+    let failed = |error| StoreError::io("make", &path, error);
+    let data = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+    data.set_len(length).map_err(failed)?;
+    Ok(data)
+}
+
+/// Removes a blob's directory; the bitmap first, so that a crash in between leaves nothing that could be believed.
+pub(super) fn discard(directory: &Path) -> Result<(), StoreError> {
+    for name in [PIECES, TEMPORARY, METAINFO, DATA] {
+        remove(&directory.join(name))?;
+    }
+    // Also what somebody else put there: the directory is the store's own.
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", directory, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file; a directory in its place, or nothing, is left to [`discard`].
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if !is_foreign(&error) && !path.is_dir() => Err(StoreError::io("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Gives `directory/name` these bytes in one step: after a crash it has the old or the new ones, after return the new.
+pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let temporary = directory.join(TEMPORARY);
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, directory.join(name))
+    };
+    if let Err(error) = write() {
+        // Best effort: on a full disk even the fragment counts. What stays is overwritten by the next attempt.
+        let _ = fs::remove_file(&temporary);
+        return Err(StoreError::io("write", &directory.join(name), error));
+    }
+    sync_directory(directory)
+}
+
+/// Makes the entries of `directory` durable.
+pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| StoreError::io("sync", directory, error))
+}
+
+/// The blobs that have a directory below `root`. Other names are left alone.
+pub(super) fn scan(root: &Path) -> Result<Vec<Digest>, StoreError> {
+    let mut digests = Vec::new();
+    for shard in entries(root)? {
+        if !shard.is_dir() {
+            tracing::warn!(path = %shard.display(), "not a directory of the chunk store, left alone");
+            continue;
+        }
+        for blob in entries(&shard)? {
+            let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let digest = format!("sha256:{name}").parse::<Digest>();
+            match digest {
+                Ok(digest) if shard.ends_with(&name[..2]) => digests.push(digest),
+                _ => tracing::warn!(path = %blob.display(), "not a blob of the chunk store, left alone"),
+            }
+        }
+    }
+    Ok(digests)
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(|error| StoreError::io("list", directory, error))
+}
+
+/// Bytes that may still be written to the filesystem of `path`.
+pub(super) fn free_bytes(path: &Path) -> Result<u64, StoreError> {
+    let stat = rustix::fs::statvfs(path).map_err(|error| StoreError::io("examine", path, error.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

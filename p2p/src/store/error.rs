@@ -1,0 +1,127 @@
+//! What can go wrong in the chunk store, and what to do about it.
+
+use std::io;
+use std::path::Path;
+
+use crate::digest::Digest;
+use crate::layout::TooLong;
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The system refused an operation on a file.
+    #[error("chunk store: cannot {action} {path}: {source}; check the disk and who owns the directory")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The disk is full, or the quota or free-space floor is reached and nothing more can be evicted.
+    #[error("chunk store {path}: no room for {needed_bytes} bytes: {reason}")]
+    NoSpace {
+        /// Where the room is missing.
+        path: String,
+        /// How much was to be written.
+        needed_bytes: u64,
+        /// What is exhausted, and what to do.
+        reason: String,
+    },
+    /// The blob is stored with another length.
+    #[error(
+        "blob {digest} is stored with {stored} bytes, asked for with {asked}; whoever stated {asked} is wrong, or remove the blob and fetch it anew"
+    )]
+    LengthMismatch {
+        /// The blob.
+        digest: Digest,
+        /// Its length here.
+        stored: u64,
+        /// The length asked for.
+        asked: u64,
+    },
+    /// The bytes are not those of the digest.
+    #[error("blob {digest} hashes to {actual}: at least one piece is wrong; drop the pieces and fetch them again")]
+    DigestMismatch {
+        /// The digest it was asked for by.
+        digest: Digest,
+        /// The digest of the bytes.
+        actual: Digest,
+    },
+    /// A piece that is needed has not arrived.
+    #[error("blob {digest}: piece {piece} is not here; fetch it first")]
+    Missing {
+        /// The blob.
+        digest: Digest,
+        /// The first piece that is missing.
+        piece: u32,
+    },
+    /// A piece of the wrong length, or one past the end of the blob.
+    #[error("blob {digest}: piece {piece} was given {found} bytes, expected {expected}; whoever sent it is wrong")]
+    PieceLength {
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: u32,
+        /// The bytes given.
+        found: u64,
+        /// The bytes it has by the blob's layout; zero past its end.
+        expected: u64,
+    },
+    /// A range that is not within the blob.
+    #[error("blob {digest}: bytes {start}..{end} are not within its {length} bytes")]
+    OutOfRange {
+        /// The blob.
+        digest: Digest,
+        /// First byte asked for.
+        start: u64,
+        /// Byte after the last one asked for.
+        end: u64,
+        /// Length of the blob.
+        length: u64,
+    },
+    /// Somebody needs the blob.
+    #[error("blob {0} is in use by a mount or a download; try again when that has ended")]
+    InUse(Digest),
+    /// The blob was removed or evicted while this handle to it was held.
+    #[error("blob {0} was removed from the store; open it again")]
+    Removed(Digest),
+    /// The blob is longer than any may be.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    /// Others could have put files into the store.
+    #[error("chunk store {path}: {reason}")]
+    Insecure {
+        /// The directory.
+        path: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// Another process has the store.
+    #[error("chunk store {0} is in use by another process; stop it, or give this one a root of its own")]
+    Locked(String),
+}
+
+impl StoreError {
+    /// The error for a failed operation on `path`; a full disk becomes [`StoreError::NoSpace`].
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        if is_full(&source) {
+            Self::full(path, 0, &source)
+        } else {
+            Self::Io { action, path: path.display().to_string(), source }
+        }
+    }
+
+    /// The error for a disk that has no room for `needed_bytes`.
+    pub(crate) fn full(path: &Path, needed_bytes: u64, source: &io::Error) -> Self {
+        let reason =
+            format!("{source}; free space on this filesystem, or set a smaller quota or a higher free-space floor");
+        Self::NoSpace { path: path.display().to_string(), needed_bytes, reason }
+    }
+}
+
+/// Whether the system says that there is no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
