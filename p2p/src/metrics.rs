@@ -1,0 +1,112 @@
+//! The names of everything this crate counts.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::origin::OriginError;
+
+/// Where piece bytes came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum Source {
+    /// Another node.
+    peer,
+    /// A registry, web server or object store.
+    origin,
+}
+
+/// Labels of the byte counter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SourceLabel {
+    /// Where from.
+    pub source: Source,
+}
+
+/// Labels of the counter of origin errors.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    /// `not_found`, `unauthorized`, `busy`, `no_ranges`, `unavailable`.
+    pub kind: &'static str,
+}
+
+/// The counters and gauges of one node.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// `lapwing_piece_bytes_total{source}`: bytes of pieces taken in.
+    pub piece_bytes: Family<SourceLabel, Counter>,
+    /// `lapwing_served_bytes_total`: bytes of pieces sent to peers.
+    pub served_bytes: Counter,
+    /// `lapwing_bad_pieces_total`: pieces that did not match.
+    pub bad_pieces: Counter,
+    /// `lapwing_unverifiable_pieces_total`: pieces dropped because nobody trusted had stated their hash.
+    pub unverifiable_pieces: Counter,
+    /// `lapwing_bans_total`: peers refused for a while.
+    pub bans: Counter,
+    /// `lapwing_hedges_total`: pieces asked of a second peer because the first was slow.
+    pub hedges: Counter,
+    /// `lapwing_origin_errors_total{kind}`.
+    pub origin_errors: Family<KindLabel, Counter>,
+    /// `lapwing_origin_unleased_total`: origin transfers begun without a lease.
+    pub unleased_fetches: Counter,
+    /// `lapwing_digest_mismatches_total`: whole blobs that did not match their digest.
+    pub digest_mismatches: Counter,
+    /// `lapwing_active_blobs`: blobs that something wants.
+    pub active_blobs: Gauge,
+    /// `lapwing_peers`: connected peers.
+    pub peers: Gauge,
+}
+
+impl Metrics {
+    /// Puts all of them into `registry`, whose prefix should be `lapwing`.
+    pub fn register(&self, registry: &mut Registry) {
+        let mut counter = |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
+        counter("bad_pieces", "Pieces that did not match their hash", &self.bad_pieces);
+        counter("unverifiable_pieces", "Pieces dropped for want of a trusted hash", &self.unverifiable_pieces);
+        counter("bans", "Peers refused for a while", &self.bans);
+        counter("hedges", "Pieces asked of a second peer", &self.hedges);
+        counter("origin_unleased", "Origin transfers begun without a lease", &self.unleased_fetches);
+        counter("digest_mismatches", "Blobs that did not match their digest", &self.digest_mismatches);
+        registry.register("origin_errors", "Origin transfers that failed", self.origin_errors.clone());
+        registry.register("active_blobs", "Blobs that something wants", self.active_blobs.clone());
+        registry.register("peers", "Connected peers", self.peers.clone());
+        let bytes = Unit::Bytes;
+        registry.register_with_unit("piece", "Bytes of pieces taken in", bytes.clone(), self.piece_bytes.clone());
+        registry.register_with_unit("served", "Bytes of pieces sent to peers", bytes, self.served_bytes.clone());
+    }
+
+    pub(crate) fn count_origin_error(&self, error: &OriginError) {
+        let kind = match error {
+            OriginError::NotFound { .. } => "not_found",
+            OriginError::Unauthorized { .. } => "unauthorized",
+            OriginError::Busy { .. } => "busy",
+            OriginError::NoRanges { .. } => "no_ranges",
+            OriginError::Unavailable { .. } => "unavailable",
+        };
+        self.origin_errors.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    pub(crate) fn count_bytes(&self, source: Source, bytes: u64) {
+        self.piece_bytes.get_or_create(&SourceLabel { source }).inc_by(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_the_board_reads() {
+        let metrics = Metrics::default();
+        let mut registry = Registry::with_prefix("lapwing");
+        metrics.register(&mut registry);
+        metrics.count_bytes(Source::peer, 7);
+        metrics.served_bytes.inc_by(3);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("lapwing_piece_bytes_total{source=\"peer\"} 7"), "{text}");
+        assert!(text.contains("lapwing_served_bytes_total 3"), "{text}");
+    }
+}

@@ -1,0 +1,44 @@
+//! What an operator may set of a node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::identity::Identity;
+
+/// Settings of a [`Node`](super::Node).
+#[derive(Clone)]
+pub struct NodeConfig {
+    /// Where the piece wire listens; port 0 for any free one.
+    pub listen: SocketAddr,
+    /// This node's key. Keep it over restarts: piece statements made with it stay good.
+    pub identity: Arc<Identity>,
+    /// How long a read waits for its next piece. Default 60 s.
+    pub read_deadline: Duration,
+    /// How many peers are sent pieces at the same time. Default 2: more make the first complete copy late.
+    pub upload_slots: u32,
+    /// Most peers that one blob trades with. Default 16; 8 suffice, 4 cost a percent.
+    pub max_peers_per_blob: usize,
+    /// Most connections of the piece wire, both directions. Default 512.
+    pub max_connections: usize,
+    /// Most origin transfers at once, over all blobs, while no tracker answers. Default 2.
+    pub origin_streams_without_tracker: u32,
+    /// How long a peer that sent wrong pieces is refused. Default 10 min.
+    pub ban: Duration,
+}
+
+impl NodeConfig {
+    /// The defaults, on that address, in that name.
+    pub const fn new(listen: SocketAddr, identity: Arc<Identity>) -> Self {
+        Self {
+            listen,
+            identity,
+            read_deadline: Duration::from_secs(60),
+            upload_slots: 2,
+            max_peers_per_blob: 16,
+            max_connections: 512,
+            origin_streams_without_tracker: 2,
+            ban: Duration::from_secs(600),
+        }
+    }
+}
