@@ -1,4 +1,7 @@
 //! Layer index, EROFS metadata writer, lazy mounts and the containerd snapshots service.
 
+pub mod filter;
+pub mod graph;
+pub mod limits;
 pub mod source;
 pub mod tree;
