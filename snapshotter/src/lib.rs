@@ -3,5 +3,7 @@
 pub mod filter;
 pub mod graph;
 pub mod limits;
+pub mod remote;
+pub mod service;
 pub mod source;
 pub mod tree;

@@ -1,0 +1,64 @@
+//! Remote snapshots: layers that containerd need not fetch, because they can be mounted already.
+//!
+//! Before containerd unpacks a layer it prepares a snapshot with the label `containerd.io/snapshot.ref`, the chain id
+//! that the extraction is to produce. A snapshotter that has that layer answers ALREADY_EXISTS, and containerd looks for
+//! a *committed* snapshot that stores this label and has exactly the given parent (`core/metadata/snapshot.go`,
+//! `createSnapshot`); if it finds none, the pull fails. So the order here is: mount, record durably, answer.
+//!
+//! Nothing is ever downloaded within the request, because containerd holds a lock meanwhile: [`RemoteLayers::resolve`]
+//! answers from what the node knows, within a time limit. Whatever goes wrong is a [`Fallback`]: it is logged and
+//! counted, and the request is answered with ordinary mounts, so that containerd pulls the layer whole.
+//!
+//! Labels come from image authors. Here they are compared and stored, and never become paths, addresses or credentials.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use futures_core::future::BoxFuture;
+use lapwing_p2p::digest::Digest;
+
+mod claim;
+mod mounted;
+
+pub(crate) use claim::Wish;
+pub(crate) use mounted::MountedLayers;
+
+/// What a Prepare for extraction says of its target.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The chain id that is wanted, a well-formed digest.
+    pub chain_id: &'a str,
+    /// The chain id that the parent was made for, if there is a parent and it says so.
+    pub parent_chain_id: Option<String>,
+    /// All labels of the request: hints from whoever made the image, not to be trusted.
+    pub labels: &'a HashMap<String, String>,
+    /// containerd's namespace, or empty if the request does not tell.
+    pub namespace: String,
+}
+
+/// Why a layer cannot be mounted now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} ({reason})")]
+pub struct Fallback {
+    /// One of few words, for the metric.
+    pub reason: &'static str,
+    /// For the log: what is missing, and what would help.
+    pub message: String,
+}
+
+/// Whoever can mount layers without unpacking them.
+///
+/// Contract: `resolve` decides from what is at hand, and gives up cleanly when its future is dropped, which happens
+/// after the configured time. After `Ok(layer)`, `mount(layer, at)` works until the process ends, also for several
+/// places at once and after a restart of the process, as long as the layer's index is kept. `mount` and `unmount` may
+/// block on local disks, never on the network.
+pub trait RemoteLayers: Send + Sync + 'static {
+    /// The layer that turns the target's parent into its chain id, provided that it can be mounted now.
+    fn resolve<'a>(&'a self, target: &'a Target<'a>) -> BoxFuture<'a, Result<Digest, Fallback>>;
+
+    /// Mounts `layer` read-only at the directory `at`. The error says what failed and what would help.
+    fn mount(&self, layer: &Digest, at: &Path) -> Result<(), String>;
+
+    /// Detaches what is mounted at `at` (lazily: containers may still use it), and lets go of what served it.
+    fn unmount(&self, at: &Path);
+}

@@ -1,0 +1,48 @@
+//! What the snapshots service counts.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// Counters of the snapshots service; clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct SnapshotMetrics {
+    claimed: Counter,
+    fallbacks: Family<Reason, Counter>,
+}
+
+impl SnapshotMetrics {
+    /// Registers the counters.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let claimed = "Layers that containerd did not fetch because they could be mounted on demand";
+        registry.register("lapwing_snapshot_layers_claimed", claimed, metrics.claimed.clone());
+        let fallbacks = "Layers that containerd was left to pull whole, by reason";
+        registry.register("lapwing_snapshot_fallbacks", fallbacks, metrics.fallbacks.clone());
+        metrics
+    }
+
+    pub(crate) fn count_claim(&self) {
+        self.claimed.inc();
+    }
+
+    pub(crate) fn count_fallback(&self, reason: &'static str) {
+        self.fallbacks.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Layers claimed so far.
+    pub fn claimed(&self) -> u64 {
+        self.claimed.get()
+    }
+
+    /// Fallbacks so far for this reason.
+    pub fn fallbacks(&self, reason: &'static str) -> u64 {
+        self.fallbacks.get_or_create(&Reason { reason }).get()
+    }
+}
