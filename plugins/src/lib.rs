@@ -1,1 +1,11 @@
-//! Skeleton.
+//! What talks to foreign systems, each behind a trait owned by the crate that calls it.
+//!
+//! * [`registry`]: OCI registries as origins of blobs, as judges of who may have them, and as the place manifests
+//!   come from
+//! * [`limits`]: every bound on what those systems send
+//!
+//! A blob asked for at the mirror goes: [`registry::Registries::authorize`] asks the registry whether this client may
+//! have it -> [`registry::Registries::origin`] gives the swarm a [`lapwing_p2p::origin::Origin`] to fetch ranges from.
+
+pub mod limits;
+pub mod registry;

@@ -1,0 +1,63 @@
+//! Every bound on what registries and clients send, in one place.
+
+use std::time::Duration;
+
+/// Longest repository name, in bytes (distribution spec, "Pulling manifests").
+pub const MAX_REPOSITORY_LENGTH: usize = 255;
+
+/// Longest tag, in bytes (distribution spec).
+pub const MAX_TAG_LENGTH: usize = 128;
+
+/// Longest `host[:port]` of a registry, in bytes: a DNS name, a colon, five digits.
+pub const MAX_HOST_LENGTH: usize = 253 + 6;
+
+/// Longest `WWW-Authenticate` header taken apart, in bytes.
+pub const MAX_CHALLENGE_LENGTH: usize = 4 * 1024;
+
+/// Most parameters of one challenge.
+pub const MAX_CHALLENGE_PARAMETERS: usize = 16;
+
+/// Longest answer of a token endpoint, in bytes.
+pub const MAX_TOKEN_ANSWER: usize = 128 * 1024;
+
+/// Longest bearer token, in bytes.
+pub const MAX_TOKEN_LENGTH: usize = 64 * 1024;
+
+/// Tokens kept; the least recently used goes first.
+pub const MAX_TOKENS: usize = 1024;
+
+/// A token is used at most this long, whatever its issuer says.
+pub const MAX_TOKEN_AGE: Duration = Duration::from_secs(60 * 60);
+
+/// How long a token without `expires_in` holds (distribution spec, "Token Authentication Specification").
+pub const DEFAULT_TOKEN_AGE: Duration = Duration::from_secs(60);
+
+/// Longest manifest, index, tag list or referrers answer relayed, in bytes (the distribution spec's own limit).
+pub const MAX_MANIFEST_LENGTH: usize = 4 * 1024 * 1024;
+
+/// Longest image config read for its diff ids, in bytes.
+pub const MAX_CONFIG_LENGTH: u64 = 8 * 1024 * 1024;
+
+/// Most redirects followed for one request.
+pub const MAX_REDIRECTS: usize = 3;
+
+/// Longest redirect target, in bytes.
+pub const MAX_LOCATION_LENGTH: usize = 16 * 1024;
+
+/// Longest pause a registry can ask for.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// Pause after a 429 that names none.
+pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Positive answers of registries remembered (one per registry, repository, digest and credential).
+pub const MAX_GRANTS: usize = 16 * 1024;
+
+/// How long a positive answer is remembered at most.
+pub const GRANT_AGE: Duration = Duration::from_secs(5 * 60);
+
+/// Registries reached by the rule for unlisted ones whose connections are kept.
+pub const MAX_UNLISTED: usize = 256;
+
+/// Longest credential or configuration file read, in bytes.
+pub const MAX_CREDENTIAL_FILE: u64 = 1024 * 1024;
