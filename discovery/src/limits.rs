@@ -1,0 +1,127 @@
+//! Every bound on what this crate takes from outside, and every period, in one place.
+
+use std::time::Duration;
+
+// What one request may hold.
+
+/// Largest message the tracker decodes, in bytes.
+pub const MAX_REQUEST_BYTES: usize = 512 * 1024;
+/// Largest message a client decodes, in bytes.
+pub const MAX_REPLY_BYTES: usize = 128 * 1024;
+/// Longest group name, in bytes.
+pub const MAX_GROUP_BYTES: usize = 64;
+/// Longest zone or rack label, in bytes (as long as a Kubernetes label value).
+pub const MAX_LABEL_BYTES: usize = 63;
+/// Most holdings or statements in one message.
+pub const MAX_ENTRIES_PER_MESSAGE: usize = 4096;
+/// Most messages in one `Sync` stream.
+pub const MAX_SYNC_MESSAGES: usize = 64;
+/// How long one call may take, a `Sync` stream included.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls that one connection may have under way at once.
+pub const MAX_CALLS_PER_CONNECTION: u32 = 128;
+
+// What the registry keeps.
+
+/// Most groups.
+pub const MAX_GROUPS: usize = 256;
+/// Most nodes, over all groups.
+pub const MAX_NODES: usize = 100_000;
+/// Most blobs that one node announces.
+pub const MAX_BLOBS_PER_NODE: usize = 65_536;
+/// Most holdings, over all groups.
+pub const MAX_HOLDINGS: usize = 40_000_000;
+/// Most statements that one node makes.
+pub const MAX_STATEMENTS_PER_NODE: usize = 65_536;
+/// Most distinct objects stated of one subject, kinds taken together.
+pub const MAX_OBJECTS_PER_SUBJECT: usize = 8;
+/// Most voters remembered for one object; more do not make it truer.
+pub const MAX_VOTERS_PER_OBJECT: usize = 64;
+/// Most lease books, over all groups.
+pub const MAX_BOOKS: usize = 65_536;
+/// Most lengths claimed for one blob; all but one are lies.
+pub const MAX_LENGTHS_PER_BLOB: usize = 4;
+/// Most distinct nodes that get leases of one blob, as many as one answer can name.
+pub const MAX_LESSEES: usize = 512;
+
+// What one answer holds.
+
+/// Most holders in one answer.
+pub const MAX_HOLDERS_PER_ANSWER: usize = 64;
+/// Of these, at most one in so many is drawn from the far ones when there are more than fit.
+pub const FAR_SHARE: usize = 4;
+/// Most holders looked at for one answer; of more, a random stretch is taken.
+pub const MAX_HOLDERS_SCANNED: usize = 4096;
+/// Most nodes, and most blobs, in one snapshot for the admin page.
+pub const MAX_SNAPSHOT_ROWS: usize = 1000;
+
+// Nodes that fall silent or are reported.
+
+/// A node that was silent for so long is forgotten; with the tick, within 60 s.
+pub const NODE_TTL: Duration = Duration::from_secs(55);
+/// Between two heartbeats of a node, before jitter: three may get lost.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How often the tracker looks for what has expired.
+pub const TICK: Duration = Duration::from_secs(1);
+/// How long one reporter alone keeps a peer from everybody's answers.
+pub const QUARANTINE: Duration = Duration::from_secs(10);
+/// How long a report keeps the peer from the reporter's own answers.
+pub const GRUDGE: Duration = Duration::from_secs(60);
+/// Reports of one node within [`GRUDGE`] that count for others.
+pub const MAX_REPORTS_PER_NODE: usize = 8;
+/// Grudges that are remembered of one node.
+pub const MAX_GRUDGES_PER_NODE: usize = 256;
+/// A node with one reporter that also was silent for so long (it missed a heartbeat) loses its leases.
+pub const SUSPECT_SILENCE: Duration = Duration::from_secs(20);
+/// The same with two reporters: one that takes part in a cold start is heard from many times a second.
+pub const CONFIRMED_SILENCE: Duration = Duration::from_secs(3);
+
+// Leases.
+
+/// Pieces in a run.
+pub const LEASE_RUN: u32 = 2;
+/// Streams from the origin, of one blob, at once.
+pub const LEASE_STREAMS: usize = 8;
+/// Urgent leases of one blob at once, beyond the streams.
+pub const URGENT_STREAMS: usize = 32;
+/// Shortest term of a lease.
+pub const MIN_TERM: Duration = Duration::from_secs(2);
+/// Shortest term while it is not known how long a piece takes.
+pub const FIRST_TERM: Duration = Duration::from_secs(5);
+/// Longest term of a lease.
+pub const MAX_TERM: Duration = Duration::from_secs(120);
+/// Bytes per second that every stream is trusted to make while it is not known how long a piece takes.
+pub const FLOOR_BYTES_PER_S: u64 = 256 * 1024;
+/// A lease is revoked when a piece takes so many times the mean.
+pub const TERM_OVER_MEAN: u32 = 5;
+/// How long the holder of an expired lease gets no other of that blob while others ask.
+pub const EXPIRY_BAR: Duration = Duration::from_secs(20);
+/// The same for one who gave a lease back without any piece.
+pub const FAILURE_BAR: Duration = Duration::from_secs(2);
+/// Shortest pause before an asker is to ask again.
+pub const MIN_WAIT: Duration = Duration::from_millis(30);
+/// Longest pause before an asker is to ask again.
+pub const MAX_WAIT: Duration = Duration::from_secs(2);
+/// Every further asker of the same blob lengthens the pause by so much: about a thousand polls per second and blob.
+pub const WAIT_PER_ASKER: Duration = Duration::from_millis(1);
+/// Pause of one whose urgent piece is with somebody else.
+pub const URGENT_WAIT: Duration = Duration::from_millis(30);
+/// How long an asker counts as waiting for a turn.
+pub const ASKER_ACTIVE: Duration = Duration::from_secs(5);
+/// Expired leases of a blob that are remembered, so that a late settlement counts.
+pub const MAX_LAPSED: usize = 64;
+/// A blob nobody asked leases for so long is forgotten.
+pub const BOOK_IDLE: Duration = Duration::from_secs(600);
+
+// The client.
+
+/// Most trackers in a configuration.
+pub const MAX_TRACKERS: usize = 8;
+/// Announcements are collected for so long, and up to twice as long.
+pub const ANNOUNCE_BATCH: Duration = Duration::from_millis(50);
+/// First pause after a failure.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause between attempts at a dead tracker.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(8);
+/// Calls that may be waiting for one tracker.
+pub const MAX_CALLS_WAITING: usize = 1024;

@@ -1,0 +1,64 @@
+//! What the tracker counts. Every metric name stands here.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tonic::Code;
+
+use crate::registry::TrackerSnapshot;
+
+/// What a call was, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Call {
+    method: &'static str,
+    outcome: &'static str,
+}
+
+/// The tracker's metrics. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    nodes: Gauge,
+    blobs: Gauge,
+    holders: Gauge,
+    calls: Family<Call, Counter>,
+    pub(crate) leases_granted: Counter,
+    pub(crate) leases_expired: Counter,
+    pub(crate) nodes_expired: Counter,
+}
+
+impl Metrics {
+    /// Makes the metrics known to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        let tracker = registry.sub_registry_with_prefix("lapwing_tracker");
+        tracker.register("nodes", "Registered nodes", self.nodes.clone());
+        tracker.register("blobs", "Blobs that somebody holds or fetches", self.blobs.clone());
+        tracker.register("holders", "Pairs of a blob and a node that holds some or all of it", self.holders.clone());
+        tracker.register("calls", "Calls by method and outcome (a gRPC code)", self.calls.clone());
+        tracker.register("leases_granted", "Origin leases granted", self.leases_granted.clone());
+        tracker.register("leases_expired", "Origin leases that outlived their term", self.leases_expired.clone());
+        tracker.register("nodes_expired", "Nodes forgotten because they fell silent", self.nodes_expired.clone());
+    }
+
+    pub(crate) fn count_call(&self, method: &'static str, code: Code) {
+        self.calls.get_or_create(&Call { method, outcome: outcome(code) }).inc();
+    }
+
+    pub(crate) fn set_sizes(&self, counts: &TrackerSnapshot) {
+        self.nodes.set(counts.nodes as i64);
+        self.blobs.set(counts.blobs as i64);
+        self.holders.set(counts.holders as i64);
+    }
+}
+
+const fn outcome(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::InvalidArgument => "invalid_argument",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::OutOfRange => "out_of_range",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        _ => "other",
+    }
+}

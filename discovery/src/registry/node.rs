@@ -1,0 +1,125 @@
+//! What the registry keeps of one node.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use lapwing_p2p::discovery::StatementKind;
+use lapwing_p2p::identity::PeerId;
+
+use super::nearness::Place;
+use crate::limits::{
+    CONFIRMED_SILENCE, GRUDGE, MAX_GRUDGES_PER_NODE, MAX_REPORTS_PER_NODE, NODE_TTL, QUARANTINE, SUSPECT_SILENCE,
+};
+
+/// A peer that this node reported.
+#[derive(Debug)]
+struct Grudge {
+    against: PeerId,
+    since: Duration,
+    /// Whether others were spared that peer for it.
+    counted: bool,
+}
+
+/// One node. Numbers are those of the group's slabs.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) peer: PeerId,
+    pub(super) instance: u64,
+    pub(super) registration: u64,
+    pub(super) place: Place,
+    pub(super) port: u16,
+    pub(super) last_seen: Duration,
+    pub(super) blobs: HashSet<u32>,
+    pub(super) statements: HashSet<(u32, StatementKind)>,
+    /// Blobs with a lease book that knows this node.
+    pub(super) books: HashSet<u32>,
+    grudges: Vec<Grudge>,
+    /// Who reported it since it was last heard from: at most two that differ.
+    reporters: Vec<(PeerId, IpAddr)>,
+    quarantined_until: Duration,
+}
+
+impl Node {
+    pub(super) fn new(peer: PeerId, instance: u64, registration: u64, place: Place, port: u16) -> Self {
+        Self {
+            peer,
+            instance,
+            registration,
+            place,
+            port,
+            last_seen: Duration::ZERO,
+            blobs: HashSet::new(),
+            statements: HashSet::new(),
+            books: HashSet::new(),
+            grudges: Vec::new(),
+            reporters: Vec::new(),
+            quarantined_until: Duration::ZERO,
+        }
+    }
+
+    pub(super) const fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.place.address, self.port)
+    }
+
+    /// A call came from it.
+    pub(super) fn heard(&mut self, now: Duration) {
+        self.last_seen = now;
+        self.reporters.clear();
+        self.quarantined_until = Duration::ZERO;
+    }
+
+    pub(super) fn is_gone(&self, now: Duration) -> bool {
+        now.saturating_sub(self.last_seen) >= NODE_TTL
+    }
+
+    /// Whether it is to be kept from everybody's answers.
+    pub(super) fn is_set_aside(&self, now: Duration) -> bool {
+        self.reporters.len() >= 2 || self.quarantined_until > now
+    }
+
+    /// Whether it is as good as dead: reported, and silent since.
+    pub(super) fn is_suspect(&self, now: Duration) -> bool {
+        let silence = now.saturating_sub(self.last_seen);
+        match self.reporters.len() {
+            0 => false,
+            1 => silence >= SUSPECT_SILENCE,
+            _ => silence >= CONFIRMED_SILENCE,
+        }
+    }
+
+    /// Whether an asker may be sent to it.
+    pub(super) fn serves(&self, now: Duration) -> bool {
+        self.port != 0 && !self.is_gone(now) && !self.is_set_aside(now)
+    }
+
+    /// This node reports `against`. True if others are to be spared that peer too: one node may bring only so many
+    /// reports a minute, and one against the same peer, so that a liar cannot blind the cluster.
+    pub(super) fn hold_grudge(&mut self, now: Duration, against: PeerId) -> bool {
+        self.grudges.retain(|grudge| now.saturating_sub(grudge.since) < GRUDGE);
+        if self.grudges.iter().any(|grudge| grudge.against == against) {
+            return false;
+        }
+        if self.grudges.len() >= MAX_GRUDGES_PER_NODE {
+            return false;
+        }
+        let counted = self.grudges.iter().filter(|grudge| grudge.counted).count() < MAX_REPORTS_PER_NODE;
+        self.grudges.push(Grudge { against, since: now, counted });
+        counted
+    }
+
+    pub(super) fn has_grudge(&self, now: Duration, against: PeerId) -> bool {
+        self.grudges.iter().any(|grudge| grudge.against == against && now.saturating_sub(grudge.since) < GRUDGE)
+    }
+
+    /// It was reported. Two reporters differ when their addresses do, too (loopback aside): keys are cheap.
+    pub(super) fn reported(&mut self, now: Duration, by: PeerId, address: IpAddr) {
+        let same = |(peer, from): &(PeerId, IpAddr)| *peer == by || (*from == address && !address.is_loopback());
+        if self.reporters.len() < 2 && !self.reporters.iter().any(same) {
+            if self.reporters.is_empty() {
+                self.quarantined_until = now + QUARANTINE;
+            }
+            self.reporters.push((by, address));
+        }
+    }
+}

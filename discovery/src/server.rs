@@ -1,0 +1,133 @@
+//! The tracker as a gRPC service: a thin shell around [`Registry`].
+//!
+//! [`Tracker`] owns the state, behind one lock that is held for the length of one pure call and never across I/O.
+//! [`serve`] answers on a listener until its shutdown future ends, and looks once a second for what has expired. The
+//! embedded tracker of `lapwing up` is the same thing in the same process.
+
+mod service;
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+
+use crate::limits::{CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
+use crate::metrics::Metrics;
+use crate::proto::tracker_service_server::TrackerServiceServer;
+use crate::registry::{Expired, Registry, TrackerSnapshot};
+
+/// Tells the time since some fixed moment; must never go back.
+pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// A tracker. Clones are the same tracker.
+#[derive(Clone)]
+pub struct Tracker {
+    state: Arc<Mutex<Registry>>,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+impl std::fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tracker").finish_non_exhaustive()
+    }
+}
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tracker {
+    /// An empty tracker on the system's monotonic clock.
+    pub fn new() -> Self {
+        let start = Instant::now();
+        Self::with_clock(Arc::new(move || start.elapsed()))
+    }
+
+    /// An empty tracker that is told the time.
+    pub fn with_clock(clock: Clock) -> Self {
+        let state = Arc::new(Mutex::new(Registry::new(fastrand::u64(..))));
+        Self { state, clock, metrics: Metrics::default() }
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// What it knows at this moment.
+    pub fn snapshot(&self) -> TrackerSnapshot {
+        self.registry().snapshot((self.clock)())
+    }
+
+    /// Forgets what has expired; [`serve`] does it once a second.
+    pub fn tick(&self) -> Expired {
+        let mut registry = self.registry();
+        let expired = registry.tick((self.clock)());
+        let counts = registry.counts();
+        drop(registry);
+        self.metrics.set_sizes(&counts);
+        self.metrics.leases_expired.inc_by(expired.leases as u64);
+        self.metrics.nodes_expired.inc_by(expired.nodes as u64);
+        if expired != Expired::default() {
+            tracing::debug!(nodes = expired.nodes, leases = expired.leases, "expired");
+        }
+        expired
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        // Soft state: whatever a panic left half done, nodes announce again, and answers are checked by those who use them.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A tracker that cannot be reached any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the tracker on {address} stopped: {source}; check that nothing else uses the port")]
+pub struct ServeError {
+    /// Where it listened.
+    address: String,
+    /// What the transport said.
+    source: tonic::transport::Error,
+}
+
+/// Answers on `listener` until `shutdown` ends; then calls under way are finished, and clients see their connections
+/// close.
+pub async fn serve(
+    listener: TcpListener,
+    tracker: Tracker,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+    tracing::info!(address, "tracker listens");
+    let service = TrackerServiceServer::new(tracker.clone()).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let serving = tonic::transport::Server::builder()
+        .timeout(CALL_TIMEOUT)
+        .max_concurrent_streams(MAX_CALLS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(2 * CALL_TIMEOUT))
+        .http2_keepalive_timeout(Some(CALL_TIMEOUT))
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown);
+    let ticking = async {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            tracker.tick();
+        }
+    };
+    tokio::select! {
+        served = serving => served.map_err(|source| ServeError { address, source }),
+        () = ticking => Ok(()),
+    }
+}
+
+/// The ends of a connection, in their plain form: a socket bound to `::` sees IPv4 peers as mapped addresses.
+fn plain(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}

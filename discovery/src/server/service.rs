@@ -1,0 +1,171 @@
+//! The calls: check the message, take the addresses from the connection, ask the registry.
+
+use std::time::Duration;
+
+use lapwing_p2p::discovery::{LeaseReply, Settlement};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{Tracker, plain};
+use crate::limits::{CALL_TIMEOUT, MAX_BLOBS_PER_NODE, MAX_STATEMENTS_PER_NODE, MAX_SYNC_MESSAGES};
+use crate::proto::tracker_service_server::TrackerService;
+use crate::proto::{self, SyncRequest};
+use crate::registry::{Caller, Refusal, Registry};
+use crate::wire::{self, Ends};
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::Full { .. } | Refusal::TooMany { .. } => Code::ResourceExhausted,
+            Refusal::Settlement(_) => Code::InvalidArgument,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+fn ends<T>(request: &Request<T>) -> Result<Ends, Status> {
+    match (request.remote_addr(), request.local_addr()) {
+        (Some(remote), Some(local)) => Ok(Ends { remote: plain(remote.ip()), local: plain(local.ip()) }),
+        _ => Err(Status::failed_precondition("the address of the caller is unknown: TCP is required")),
+    }
+}
+
+impl Tracker {
+    /// Counts the outcome of a call.
+    fn counted<T>(&self, method: &'static str, outcome: Result<T, Status>) -> Result<Response<T>, Status> {
+        let code = outcome.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        self.metrics.count_call(method, code);
+        outcome.map(Response::new)
+    }
+
+    /// Carries out one call: `read` checks the message, then `act` runs under the lock.
+    fn call<T, P, R>(
+        &self,
+        method: &'static str,
+        request: Request<T>,
+        read: impl FnOnce(T) -> Result<(Option<proto::Caller>, P), Status>,
+        act: impl FnOnce(&mut Registry, Duration, &Caller, P) -> Result<R, Refusal>,
+    ) -> Result<Response<R>, Status> {
+        let outcome = ends(&request).and_then(|ends| {
+            let (caller, parameters) = read(request.into_inner())?;
+            let caller = wire::caller(caller, ends)?;
+            let mut registry = self.registry();
+            let now = (self.clock)();
+            Ok(act(&mut registry, now, &caller, parameters)?)
+        });
+        self.counted(method, outcome)
+    }
+
+    async fn read_sync(&self, request: Request<Streaming<SyncRequest>>) -> Result<proto::SyncReply, Status> {
+        let ends = ends(&request)?;
+        let mut stream = request.into_inner();
+        let (mut caller, mut holdings, mut statements) = (None, Vec::new(), Vec::new());
+        let mut messages = 0;
+        while let Some(message) = stream.message().await? {
+            messages += 1;
+            if messages > MAX_SYNC_MESSAGES {
+                return Err(Status::resource_exhausted(format!("sync: more than {MAX_SYNC_MESSAGES} messages")));
+            }
+            let named = wire::caller(message.caller, ends)?;
+            if caller.get_or_insert_with(|| named.clone()) != &named {
+                return Err(Status::invalid_argument("sync: the caller changed within the stream"));
+            }
+            for (digest, holding) in wire::holdings(&message.holdings)? {
+                let holding =
+                    holding.ok_or_else(|| Status::invalid_argument("sync: GONE has no place in a listing"))?;
+                holdings.push((digest, holding));
+            }
+            statements.extend(wire::statements(&message.statements)?);
+            if holdings.len() > MAX_BLOBS_PER_NODE || statements.len() > MAX_STATEMENTS_PER_NODE {
+                let text = format!(
+                    "sync: a node has at most {MAX_BLOBS_PER_NODE} blobs and {MAX_STATEMENTS_PER_NODE} statements"
+                );
+                return Err(Status::resource_exhausted(text));
+            }
+        }
+        let caller = caller.ok_or_else(|| Status::invalid_argument("sync: no message came"))?;
+        let now = (self.clock)();
+        let registration = self.registry().sync(now, &caller, &holdings, &statements)?;
+        Ok(proto::SyncReply { registration })
+    }
+}
+
+#[tonic::async_trait]
+impl TrackerService for Tracker {
+    async fn announce(
+        &self,
+        request: Request<proto::AnnounceRequest>,
+    ) -> Result<Response<proto::AnnounceReply>, Status> {
+        let read = |message: proto::AnnounceRequest| Ok((message.caller, wire::holdings(&message.holdings)?));
+        self.call("announce", request, read, |registry, now, caller, holdings| {
+            Ok(proto::AnnounceReply { registration: registry.announce(now, caller, &holdings)? })
+        })
+    }
+
+    async fn sync(&self, request: Request<Streaming<SyncRequest>>) -> Result<Response<proto::SyncReply>, Status> {
+        let outcome = tokio::time::timeout(CALL_TIMEOUT, self.read_sync(request)).await;
+        let late = |_| Err(Status::deadline_exceeded(format!("sync: the listing took more than {CALL_TIMEOUT:?}")));
+        self.counted("sync", outcome.unwrap_or_else(late))
+    }
+
+    async fn find(&self, request: Request<proto::FindRequest>) -> Result<Response<proto::FindReply>, Status> {
+        let read = |message: proto::FindRequest| Ok((message.caller, wire::digest("digest", &message.digest)?));
+        self.call("find", request, read, |registry, now, caller, digest| {
+            let (registration, found) = registry.find(now, caller, digest)?;
+            Ok(wire::find_reply(registration, &found))
+        })
+    }
+
+    async fn lease(&self, request: Request<proto::LeaseRequest>) -> Result<Response<proto::LeaseReply>, Status> {
+        let read = |mut message: proto::LeaseRequest| Ok((message.caller.take(), wire::lease_request(&message)?));
+        self.call("lease", request, read, |registry, now, caller, (request, layout)| {
+            let (registration, reply) = registry.lease(now, caller, &request, layout)?;
+            if matches!(reply, LeaseReply::Granted(_)) {
+                self.metrics.leases_granted.inc();
+            }
+            Ok(wire::lease_reply(registration, &reply))
+        })
+    }
+
+    async fn settle(&self, request: Request<proto::SettleRequest>) -> Result<Response<proto::SettleReply>, Status> {
+        let read = |message: proto::SettleRequest| {
+            let digest = wire::digest("digest", &message.digest)?;
+            Ok((message.caller, Settlement { lease: message.lease, digest, fetched: message.fetched }))
+        };
+        self.call("settle", request, read, |registry, now, caller, settlement| {
+            Ok(proto::SettleReply { registration: registry.settle(now, caller, settlement)? })
+        })
+    }
+
+    async fn state(&self, request: Request<proto::StateRequest>) -> Result<Response<proto::StateReply>, Status> {
+        let read = |message: proto::StateRequest| Ok((message.caller, wire::statements(&message.statements)?));
+        self.call("state", request, read, |registry, now, caller, statements| {
+            Ok(proto::StateReply { registration: registry.state(now, caller, &statements)? })
+        })
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<proto::HeartbeatRequest>,
+    ) -> Result<Response<proto::HeartbeatReply>, Status> {
+        let read = |message: proto::HeartbeatRequest| Ok((message.caller, ()));
+        self.call("heartbeat", request, read, |registry, now, caller, ()| {
+            Ok(proto::HeartbeatReply { registration: registry.heartbeat(now, caller)? })
+        })
+    }
+
+    async fn report(&self, request: Request<proto::ReportRequest>) -> Result<Response<proto::ReportReply>, Status> {
+        let read = |message: proto::ReportRequest| Ok((message.caller, wire::peer("peer", &message.peer)?));
+        self.call("report", request, read, |registry, now, caller, peer| {
+            tracing::debug!(peer = %peer, reporter = %caller.node, "reported");
+            Ok(proto::ReportReply { registration: registry.report(now, caller, peer)? })
+        })
+    }
+
+    async fn leave(&self, request: Request<proto::LeaveRequest>) -> Result<Response<proto::LeaveReply>, Status> {
+        let read = |message: proto::LeaveRequest| Ok((message.caller, ()));
+        self.call("leave", request, read, |registry, _, caller, ()| {
+            registry.leave(caller);
+            Ok(proto::LeaveReply {})
+        })
+    }
+}

@@ -1,0 +1,232 @@
+//! Between messages and types: everything that comes in is checked here, once, and refused in words.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::time::Duration;
+
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::{Found, Holder, Holding, LeaseReply, LeaseRequest, Statement, StatementKind, Vote};
+use lapwing_p2p::identity::PeerId;
+use lapwing_p2p::layout::PieceLayout;
+use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_RUNS};
+use tonic::Status;
+
+use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES};
+use crate::proto;
+use crate::registry::{Caller, Place, are_runs};
+
+/// The two ends of the connection that a request came over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ends {
+    pub(crate) remote: IpAddr,
+    pub(crate) local: IpAddr,
+}
+
+fn invalid(text: impl Into<String>) -> Status {
+    Status::invalid_argument(text)
+}
+
+fn bytes32(field: &str, bytes: &[u8]) -> Result<[u8; 32], Status> {
+    bytes.try_into().map_err(|_| invalid(format!("{field}: expected 32 bytes, got {}", bytes.len())))
+}
+
+pub(crate) fn digest(field: &str, bytes: &[u8]) -> Result<Digest, Status> {
+    bytes32(field, bytes).map(Digest::from_bytes)
+}
+
+pub(crate) fn peer(field: &str, bytes: &[u8]) -> Result<PeerId, Status> {
+    bytes32(field, bytes).map(PeerId::from_bytes)
+}
+
+/// Checks a group name: letters, digits, `.`, `_`, `-`; not empty.
+pub(crate) fn check_group(group: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if group.is_empty() || group.len() > MAX_GROUP_BYTES || !group.bytes().all(allowed) {
+        let shown: String = group.chars().take(MAX_GROUP_BYTES).collect();
+        return Err(format!("group {shown:?}: expected 1 to {MAX_GROUP_BYTES} letters, digits, '.', '_' or '-'"));
+    }
+    Ok(())
+}
+
+/// Checks a zone or rack label: printable ASCII without blanks; may be empty.
+pub(crate) fn check_label(field: &str, label: &str) -> Result<(), String> {
+    if label.len() > MAX_LABEL_BYTES || !label.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let shown: String = label.chars().take(MAX_LABEL_BYTES).collect();
+        return Err(format!(
+            "{field} {shown:?}: expected at most {MAX_LABEL_BYTES} printable ASCII characters without blanks"
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn caller(message: Option<proto::Caller>, ends: Ends) -> Result<Caller, Status> {
+    let message = message.ok_or_else(|| invalid("caller: missing"))?;
+    check_group(&message.group).map_err(invalid)?;
+    check_label("zone", &message.zone).map_err(invalid)?;
+    check_label("rack", &message.rack).map_err(invalid)?;
+    let port = u16::try_from(message.piece_port)
+        .map_err(|_| invalid(format!("piece_port: {} is no TCP port", message.piece_port)))?;
+    Ok(Caller {
+        node: peer("caller.node", &message.node)?,
+        instance: message.instance,
+        group: message.group,
+        place: Place { zone: message.zone.into(), rack: message.rack.into(), address: ends.remote },
+        port,
+        reached_at: ends.local,
+    })
+}
+
+fn check_count(field: &str, count: usize, limit: usize) -> Result<(), Status> {
+    if count > limit {
+        return Err(Status::resource_exhausted(format!("{field}: {count} entries, at most {limit} are taken")));
+    }
+    Ok(())
+}
+
+pub(crate) fn holdings(messages: &[proto::Holding]) -> Result<Vec<(Digest, Option<Holding>)>, Status> {
+    check_count("holdings", messages.len(), MAX_ENTRIES_PER_MESSAGE)?;
+    let read = |message: &proto::Holding| {
+        let holding = match message.state() {
+            proto::HoldingState::Partial => Some(Holding::Partial),
+            proto::HoldingState::Complete => Some(Holding::Complete),
+            proto::HoldingState::Gone => None,
+            proto::HoldingState::Unspecified => {
+                return Err(invalid(format!("holdings.state: {} is no state", message.state)));
+            }
+        };
+        Ok((digest("holdings.digest", &message.digest)?, holding))
+    };
+    messages.iter().map(read).collect()
+}
+
+pub(crate) fn statements(messages: &[proto::Statement]) -> Result<Vec<Statement>, Status> {
+    check_count("statements", messages.len(), MAX_ENTRIES_PER_MESSAGE)?;
+    messages.iter().map(statement).collect()
+}
+
+fn statement(message: &proto::Statement) -> Result<Statement, Status> {
+    let kind = match message.kind() {
+        proto::StatementKind::Metainfo => StatementKind::Metainfo,
+        proto::StatementKind::LayerIndex => StatementKind::LayerIndex,
+        proto::StatementKind::Unspecified => {
+            return Err(invalid(format!("statement.kind: {} is no kind", message.kind)));
+        }
+    };
+    if message.length > MAX_BLOB_LENGTH {
+        return Err(invalid(format!("statement.length: {} is above {MAX_BLOB_LENGTH}", message.length)));
+    }
+    Ok(Statement {
+        subject: digest("statement.subject", &message.subject)?,
+        kind,
+        object: digest("statement.object", &message.object)?,
+        length: message.length,
+    })
+}
+
+pub(crate) fn lease_request(message: &proto::LeaseRequest) -> Result<(LeaseRequest, PieceLayout), Status> {
+    let layout = PieceLayout::new(message.length).map_err(|error| invalid(format!("length: {error}")))?;
+    let request = LeaseRequest {
+        digest: digest("digest", &message.digest)?,
+        length: message.length,
+        missing: runs("missing", &message.missing, layout)?,
+        urgent: runs("urgent", &message.urgent, layout)?,
+    };
+    Ok((request, layout))
+}
+
+fn runs(field: &str, messages: &[proto::Run], layout: PieceLayout) -> Result<Vec<Range<u32>>, Status> {
+    check_count(field, messages.len(), MAX_RUNS)?;
+    let runs: Vec<Range<u32>> = messages.iter().map(|run| run.first..run.end).collect();
+    if !are_runs(&runs, layout.piece_count()) {
+        let pieces = layout.piece_count();
+        return Err(invalid(format!("{field}: expected ascending, disjoint, non-empty runs within {pieces} pieces")));
+    }
+    Ok(runs)
+}
+
+// What goes out, and how a client reads it.
+
+pub(crate) fn holding_message(digest: Digest, holding: Option<Holding>) -> proto::Holding {
+    proto::Holding { digest: digest.as_bytes().to_vec(), state: state(holding).into() }
+}
+
+const fn state(holding: Option<Holding>) -> proto::HoldingState {
+    match holding {
+        Some(Holding::Partial) => proto::HoldingState::Partial,
+        Some(Holding::Complete) => proto::HoldingState::Complete,
+        None => proto::HoldingState::Gone,
+    }
+}
+
+pub(crate) fn statement_message(statement: &Statement) -> proto::Statement {
+    let kind = match statement.kind {
+        StatementKind::Metainfo => proto::StatementKind::Metainfo,
+        StatementKind::LayerIndex => proto::StatementKind::LayerIndex,
+    };
+    proto::Statement {
+        subject: statement.subject.as_bytes().to_vec(),
+        kind: kind.into(),
+        object: statement.object.as_bytes().to_vec(),
+        length: statement.length,
+    }
+}
+
+pub(crate) fn find_reply(registration: u64, found: &Found) -> proto::FindReply {
+    let holder = |holder: &Holder| proto::Holder {
+        node: holder.peer.as_bytes().to_vec(),
+        address: match holder.address.ip() {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        },
+        port: holder.address.port().into(),
+        state: state(Some(holder.holding)).into(),
+    };
+    let vote = |vote: &Vote| proto::Vote { statement: Some(statement_message(&vote.statement)), nodes: vote.nodes };
+    proto::FindReply {
+        registration,
+        holders: found.holders.iter().map(holder).collect(),
+        votes: found.votes.iter().map(vote).collect(),
+        lessees: found.lessees.iter().map(|peer| peer.as_bytes().to_vec()).collect(),
+    }
+}
+
+pub(crate) fn lease_reply(registration: u64, reply: &LeaseReply) -> proto::LeaseReply {
+    use proto::lease_reply::{Exhausted, Grant, Outcome, Wait};
+    let outcome = match reply {
+        LeaseReply::Granted(lease) => Outcome::Grant(Grant {
+            lease: lease.id,
+            first: lease.first.0,
+            count: lease.count,
+            term_ms: millis(lease.term),
+        }),
+        LeaseReply::Wait(pause) => Outcome::Wait(Wait { pause_ms: millis(*pause) }),
+        LeaseReply::Exhausted => Outcome::Exhausted(Exhausted {}),
+    };
+    proto::LeaseReply { registration, outcome: Some(outcome) }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A holder as a tracker names it, unless it is nonsense.
+pub(crate) fn holder(message: &proto::Holder) -> Option<Holder> {
+    let address = match message.address.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(message.address.as_slice()).ok()?),
+        16 => IpAddr::from(<[u8; 16]>::try_from(message.address.as_slice()).ok()?).to_canonical(),
+        _ => return None,
+    };
+    let port = u16::try_from(message.port).ok().filter(|port| *port != 0)?;
+    let holding = match message.state() {
+        proto::HoldingState::Partial => Holding::Partial,
+        proto::HoldingState::Complete => Holding::Complete,
+        proto::HoldingState::Gone | proto::HoldingState::Unspecified => return None,
+    };
+    Some(Holder { peer: peer("", &message.node).ok()?, address: SocketAddr::new(address, port), holding })
+}
+
+/// A vote on `subject` as a tracker names it, unless it is nonsense.
+pub(crate) fn vote(subject: Digest, message: &proto::Vote) -> Option<Vote> {
+    let statement = statement(message.statement.as_ref()?).ok()?;
+    (statement.subject == subject && message.nodes > 0).then_some(Vote { statement, nodes: message.nodes })
+}
