@@ -119,9 +119,15 @@ pub const BOOK_IDLE: Duration = Duration::from_secs(600);
 pub const MAX_TRACKERS: usize = 8;
 /// Announcements are collected for so long, and up to twice as long.
 pub const ANNOUNCE_BATCH: Duration = Duration::from_millis(50);
+/// Shortest time between two full listings to one tracker.
+pub const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(500);
 /// First pause after a failure.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause between attempts at a dead tracker.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(8);
-/// Calls that may be waiting for one tracker.
-pub const MAX_CALLS_WAITING: usize = 1024;
+/// How long one call to a tracker may take, unless configured.
+pub const DEADLINE: Duration = Duration::from_secs(2);
+/// Longest time to connect to a tracker.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest term or pause that a client believes.
+pub const MAX_BELIEVED: Duration = Duration::from_secs(300);

@@ -38,11 +38,6 @@ impl Runs {
         }
     }
 
-    /// Whether `index` is in the set.
-    pub(super) fn contains(&self, index: u32) -> bool {
-        self.0.range(..=index).next_back().is_some_and(|(_, end)| *end > index)
-    }
-
     /// The first run of `within` that is not in the set, up to where the set goes on.
     pub(super) fn first_gap(&self, within: Range<u32>) -> Option<Range<u32>> {
         let start = match self.0.range(..=within.start).next_back() {
@@ -96,7 +91,6 @@ mod tests {
             let within = probe..probe + length;
             prop_assert_eq!(runs.iter().flatten().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(runs.count() as usize, model.len());
-            prop_assert_eq!(runs.contains(probe), model.contains(&probe));
             prop_assert_eq!(runs.intersects(within.clone()), within.clone().any(|index| model.contains(&index)));
             let first = within.clone().find(|index| !model.contains(index));
             prop_assert_eq!(runs.first_gap(within.clone()).map(|gap| gap.start), first);

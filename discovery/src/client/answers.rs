@@ -1,0 +1,147 @@
+//! What is believed of a tracker's answers: a tracker may lie, and must not send a node anywhere it should not go.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::{Found, Lease, LeaseReply, LeaseRequest};
+use lapwing_p2p::identity::PeerId;
+use lapwing_p2p::layout::PieceIndex;
+
+use crate::limits::{MAX_BELIEVED, MAX_HOLDERS_PER_ANSWER, MAX_LESSEES, MAX_OBJECTS_PER_SUBJECT, MIN_WAIT};
+use crate::proto::{self, lease_reply::Outcome};
+use crate::wire;
+
+/// Where cloud machines find their credentials over IPv6; the IPv4 one is link-local.
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+/// Reads the answer to a search for `digest`: no more than the bounds, no peer twice, not this node, no address that no
+/// peer can have. Loopback addresses are taken from a tracker on this machine only.
+pub(super) fn found(reply: &proto::FindReply, digest: Digest, me: PeerId, tracker_is_local: bool) -> Found {
+    let mut seen = HashSet::from([me]);
+    let holders = reply.holders.iter().filter_map(wire::holder);
+    let holders = holders.filter(|holder| may_dial(holder.address.ip(), tracker_is_local) && seen.insert(holder.peer));
+    let holders = holders.take(MAX_HOLDERS_PER_ANSWER).collect();
+    let votes = reply.votes.iter().filter_map(|vote| wire::vote(digest, vote)).take(MAX_OBJECTS_PER_SUBJECT).collect();
+    let lessees = reply.lessees.iter().filter_map(|peer| wire::peer("", peer).ok()).take(MAX_LESSEES).collect();
+    Found { holders, votes, lessees }
+}
+
+fn may_dial(address: IpAddr, tracker_is_local: bool) -> bool {
+    let never = address.is_unspecified()
+        || address.is_multicast()
+        || match address {
+            IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local() || ip == METADATA_V6,
+        };
+    !never && (tracker_is_local || !address.is_loopback())
+}
+
+/// Reads the answer to `request`; none if it grants what was not asked for, or nothing known.
+pub(super) fn leased(reply: &proto::LeaseReply, request: &LeaseRequest) -> Option<LeaseReply> {
+    match reply.outcome.as_ref()? {
+        Outcome::Grant(grant) => {
+            let end = grant.first.checked_add(grant.count)?;
+            let mut wanted = request.missing.iter().chain(&request.urgent);
+            let asked = wanted.any(|run| run.start <= grant.first && end <= run.end);
+            let term = Duration::from_millis(grant.term_ms.into()).min(MAX_BELIEVED);
+            let lease = Lease { id: grant.lease, first: PieceIndex(grant.first), count: grant.count, term };
+            (grant.count > 0 && asked).then_some(LeaseReply::Granted(lease))
+        }
+        Outcome::Wait(wait) => {
+            let pause = Duration::from_millis(wait.pause_ms.into()).clamp(MIN_WAIT, MAX_BELIEVED);
+            Some(LeaseReply::Wait(pause.mul_f64(0.9 + 0.3 * fastrand::f64())))
+        }
+        Outcome::Exhausted(_) => Some(LeaseReply::Exhausted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(node: u8, address: &[u8], port: u32) -> proto::Holder {
+        proto::Holder {
+            node: vec![node; 32],
+            address: address.to_vec(),
+            port,
+            state: proto::HoldingState::Partial.into(),
+        }
+    }
+
+    #[test]
+    fn a_lying_tracker_sends_nobody_astray() {
+        let digest = Digest::of(b"x");
+        let me = PeerId::from_bytes([1; 32]);
+        let link_local: Ipv6Addr = "fe80::1".parse().unwrap();
+        let mapped: Ipv6Addr = "::ffff:169.254.169.254".parse().unwrap();
+        let statement = proto::Statement {
+            subject: vec![7; 32],
+            kind: proto::StatementKind::Metainfo.into(),
+            object: vec![8; 32],
+            length: 1,
+        };
+        let reply = proto::FindReply {
+            holders: vec![
+                holder(1, &[10, 0, 0, 1], 7081),
+                holder(2, &[169, 254, 169, 254], 80),
+                holder(3, &[127, 0, 0, 1], 22),
+                holder(4, &[0, 0, 0, 0], 22),
+                holder(5, &[224, 0, 0, 1], 22),
+                holder(6, &[255, 255, 255, 255], 22),
+                holder(7, &link_local.octets(), 22),
+                holder(8, &METADATA_V6.octets(), 80),
+                holder(9, &mapped.octets(), 80),
+                holder(10, &[10, 0, 0, 2], 0),
+                holder(11, &[10, 0, 0], 7081),
+                holder(12, &[10, 0, 0, 2], 70_000),
+                holder(13, &[10, 0, 0, 3], 7081),
+                holder(13, &[10, 0, 0, 4], 7081),
+            ],
+            votes: vec![proto::Vote { statement: Some(statement), nodes: 9 }, proto::Vote::default()],
+            lessees: vec![vec![1; 31], vec![5; 32]],
+            ..proto::FindReply::default()
+        };
+        let believed = found(&reply, digest, me, false);
+        let addresses: Vec<String> = believed.holders.iter().map(|holder| holder.address.to_string()).collect();
+        assert_eq!(addresses, ["10.0.0.3:7081"]);
+        assert!(believed.votes.is_empty(), "a vote on another subject");
+        assert_eq!(believed.lessees, [PeerId::from_bytes([5; 32])]);
+        assert_eq!(found(&reply, digest, me, true).holders.len(), 2, "loopback from a local tracker");
+    }
+
+    #[test]
+    fn a_million_holders_are_cut_to_the_bound() {
+        let many = (0..1_000_000_u32).map(|index| {
+            let mut node = vec![2; 32];
+            node[..4].copy_from_slice(&index.to_be_bytes());
+            proto::Holder { node, ..holder(0, &[10, 0, 0, 1], 7081) }
+        });
+        let reply = proto::FindReply { holders: many.collect(), ..proto::FindReply::default() };
+        let found = found(&reply, Digest::of(b"x"), PeerId::from_bytes([1; 32]), false);
+        assert_eq!(found.holders.len(), MAX_HOLDERS_PER_ANSWER);
+    }
+
+    #[test]
+    fn a_grant_must_be_of_what_was_asked() {
+        let request = LeaseRequest {
+            digest: Digest::of(b"x"),
+            length: 8 << 20,
+            missing: vec![2..4, 8..9],
+            urgent: vec![0..1, 20..21],
+        };
+        let read = |first, count| {
+            let outcome = Outcome::Grant(proto::lease_reply::Grant { lease: 1, first, count, term_ms: u32::MAX });
+            leased(&proto::LeaseReply { registration: 1, outcome: Some(outcome) }, &request)
+        };
+        for (first, count) in [(2, 2), (2, 1), (8, 1), (0, 1)] {
+            let Some(LeaseReply::Granted(lease)) = read(first, count) else { panic!("{first}+{count}") };
+            assert_eq!((lease.first, lease.count, lease.term), (PieceIndex(first), count, MAX_BELIEVED));
+        }
+        for (first, count) in [(2, 0), (2, 3), (3, 2), (9, 1), (u32::MAX, 2)] {
+            assert_eq!(read(first, count), None, "{first}+{count}");
+        }
+        assert_eq!(leased(&proto::LeaseReply::default(), &request), None);
+    }
+}

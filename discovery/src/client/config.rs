@@ -1,0 +1,137 @@
+//! What a node tells its client of trackers.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lapwing_p2p::identity::PeerId;
+use tonic::transport::{Endpoint, Uri};
+
+use crate::limits::{CONNECT_TIMEOUT, DEADLINE, HEARTBEAT, MAX_TRACKERS};
+use crate::wire::{check_group, check_label};
+
+/// Configuration of a [`TrackerClient`](super::TrackerClient).
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Trackers as `host:port`, at most [`MAX_TRACKERS`]. Every one is told everything; questions go to the first that
+    /// answers, so that all nodes of a cluster should name them in the same order.
+    pub trackers: Vec<String>,
+    /// This node.
+    pub node: PeerId,
+    /// Its group: nodes of one never see those of another. Letters, digits, `.`, `_`, `-`.
+    pub group: String,
+    /// Its zone, or empty if unknown.
+    pub zone: String,
+    /// Its rack, or empty if unknown.
+    pub rack: String,
+    /// TCP port of its piece wire; 0 if it serves nobody.
+    pub piece_port: u16,
+    /// How long one call may take before the next tracker is asked; twice that for a call in all.
+    pub deadline: Duration,
+    /// Between two signs of life, before jitter; a tracker forgets a node that is silent for 55 s.
+    pub heartbeat: Duration,
+}
+
+impl ClientConfig {
+    /// Group `default`, no labels, serving nobody, with the usual times.
+    pub fn new(trackers: Vec<String>, node: PeerId) -> Self {
+        Self {
+            trackers,
+            node,
+            group: "default".to_owned(),
+            zone: String::new(),
+            rack: String::new(),
+            piece_port: 0,
+            deadline: DEADLINE,
+            heartbeat: HEARTBEAT,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
+        check_group(&self.group).map_err(InvalidConfig::Name)?;
+        check_label("zone", &self.zone).map_err(InvalidConfig::Name)?;
+        check_label("rack", &self.rack).map_err(InvalidConfig::Name)?;
+        if self.trackers.is_empty() || self.trackers.len() > MAX_TRACKERS {
+            return Err(InvalidConfig::Count(self.trackers.len()));
+        }
+        Ok(())
+    }
+}
+
+/// A configuration that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConfig {
+    /// The group or a label is malformed.
+    #[error("{0}")]
+    Name(String),
+    /// No tracker, or too many.
+    #[error("{0} trackers are configured; expected 1 to {MAX_TRACKERS}")]
+    Count(usize),
+    /// A tracker's address is malformed.
+    #[error("tracker {0:?}: expected host:port, as in tracker.example:7070 or [fd00::1]:7070")]
+    Address(String),
+}
+
+/// Reads `host:port` (`http://` before it is allowed). Says, too, whether it names this machine.
+pub(super) fn endpoint(tracker: &str) -> Result<(Endpoint, bool), InvalidConfig> {
+    let invalid = || InvalidConfig::Address(tracker.to_owned());
+    let authority = tracker.strip_prefix("http://").unwrap_or(tracker);
+    let uri: Uri = format!("http://{authority}").parse().map_err(|_| invalid())?;
+    let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(invalid)?;
+    if uri.port_u16().is_none_or(|port| port == 0)
+        || uri.path() != "/"
+        || uri.query().is_some()
+        || authority.contains('@')
+    {
+        return Err(invalid());
+    }
+    let ip: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    let local = host == "localhost" || ip.is_some_and(|ip| ip.to_canonical().is_loopback());
+    let endpoint = Endpoint::from(uri)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(Duration::from_secs(30)))
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true);
+    Ok((endpoint, local))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_addresses() {
+        let cases = [("tracker.example:7070", false), ("http://10.0.0.1:7070", false), ("[fd00::1]:7070", false)];
+        let local = [("127.0.0.1:7070", true), ("[::1]:7070", true), ("localhost:1", true)];
+        for (tracker, expected) in cases.into_iter().chain(local) {
+            assert_eq!(endpoint(tracker).unwrap().1, expected, "{tracker}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_address_and_names_it() {
+        for tracker in ["", "tracker", "tracker:0", "tracker:99999", ":7070", "https://t:7070", "t:7070/x", "a@t:7070"]
+        {
+            let error = endpoint(tracker).unwrap_err();
+            assert_eq!(error, InvalidConfig::Address(tracker.to_owned()));
+            assert!(error.to_string().contains("expected host:port"));
+        }
+    }
+
+    #[test]
+    fn refuses_groups_and_labels_that_trackers_would() {
+        let node = PeerId::from_bytes([1; 32]);
+        let good = ClientConfig::new(vec!["t:1".to_owned()], node);
+        assert_eq!(good.check(), Ok(()));
+        for bad in [
+            ClientConfig { group: String::new(), ..good.clone() },
+            ClientConfig { group: "a/b".to_owned(), ..good.clone() },
+            ClientConfig { zone: "a b".to_owned(), ..good.clone() },
+            ClientConfig { rack: "x".repeat(64), ..good.clone() },
+            ClientConfig { trackers: vec![], ..good },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}
