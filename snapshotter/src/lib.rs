@@ -2,8 +2,11 @@
 
 pub mod filter;
 pub mod graph;
+pub mod index;
+mod inflate;
 pub mod limits;
 pub mod remote;
 pub mod service;
 pub mod source;
+pub mod tar;
 pub mod tree;

@@ -18,3 +18,38 @@ pub const MAX_FILTER_SELECTORS: usize = 64;
 pub const MAX_FILTER_REGEX_BYTES: usize = 256 * 1024;
 /// Snapshots in one message of a List stream, as containerd's own service sends them.
 pub const LIST_BATCH: usize = 100;
+
+// Layer index: see `index` and `tar`.
+
+/// Most entries in one layer.
+pub const MAX_ENTRIES: usize = 1 << 20;
+/// Most memory that the file table of one layer may take, in bytes.
+pub const MAX_TABLE_BYTES: usize = 256 << 20;
+/// Longest path or link target, in bytes (Linux PATH_MAX less the NUL).
+pub const MAX_PATH_BYTES: usize = 4095;
+/// Longest name between two slashes, in bytes (Linux NAME_MAX).
+pub const MAX_NAME_BYTES: usize = 255;
+/// Longest name of an extended attribute, in bytes (Linux XATTR_NAME_MAX).
+pub const MAX_XATTR_NAME_BYTES: usize = 255;
+/// Longest value of an extended attribute, in bytes (Linux XATTR_SIZE_MAX).
+pub const MAX_XATTR_VALUE_BYTES: usize = 64 << 10;
+/// Longest PAX header, GNU long name or long link in a tar, in bytes (as in Go's archive/tar, which containerd uses).
+pub const MAX_TAR_META_BYTES: u64 = 1 << 20;
+/// Most stretches of data in one sparse file.
+pub const MAX_EXTENTS: usize = 1 << 20;
+/// Longest file in a layer, in bytes (the kernel's MAX_LFS_FILESIZE).
+pub const MAX_FILE_BYTES: u64 = i64::MAX as u64;
+/// Longest decompressed tar, in bytes.
+pub const MAX_TAR_BYTES: u64 = 1 << 40;
+/// Most output per byte of input over the whole layer, once [`BOMB_FREE_BYTES`] have come out.
+pub const MAX_RATIO: u64 = 1000;
+/// Output that is never called a bomb, in bytes.
+pub const BOMB_FREE_BYTES: u64 = 64 << 20;
+/// Longest span of a gzip layer or plain tar, in bytes of output; also bounds its compressed bytes.
+pub const MAX_SPAN_BYTES: u64 = 64 << 20;
+/// Longest span of a zstd layer, in bytes of output.
+pub const MAX_ZSTD_SPAN_BYTES: u64 = 32 << 20;
+/// Most spans in one layer.
+pub const MAX_SPANS: usize = 1 << 20;
+/// Longest encoded index, in bytes.
+pub const MAX_INDEX_BYTES: usize = 512 << 20;

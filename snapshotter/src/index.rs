@@ -1,0 +1,197 @@
+//! The layer index: where every file of a layer lies in its decompressed tar, and how to inflate any part of that tar
+//! without what comes before it.
+//!
+//! [`IndexBuilder`] makes one in a single pass over the compressed layer and checks both digests on the way. An index is
+//! a pure function of the layer and of the format version, so independent builders can be compared; its encoded bytes,
+//! named by their SHA-256, are an object of the swarm. It holds no state on disk: a crash loses an unfinished build.
+//!
+//! A *span* is a stretch of the tar, about 1 MiB, with the bytes of the layer that it is inflated from. It starts at a
+//! *checkpoint*: for gzip a deflate block boundary (a bit offset and the bytes of the preceding window that are still
+//! used, after zlib's `examples/zran.c`), for zstd a frame, for a plain tar anything. BLAKE3 of both sides is in the
+//! index, so every span is checked alone, before a byte of it is served.
+//!
+//! What is taken: gzip with any number of members, empty ones included, and zeros after the last; anything else after it
+//! is refused, as containerd refuses it. zstd with frames up to 32 MiB of output, skippable frames included.
+//!
+//! # Encoded form, version 1
+//!
+//! All integers little endian. The zstd level, and the zstd release when it changes its output, are part of the version.
+//!
+//! ```text
+//!   0   8  "LAPWINDX"
+//!   8   4  version: 1
+//!  12   4  compression: 0 none, 1 gzip, 2 zstd
+//!  16  32  SHA-256 of the layer
+//!  48   8  length of the layer
+//!  56  32  SHA-256 of the tar (the diffID)
+//!  88   8  length of the tar
+//!  96   4  number of spans, S
+//! 100   4  number of entries
+//! 104   8  length of all windows, W
+//! 112   4  length of the file table as stored, T
+//! 116   4  length of the file table itself
+//! 120      S spans of 88 bytes
+//!              0   8  offset in the layer of the first compressed byte
+//!              8   4  length of the compressed bytes
+//!             12   4  length of the output; spans follow each other in the tar without gaps
+//!             16   2  length of the window as stored, 0 for none
+//!             18   1  bits of the first compressed byte that belong to the span (the high ones), 0 for all eight
+//!             19   5  zero
+//!             24  32  BLAKE3 of the compressed bytes
+//!             56  32  BLAKE3 of the output
+//!       W  windows, each a zstd frame of at most 32 KiB of content, unused bytes zero
+//!       T  file table, one zstd frame
+//! ```
+//!
+//! The file table is one record for each entry, in the order of the tar. `n` is a number in LEB128 without needless bytes,
+//! `s` a number of bytes and the bytes.
+//!
+//! ```text
+//! u8 kind: 0 file, 1 directory, 2 symbolic link, 3 hard link, 4 character device, 5 block device, 6 pipe
+//! n  mode    n  uid    n  gid
+//! n  seconds of the modification time less those of the entry before, zigzag    n  its nanoseconds
+//! n  how many bytes the path shares with that of the entry before    s  the rest of the path
+//! file:    n size, n number of extents, each: n bytes between it and the one before in the file, n the same in the tar
+//!          (there counted from the last extent of any entry before), n its length
+//! links:   s target        devices: n major, n minor
+//! n  number of extended attributes, each: s name, s value
+//! ```
+
+use std::ops::Range;
+
+use lapwing_p2p::digest::Digest;
+
+use crate::tree::Entry;
+
+mod builder;
+mod codec;
+mod error;
+mod gzip;
+mod ledger;
+mod table;
+mod window;
+mod zstd;
+
+pub use builder::IndexBuilder;
+pub use error::{IndexError, SpanError};
+
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// A plain tar.
+    None,
+    /// Gzip, one or more members.
+    Gzip,
+    /// Zstandard, one or more frames.
+    Zstd,
+}
+
+/// Where and with what inflating starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Checkpoint {
+    bits: u8,
+    /// As stored; empty if nothing before is needed.
+    window: Vec<u8>,
+}
+
+/// A stretch of the tar that can be inflated alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Bytes of the layer that are needed to inflate it. Neighbours may share one byte.
+    pub compressed: Range<u64>,
+    /// Bytes of the tar that it gives; never empty.
+    pub output: Range<u64>,
+    compressed_hash: blake3::Hash,
+    output_hash: blake3::Hash,
+    checkpoint: Checkpoint,
+}
+
+impl Span {
+    /// BLAKE3 of the compressed bytes.
+    pub fn compressed_hash(&self) -> &[u8; 32] {
+        self.compressed_hash.as_bytes()
+    }
+
+    /// BLAKE3 of the output.
+    pub fn output_hash(&self) -> &[u8; 32] {
+        self.output_hash.as_bytes()
+    }
+}
+
+/// File table and checkpoints of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Index {
+    layer: Digest,
+    layer_length: u64,
+    diff_id: Digest,
+    tar_length: u64,
+    compression: Compression,
+    spans: Vec<Span>,
+    entries: Vec<Entry>,
+}
+
+impl Index {
+    /// SHA-256 of the compressed layer, its name in the manifest.
+    pub fn layer(&self) -> Digest {
+        self.layer
+    }
+
+    /// Length of the compressed layer, in bytes.
+    pub fn layer_length(&self) -> u64 {
+        self.layer_length
+    }
+
+    /// SHA-256 of the decompressed tar, its name in the image's configuration.
+    pub fn diff_id(&self) -> Digest {
+        self.diff_id
+    }
+
+    /// Length of the decompressed tar, in bytes.
+    pub fn tar_length(&self) -> u64 {
+        self.tar_length
+    }
+
+    /// How the layer is compressed.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// The spans, in order; together they are the tar.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// What the tar says, in its order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The span that holds byte `tar_offset` of the tar, if the tar has it.
+    pub fn span_at(&self, tar_offset: u64) -> Option<usize> {
+        let span = self.spans.partition_point(|span| span.output.end <= tar_offset);
+        (span < self.spans.len()).then_some(span)
+    }
+
+    /// Inflates one span from exactly its compressed bytes and checks both sides. Blocking work on the processor.
+    pub fn inflate_span(&self, span: usize, compressed: &[u8]) -> Result<Vec<u8>, SpanError> {
+        let layer = self.layer;
+        let spans = self.spans.len();
+        let described = self.spans.get(span).ok_or(SpanError::NoSuchSpan { layer, span, spans })?;
+        if blake3::hash(compressed) != described.compressed_hash {
+            return Err(SpanError::WrongInput { layer, span });
+        }
+        let wrong = |problem| SpanError::WrongIndex { layer, span, problem };
+        let length = usize::try_from(described.output.end - described.output.start)
+            .map_err(|_| wrong("longer than memory".to_owned()))?;
+        let output = match self.compression {
+            Compression::None => Ok(compressed.to_vec()),
+            Compression::Gzip => gzip::inflate(&described.checkpoint, compressed, length),
+            Compression::Zstd => zstd::decompress(compressed, length),
+        };
+        let output = output.map_err(wrong)?;
+        if output.len() != length || blake3::hash(&output) != described.output_hash {
+            return Err(wrong("its output has another digest".to_owned()));
+        }
+        Ok(output)
+    }
+}

@@ -1,0 +1,173 @@
+//! What is learned from the bytes of a layer while they pass, whatever compressed them.
+
+use std::mem;
+use std::ops::Range;
+
+use lapwing_p2p::digest::Digest;
+use sha2::{Digest as _, Sha256};
+
+use crate::limits::{BOMB_FREE_BYTES, MAX_INDEX_BYTES, MAX_RATIO, MAX_SPANS, MAX_TAR_BYTES};
+use crate::tar::Scanner;
+use crate::tree::Entry;
+
+use super::{Checkpoint, IndexError, Span};
+
+/// Output after which a span is ended at the next chance, in bytes.
+pub(super) const SPAN_BYTES: u64 = 1 << 20;
+
+/// A span that bytes are still being added to.
+struct Open {
+    compressed_start: u64,
+    output_start: u64,
+    compressed: blake3::Hasher,
+    output: blake3::Hasher,
+    checkpoint: Checkpoint,
+}
+
+/// Counters, hashes, spans and the tar reader.
+pub(super) struct Ledger {
+    layer: Digest,
+    longest_span: u64,
+    consumed: u64,
+    produced: u64,
+    tar_hash: Sha256,
+    tar: Scanner,
+    open: Option<Open>,
+    spans: Vec<Span>,
+    window_bytes: usize,
+}
+
+/// All that a finished ledger knows.
+pub(super) struct Account {
+    pub(super) diff_id: Digest,
+    pub(super) tar_length: u64,
+    pub(super) spans: Vec<Span>,
+    pub(super) entries: Vec<Entry>,
+}
+
+impl Ledger {
+    pub(super) fn new(layer: Digest, longest_span: u64) -> Self {
+        Self {
+            layer,
+            longest_span,
+            consumed: 0,
+            produced: 0,
+            tar_hash: Sha256::new(),
+            tar: Scanner::default(),
+            open: None,
+            spans: Vec::new(),
+            window_bytes: 0,
+        }
+    }
+
+    pub(super) fn layer(&self) -> Digest {
+        self.layer
+    }
+
+    /// Bytes of the layer that the decoder has used.
+    pub(super) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// Whether a span is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Whether the open span is long enough to end at the next chance.
+    pub(super) fn is_full(&self) -> bool {
+        self.open.as_ref().is_none_or(|open| self.produced - open.output_start >= SPAN_BYTES)
+    }
+
+    /// Accounts for bytes that the decoder consumed.
+    pub(super) fn consume(&mut self, compressed: &[u8]) -> Result<(), IndexError> {
+        self.consumed += compressed.len() as u64;
+        if let Some(open) = &mut self.open {
+            open.compressed.update(compressed);
+            if self.consumed - open.compressed_start > self.longest_span + SPAN_BYTES {
+                return Err(self.span_too_long());
+            }
+        }
+        Ok(())
+    }
+
+    /// Accounts for bytes that came out; call [`Self::consume`] first for those that they came from.
+    pub(super) fn produce(&mut self, output: &[u8]) -> Result<(), IndexError> {
+        if output.is_empty() {
+            return Ok(());
+        }
+        self.produced += output.len() as u64;
+        let is_bomb = self.produced > BOMB_FREE_BYTES && self.produced / MAX_RATIO > self.consumed;
+        if is_bomb || self.produced > MAX_TAR_BYTES {
+            return Err(IndexError::Bomb { layer: self.layer, ratio: MAX_RATIO });
+        }
+        let open = self.open.as_mut().expect("decoders cut before they produce");
+        open.output.update(output);
+        if self.produced - open.output_start > self.longest_span {
+            return Err(self.span_too_long());
+        }
+        self.tar_hash.update(output);
+        self.tar.push(output).map_err(|error| IndexError::from_tar(self.layer, error))
+    }
+
+    /// Ends the open span and begins one here; `shared` is the byte consumed last if it also belongs to the new span.
+    pub(super) fn cut(&mut self, bits: u8, shared: Option<u8>) -> Result<(), IndexError> {
+        self.close();
+        if self.spans.len() >= MAX_SPANS {
+            return Err(IndexError::Unsupported { layer: self.layer, what: format!("more than {MAX_SPANS} spans") });
+        }
+        let mut compressed = blake3::Hasher::new();
+        compressed.update(shared.as_slice());
+        self.open = Some(Open {
+            compressed_start: self.consumed - shared.as_slice().len() as u64,
+            output_start: self.produced,
+            compressed,
+            output: blake3::Hasher::new(),
+            checkpoint: Checkpoint { bits, window: Vec::new() },
+        });
+        Ok(())
+    }
+
+    /// Sets the window of the open span.
+    pub(super) fn set_window(&mut self, window: Vec<u8>) -> Result<(), IndexError> {
+        self.window_bytes += window.len();
+        if self.window_bytes > MAX_INDEX_BYTES / 2 {
+            return Err(IndexError::Unsupported { layer: self.layer, what: "windows too large to share".to_owned() });
+        }
+        if let Some(open) = &mut self.open {
+            open.checkpoint.window = window;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        let output = Range { start: open.output_start, end: self.produced };
+        if output.is_empty() {
+            return;
+        }
+        self.spans.push(Span {
+            compressed: open.compressed_start..self.consumed,
+            output,
+            compressed_hash: open.compressed.finalize(),
+            output_hash: open.output.finalize(),
+            checkpoint: open.checkpoint,
+        });
+    }
+
+    fn span_too_long(&self) -> IndexError {
+        let what = format!("a compressed block or frame beyond {} MiB", self.longest_span >> 20);
+        IndexError::Unsupported { layer: self.layer, what }
+    }
+
+    pub(super) fn finish(mut self) -> Result<Account, IndexError> {
+        self.close();
+        let entries = mem::take(&mut self.tar).finish().map_err(|error| IndexError::from_tar(self.layer, error))?;
+        Ok(Account {
+            diff_id: Digest::from_bytes(self.tar_hash.finalize().into()),
+            tar_length: self.produced,
+            spans: self.spans,
+            entries,
+        })
+    }
+}
