@@ -25,6 +25,11 @@ lint: packages deny ## Formatting, clippy, dependency rules, shell scripts
 	"$(LAPWING_CACHE)/deny/$(CARGO_DENY_VERSION)/bin/cargo-deny" --workspace check bans licenses sources
 	git ls-files '*.sh' .ci/run | xargs shellcheck
 
+.PHONY: bench-index
+bench-index: ## CPU and size of building a layer index, against plain decompression; writes target/bench/index.json
+	@mkdir -p target/bench
+	cargo run --release --quiet --package lapwing-bench --bin index | tee target/bench/index.json
+
 .PHONY: release
 release: ## The optimised binary, target/release/lapwing
 	cargo build --release --bin lapwing
