@@ -1,9 +1,12 @@
 //! Layer index, EROFS metadata writer, lazy mounts and the containerd snapshots service.
 
+pub mod erofs;
 pub mod filter;
+pub mod fuse;
 pub mod graph;
 pub mod index;
 mod inflate;
+pub mod lazy;
 pub mod limits;
 pub mod remote;
 pub mod service;

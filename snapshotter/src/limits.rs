@@ -53,3 +53,20 @@ pub const MAX_ZSTD_SPAN_BYTES: u64 = 32 << 20;
 pub const MAX_SPANS: usize = 1 << 20;
 /// Longest encoded index, in bytes.
 pub const MAX_INDEX_BYTES: usize = 512 << 20;
+
+// Lazy mounts: see `erofs`, `fuse` and `lazy`.
+
+/// Symbolic links followed while one path of a layer is resolved, as in containerd's `fs.RootPath`.
+pub const MAX_LINKS_FOLLOWED: usize = 255;
+/// Most chunk indexes in one EROFS image: 32 MiB of them. Only sparse files need more than one each.
+pub const MAX_CHUNK_INDEXES: u64 = 1 << 22;
+/// Longest value of an extended attribute, in bytes: the field in EROFS has 16 bits.
+pub const MAX_EROFS_XATTR_BYTES: usize = 65_535;
+/// Longest EROFS image, in bytes; a layer whose metadata is larger is pulled whole.
+pub const MAX_IMAGE_BYTES: u64 = 4 << 30;
+/// Reads of the data files in work at once; more wait in order.
+pub const MAX_READS_IN_FLIGHT: usize = 512;
+/// Longest read that the FUSE loop answers, in bytes (`max_pages` 256 as negotiated).
+pub const MAX_READ_BYTES: u32 = 1 << 20;
+/// Bytes fetched ahead of a sequential reader, at most.
+pub const MAX_READ_AHEAD_BYTES: u64 = 8 << 20;

@@ -1,0 +1,57 @@
+//! Makes and removes mounts.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+/// Opens `/dev/fuse`: one new connection, not yet mounted.
+///
+/// # Errors
+///
+/// When the kernel has no FUSE or the caller may not use it.
+pub fn open_device() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    Ok(rustix::fs::open("/dev/fuse", flags, Mode::empty())?)
+}
+
+/// Mounts the connection behind `device` at the directory `at`.
+///
+/// # Errors
+///
+/// When mount(2) refuses: not root, or `at` is no directory.
+pub fn mount_at(device: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
+    let options =
+        format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
+    let options = CString::new(options).map_err(io::Error::other)?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
+    Ok(rustix::mount::mount("lapwing", at, "fuse.lapwing", flags, options.as_c_str())?)
+}
+
+/// Takes every mount off `at`, lazily: what still uses one keeps it. Nothing mounted or no such path is success.
+///
+/// # Errors
+///
+/// When umount2(2) fails otherwise.
+pub fn detach(at: &Path) -> io::Result<()> {
+    loop {
+        match rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whether something is mounted at `at`. Asks no filesystem: a dead FUSE mount answers too.
+pub fn is_mount_root(at: &Path) -> bool {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+    match rustix::fs::statx(CWD, at, flags, StatxFlags::empty()) {
+        Ok(statx) => statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+        Err(error) => error == Errno::NOTCONN,
+    }
+}

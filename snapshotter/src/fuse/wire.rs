@@ -1,0 +1,193 @@
+//! FUSE's structures, protocol 7.38 (`include/uapi/linux/fuse.h`), in the byte order of the machine.
+
+use super::DataFile;
+
+pub(super) const IN_HEADER: usize = 40;
+pub(super) const OUT_HEADER: usize = 16;
+pub(super) const ROOT: u64 = 1;
+
+pub(super) const LOOKUP: u32 = 1;
+pub(super) const FORGET: u32 = 2;
+pub(super) const GETATTR: u32 = 3;
+pub(super) const OPEN: u32 = 14;
+pub(super) const READ: u32 = 15;
+pub(super) const STATFS: u32 = 17;
+pub(super) const RELEASE: u32 = 18;
+pub(super) const FLUSH: u32 = 25;
+pub(super) const INIT: u32 = 26;
+pub(super) const OPENDIR: u32 = 27;
+pub(super) const READDIR: u32 = 28;
+pub(super) const RELEASEDIR: u32 = 29;
+pub(super) const INTERRUPT: u32 = 36;
+pub(super) const DESTROY: u32 = 38;
+pub(super) const BATCH_FORGET: u32 = 42;
+
+/// Seconds for which the kernel may keep a name or attributes.
+const VALID_SECONDS: u64 = 60;
+const FOPEN_DIRECT_IO: u32 = 1;
+const MAJOR: u32 = 7;
+const MINOR: u32 = 38;
+/// `ASYNC_READ`, `MAX_PAGES`, `PARALLEL_DIROPS`, `ASYNC_DIO`, `EXPLICIT_INVAL_DATA`, `INIT_EXT`, `HAS_RESEND`.
+const FLAGS: u64 = 0x80_4244_8001;
+const INIT_EXT: u64 = 1 << 30;
+/// Smaller than a page: nothing is ever written.
+const MAX_WRITE: u32 = 4096;
+const MAX_BACKGROUND: u16 = 64;
+
+/// A request as the kernel sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Request<'a> {
+    pub(super) opcode: u32,
+    pub(super) unique: u64,
+    pub(super) nodeid: u64,
+    pub(super) body: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let length = u32_at(bytes, 0)? as usize;
+        if length != bytes.len() || length < IN_HEADER {
+            return None;
+        }
+        Some(Self {
+            opcode: u32_at(bytes, 4)?,
+            unique: u64_at(bytes, 8)?,
+            nodeid: u64_at(bytes, 16)?,
+            body: &bytes[IN_HEADER..],
+        })
+    }
+
+    /// The name in a LOOKUP.
+    pub(super) fn name(&self) -> Option<&'a [u8]> {
+        self.body.split(|&byte| byte == 0).next()
+    }
+
+    /// Offset and length in a READ or READDIR.
+    pub(super) fn extent(&self) -> Option<(u64, u32)> {
+        Some((u64_at(self.body, 8)?, u32_at(self.body, 16)?))
+    }
+
+    /// The flags in an OPEN.
+    pub(super) fn open_flags(&self) -> Option<u32> {
+        u32_at(self.body, 0)
+    }
+}
+
+pub(super) fn out_header(length: usize, errno: i32, unique: u64) -> [u8; OUT_HEADER] {
+    let mut header = [0; OUT_HEADER];
+    header[..4].copy_from_slice(&((OUT_HEADER + length) as u32).to_ne_bytes());
+    header[4..8].copy_from_slice(&(-errno).to_ne_bytes());
+    header[8..].copy_from_slice(&unique.to_ne_bytes());
+    header
+}
+
+/// The notification (`FUSE_NOTIFY_RESEND`) that makes the kernel send again what a former process had read and not answered.
+pub(super) fn resend() -> [u8; OUT_HEADER] {
+    const NOTIFY_RESEND: i32 = 7;
+    out_header(0, -NOTIFY_RESEND, 0)
+}
+
+/// The answer to INIT; `None` when the kernel's protocol is not 7.
+pub(super) fn init_out(body: &[u8]) -> Option<[u8; 64]> {
+    let (major, max_readahead) = (u32_at(body, 0)?, u32_at(body, 8)?);
+    let mut offered = u64::from(u32_at(body, 12)?);
+    if offered & INIT_EXT != 0 {
+        offered |= u64::from(u32_at(body, 16)?) << 32;
+    }
+    if major != MAJOR {
+        return None;
+    }
+    let flags = FLAGS & offered;
+    let mut out = [0; 64];
+    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &MAJOR.to_ne_bytes());
+    put(4, &MINOR.to_ne_bytes());
+    put(8, &max_readahead.to_ne_bytes());
+    put(12, &(flags as u32).to_ne_bytes());
+    put(16, &MAX_BACKGROUND.to_ne_bytes());
+    put(18, &(MAX_BACKGROUND / 4 * 3).to_ne_bytes());
+    put(20, &MAX_WRITE.to_ne_bytes());
+    put(24, &1u32.to_ne_bytes());
+    put(28, &((crate::limits::MAX_READ_BYTES / 4096) as u16).to_ne_bytes());
+    put(32, &((flags >> 32) as u32).to_ne_bytes());
+    Some(out)
+}
+
+fn attr(file: Option<DataFile>) -> [u8; 88] {
+    let (ino, size, mode, links) = match file {
+        Some(file) => (file.nodeid, file.size, 0o100_400u32, 1u32),
+        None => (ROOT, 0, 0o040_500, 2),
+    };
+    let mut out = [0; 88];
+    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &ino.to_ne_bytes());
+    put(8, &size.to_ne_bytes());
+    put(16, &size.div_ceil(512).to_ne_bytes());
+    put(60, &mode.to_ne_bytes());
+    put(64, &links.to_ne_bytes());
+    put(80, &4096u32.to_ne_bytes());
+    out
+}
+
+/// The answer to LOOKUP.
+pub(super) fn entry_out(file: DataFile) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    out.extend(file.nodeid.to_ne_bytes());
+    out.extend(0u64.to_ne_bytes());
+    out.extend(VALID_SECONDS.to_ne_bytes());
+    out.extend(VALID_SECONDS.to_ne_bytes());
+    out.extend(0u64.to_ne_bytes());
+    out.extend(attr(Some(file)));
+    out
+}
+
+/// The answer to GETATTR; `None` for the root.
+pub(super) fn attr_out(file: Option<DataFile>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(104);
+    out.extend(VALID_SECONDS.to_ne_bytes());
+    out.extend(0u64.to_ne_bytes());
+    out.extend(attr(file));
+    out
+}
+
+/// The answer to OPEN and OPENDIR.
+pub(super) fn open_out(direct_io: bool) -> [u8; 16] {
+    let mut out = [0; 16];
+    let flags = if direct_io { FOPEN_DIRECT_IO } else { 0 };
+    out[8..12].copy_from_slice(&flags.to_ne_bytes());
+    out
+}
+
+/// The answer to STATFS: an empty, full filesystem.
+pub(super) fn statfs_out() -> [u8; 80] {
+    let mut out = [0; 80];
+    out[40..44].copy_from_slice(&512u32.to_ne_bytes());
+    out[44..48].copy_from_slice(&255u32.to_ne_bytes());
+    out[48..52].copy_from_slice(&512u32.to_ne_bytes());
+    out
+}
+
+/// Appends a directory entry unless it would exceed `limit`; `next` is the offset behind it.
+pub(super) fn push_dirent(out: &mut Vec<u8>, limit: usize, name: &[u8], ino: u64, next: u64, directory: bool) -> bool {
+    let length = (24 + name.len()).next_multiple_of(8);
+    if out.len() + length > limit {
+        return false;
+    }
+    let end = out.len() + length;
+    let kind = if directory { 4u32 } else { 8 };
+    out.extend(ino.to_ne_bytes());
+    out.extend(next.to_ne_bytes());
+    out.extend((name.len() as u32).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(name);
+    out.resize(end, 0);
+    true
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}

@@ -1,0 +1,118 @@
+//! Lazily fetched layers: decompressed tars of which only the spans that somebody reads are brought here.
+//!
+//! * [`layer`]: one layer: index, source of compressed bytes, span cache, single flight, background completion
+//! * [`cache`]: the spans on disk, and the bitmap that says which
+//! * [`readahead`]: finds sequential readers
+//! * [`mounts`]: the FUSE mount that serves the tars, and the EROFS mounts on top
+//! * [`erofs_mount`]: one EROFS mount
+//! * [`inherit`]: attributes of directories that only lower layers describe
+//! * [`probe`]: whether this kernel can do it
+//!
+//! A read goes: process -> EROFS -> FUSE -> [`LazyLayer::read`] -> span in the cache, or compressed bytes by the
+//! [`LayerSource`](crate::source::LayerSource) -> inflated and checked against the index -> written to the cache ->
+//! answered in full, or EIO.
+//!
+//! After a crash every span whose bit is set is right: data is synced before its bit. A lost bit costs a refetch.
+
+mod cache;
+mod erofs_mount;
+mod index;
+mod inherit;
+mod layer;
+mod mounts;
+mod probe;
+mod readahead;
+
+pub use index::{LayerIndex, Span};
+pub use layer::{LazyLayer, Progress, Proof};
+pub use mounts::{LazyMounts, MountError};
+pub use probe::{Support, Unsupported, probe};
+
+use std::time::Duration;
+
+use lapwing_p2p::digest::Digest;
+
+use crate::source::SourceError;
+
+/// How lazy layers behave.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long a read may take before its process gets EIO.
+    pub deadline: Duration,
+    /// Spans inflated at once, all layers together.
+    pub inflations: usize,
+    /// Spans that background completion of one layer has in work at once.
+    pub background_spans: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { deadline: Duration::from_secs(60), inflations: cores, background_spans: 4 }
+    }
+}
+
+/// Why bytes of a lazy layer cannot be had. Nothing wrong is ever given instead.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LazyError {
+    /// The compressed bytes did not come.
+    #[error("layer {layer}, span {span}: {cause}")]
+    Source {
+        /// The layer.
+        layer: Digest,
+        /// Number of the span.
+        span: usize,
+        /// What the source says.
+        cause: SourceError,
+    },
+    /// The compressed bytes did not come in time.
+    #[error("layer {layer}, span {span}: no bytes within {} s; are peers and registry reachable?", waited.as_secs())]
+    Deadline {
+        /// The layer.
+        layer: Digest,
+        /// Number of the span.
+        span: usize,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The bytes came and are not those that the index names.
+    #[error("layer {layer}, span {span}: {cause}")]
+    Corrupt {
+        /// The layer.
+        layer: Digest,
+        /// Number of the span.
+        span: usize,
+        /// What does not match.
+        cause: String,
+    },
+    /// The whole tar came and is not the one that the image names: the index is wrong.
+    #[error(
+        "layer {layer} is quarantined: its tar is {found}, the image says {expected}; remove the image and pull it again"
+    )]
+    Quarantined {
+        /// The layer.
+        layer: Digest,
+        /// The diffID of the image's configuration.
+        expected: Digest,
+        /// The digest of what the index gives.
+        found: String,
+    },
+    /// The index contradicts itself.
+    #[error("the index of layer {layer} is unusable: {cause}; the layer must be pulled whole")]
+    Index {
+        /// The layer.
+        layer: Digest,
+        /// What is wrong.
+        cause: String,
+    },
+    /// The cache on disk fails.
+    #[error("cache of layer {layer} in {path}: {cause}")]
+    Cache {
+        /// The layer.
+        layer: Digest,
+        /// Its directory.
+        path: String,
+        /// The system's error.
+        cause: String,
+    },
+}

@@ -1,0 +1,273 @@
+//! The spans of one layer that are on this machine: `tar`, a sparse file of decompressed bytes, and `spans`, which says
+//! what of it is there.
+//!
+//! ```text
+//! spans: "LWSPANS1" | fingerprint of the span table (32) | state (1) | zeros (3) | spans (u32) | bitmap | CRC32C (u32)
+//! ```
+//!
+//! Integers are little endian. The file is replaced as a whole, after `tar` was synced: a set bit is right after any
+//! crash. A `spans` file that does not check out, or belongs to another span table, counts as empty.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+const MAGIC: &[u8; 8] = b"LWSPANS1";
+const HEADER: usize = 48;
+
+/// What is known of the tar as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Proof {
+    /// Spans match the index; the whole has not been compared with the image's diffID yet.
+    Pending = 0,
+    /// The whole tar has the image's diffID.
+    Proved = 1,
+    /// The whole tar has another digest: the index lies.
+    Quarantined = 2,
+}
+
+impl Proof {
+    fn of(byte: u8) -> Option<Self> {
+        [Self::Pending, Self::Proved, Self::Quarantined].into_iter().find(|proof| *proof as u8 == byte)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct SpanCache {
+    directory: PathBuf,
+    tar: File,
+    fingerprint: [u8; 32],
+    spans: usize,
+    words: Vec<AtomicU64>,
+    present: AtomicUsize,
+    proof: AtomicU8,
+    dirty: AtomicBool,
+    /// All spans are on disk and the bitmap says so.
+    settled: AtomicBool,
+    /// Held while the bitmap is replaced, so that an older one never follows a newer one.
+    replacing: Mutex<()>,
+}
+
+impl SpanCache {
+    /// Opens or makes the cache in `directory` for a device of `length` bytes.
+    pub(super) fn open(directory: &Path, fingerprint: [u8; 32], spans: usize, length: u64) -> io::Result<Self> {
+        let tar_path = directory.join("tar");
+        let kept = fs::metadata(&tar_path).is_ok_and(|tar| tar.is_file() && tar.len() == length);
+        if !kept {
+            // Bits first, data second: a crash between must not leave bits over an empty file.
+            remove_if_there(&directory.join("spans"))?;
+            remove_if_there(&tar_path)?;
+            File::open(directory)?.sync_all()?;
+        }
+        let tar = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&tar_path)?;
+        tar.set_len(length)?;
+        let (words, proof) = load(&directory.join("spans"), &fingerprint, spans);
+        let present: usize = words.iter().map(|word| word.count_ones() as usize).sum();
+        Ok(Self {
+            directory: directory.to_owned(),
+            tar,
+            fingerprint,
+            spans,
+            words: words.into_iter().map(AtomicU64::new).collect(),
+            present: AtomicUsize::new(present),
+            proof: AtomicU8::new(proof as u8),
+            dirty: AtomicBool::new(false),
+            settled: AtomicBool::new(present == spans),
+            replacing: Mutex::new(()),
+        })
+    }
+
+    /// The file that holds the bytes.
+    pub(super) fn tar_path(&self) -> PathBuf {
+        self.directory.join("tar")
+    }
+
+    pub(super) fn has(&self, span: usize) -> bool {
+        self.words[span / 64].load(Ordering::Acquire) & (1 << (span % 64)) != 0
+    }
+
+    pub(super) fn present(&self) -> usize {
+        self.present.load(Ordering::Acquire)
+    }
+
+    /// Whether every span is on disk, and would be after a crash.
+    pub(super) fn settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn proof(&self) -> Proof {
+        Proof::of(self.proof.load(Ordering::Acquire)).unwrap_or(Proof::Quarantined)
+    }
+
+    pub(super) fn set_proof(&self, proof: Proof) {
+        self.proof.store(proof as u8, Ordering::Release);
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Reads bytes of spans that are present.
+    pub(super) fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let mut bytes = vec![0; length];
+        self.tar.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes.into())
+    }
+
+    /// Writes a span; its bit lasts from the next [`SpanCache::commit`].
+    pub(super) fn write(&self, span: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.tar.write_all_at(bytes, offset)?;
+        let bit = 1 << (span % 64);
+        if self.words[span / 64].fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            self.present.fetch_add(1, Ordering::AcqRel);
+        }
+        self.dirty.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Forgets a span whose bytes cannot be read back.
+    pub(super) fn forget(&self, span: usize) {
+        let bit = 1 << (span % 64);
+        if self.words[span / 64].fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+            self.present.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.settled.store(false, Ordering::Release);
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Makes what was written last: syncs the bytes, then replaces the bitmap. Blocks on the disk.
+    pub(super) fn commit(&self) -> io::Result<()> {
+        let _replacing = self.replacing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        // Taken before the sync: bits set during it are for the next time.
+        let words: Vec<u64> = self.words.iter().map(|word| word.load(Ordering::Acquire)).collect();
+        let outcome = self.tar.sync_data().and_then(|()| self.replace_bitmap(&words));
+        match outcome {
+            Ok(()) => {
+                let present: usize = words.iter().map(|word| word.count_ones() as usize).sum();
+                self.settled.store(present == self.spans, Ordering::Release);
+            }
+            Err(_) => self.dirty.store(true, Ordering::Release),
+        }
+        outcome
+    }
+
+    fn replace_bitmap(&self, words: &[u64]) -> io::Result<()> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(self.fingerprint);
+        bytes.extend([self.proof.load(Ordering::Acquire), 0, 0, 0]);
+        bytes.extend((self.spans as u32).to_le_bytes());
+        bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        replace_file(&self.directory.join("spans"), &bytes)
+    }
+}
+
+/// The bitmap and state in `path`; all zero where it is missing, damaged or another's.
+fn load(path: &Path, fingerprint: &[u8; 32], spans: usize) -> (Vec<u64>, Proof) {
+    let empty = (vec![0; spans.div_ceil(64)], Proof::Pending);
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(path = %path.display(), %error, "a span bitmap cannot be read; its spans are fetched again");
+            }
+            return empty;
+        }
+    };
+    parse(&bytes, fingerprint, spans).unwrap_or_else(|| {
+        tracing::warn!(path = %path.display(), "a span bitmap is damaged or outdated; its spans are fetched again");
+        empty
+    })
+}
+
+fn parse(bytes: &[u8], fingerprint: &[u8; 32], spans: usize) -> Option<(Vec<u64>, Proof)> {
+    let (body, sum) = bytes.split_last_chunk::<4>()?;
+    let bitmap = body.get(HEADER..)?;
+    let ours = body[..8] == MAGIC[..]
+        && body[8..40] == fingerprint[..]
+        && body[44..48] == (spans as u32).to_le_bytes()
+        && bitmap.len() == spans.div_ceil(64) * 8
+        && crc32c::crc32c(body) == u32::from_le_bytes(*sum);
+    let words: Vec<u64> = bitmap.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let stray = !spans.is_multiple_of(64) && words.last().is_some_and(|word| word >> (spans % 64) != 0);
+    (ours && !stray).then_some((words, Proof::of(body[40])?))
+}
+
+/// Replaces `path` by `bytes` so that a crash leaves the old or the new content.
+pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (directory, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
+    let mut temporary_name = name.to_owned();
+    temporary_name.push(".new");
+    let temporary = directory.join(temporary_name);
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(directory)?.sync_all()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRINT: [u8; 32] = [7; 32];
+
+    #[test]
+    fn committed_spans_survive_and_others_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = SpanCache::open(directory.path(), PRINT, 70, 7000).unwrap();
+        cache.write(69, 6900, &[1; 100]).unwrap();
+        cache.set_proof(Proof::Proved);
+        cache.commit().unwrap();
+        cache.write(3, 300, &[2; 100]).unwrap();
+        assert!(cache.has(3));
+        drop(cache);
+        let cache = SpanCache::open(directory.path(), PRINT, 70, 7000).unwrap();
+        assert!(cache.has(69) && !cache.has(3));
+        assert_eq!((cache.present(), cache.proof()), (1, Proof::Proved));
+        assert_eq!(cache.read(6900, 100).unwrap(), &[1; 100][..]);
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_bitmap_counts_as_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("spans");
+        let cache = SpanCache::open(directory.path(), PRINT, 9, 900).unwrap();
+        cache.write(0, 0, &[1; 100]).unwrap();
+        cache.commit().unwrap();
+        let good = fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            assert_eq!(parse(&bad, &PRINT, 9), None, "byte {at}");
+        }
+        assert_eq!(parse(&good, &[8; 32], 9), None);
+        assert_eq!(parse(&good[..20], &PRINT, 9), None);
+        assert!(parse(&good, &PRINT, 9).is_some());
+    }
+
+    #[test]
+    fn bits_do_not_outlive_their_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = SpanCache::open(directory.path(), PRINT, 1, 512).unwrap();
+        cache.write(0, 0, &[1; 512]).unwrap();
+        cache.commit().unwrap();
+        assert!(cache.settled());
+        fs::remove_file(directory.path().join("tar")).unwrap();
+        let cache = SpanCache::open(directory.path(), PRINT, 1, 512).unwrap();
+        assert!(!cache.has(0) && !cache.settled());
+    }
+}

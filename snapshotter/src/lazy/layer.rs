@@ -1,0 +1,453 @@
+//! One lazily fetched layer.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::{FutureExt as _, Shared};
+use futures_util::stream::{self, StreamExt as _};
+use lapwing_p2p::digest::Digest;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
+
+pub use super::cache::Proof;
+use super::cache::SpanCache;
+use super::index::LayerIndex;
+use super::readahead::ReadAhead;
+use super::{LazyError, Options};
+use crate::erofs::device_length;
+use crate::limits::{MAX_READ_AHEAD_BYTES, MAX_SPAN_OUTPUT_BYTES, MAX_SPANS};
+use crate::source::{LayerSource, Urgency};
+
+/// How long written spans may wait for their bits to be made lasting.
+const COMMIT_DELAY: Duration = Duration::from_secs(1);
+/// After a span missed its deadline, reads of it fail at once for so long: the kernel repeats a failed read page by
+/// page, and each would wait anew.
+const DEADLINE_MEMORY: Duration = Duration::from_secs(1);
+/// Background fetches may take this many times the deadline of a read.
+const BACKGROUND_PATIENCE: u32 = 10;
+/// Spans read ahead at once for one layer.
+const READ_AHEAD_FETCHES: usize = 4;
+
+/// How much of a layer is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Spans of the layer.
+    pub spans: usize,
+    /// Spans in the cache.
+    pub present: usize,
+    /// What is known of the whole.
+    pub proof: Proof,
+}
+
+type Outcome = Result<Bytes, LazyError>;
+
+/// A fetch that others may wait for.
+#[derive(Clone)]
+struct Flight {
+    number: u64,
+    urgency: Urgency,
+    outcome: Shared<oneshot::Receiver<Outcome>>,
+}
+
+/// The decompressed tar of a layer, brought here span by span as it is read.
+pub struct LazyLayer {
+    index: Arc<dyn LayerIndex>,
+    source: Arc<dyn LayerSource>,
+    cache: SpanCache,
+    options: Options,
+    inflations: Arc<Semaphore>,
+    flights: Mutex<HashMap<usize, Flight>>,
+    flight_number: AtomicU64,
+    missed: Mutex<Option<(usize, Instant, LazyError)>>,
+    ahead: Mutex<ReadAhead>,
+    ahead_fetches: Arc<Semaphore>,
+    commit_due: AtomicBool,
+    runtime: tokio::runtime::Handle,
+}
+
+impl std::fmt::Debug for LazyLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LazyLayer").field("digest", &self.index.layer()).field("progress", &self.progress()).finish()
+    }
+}
+
+impl LazyLayer {
+    /// Opens a layer whose cache is in `directory` (made if missing). `inflations` bounds the CPU work of all layers.
+    /// Must be called within a tokio runtime; blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When the index contradicts itself or the disk fails.
+    pub fn open(
+        directory: &Path,
+        index: Arc<dyn LayerIndex>,
+        source: Arc<dyn LayerSource>,
+        options: Options,
+        inflations: Arc<Semaphore>,
+    ) -> Result<Arc<Self>, LazyError> {
+        let layer = index.layer();
+        check_spans(&*index).map_err(|cause| LazyError::Index { layer, cause })?;
+        let fingerprint = fingerprint(&*index);
+        let cache = std::fs::create_dir_all(directory)
+            .and_then(|()| {
+                SpanCache::open(directory, fingerprint, index.spans().len(), device_length(index.tar_length()))
+            })
+            .map_err(|error| LazyError::Cache {
+                layer,
+                path: directory.display().to_string(),
+                cause: error.to_string(),
+            })?;
+        Ok(Arc::new(Self {
+            index,
+            source,
+            cache,
+            options,
+            inflations,
+            flights: Mutex::default(),
+            flight_number: AtomicU64::new(0),
+            missed: Mutex::default(),
+            ahead: Mutex::default(),
+            ahead_fetches: Arc::new(Semaphore::new(READ_AHEAD_FETCHES)),
+            commit_due: AtomicBool::new(false),
+            runtime: tokio::runtime::Handle::current(),
+        }))
+    }
+
+    /// The layer's digest.
+    pub fn digest(&self) -> Digest {
+        self.index.layer()
+    }
+
+    /// The layer's index.
+    pub fn index(&self) -> &Arc<dyn LayerIndex> {
+        &self.index
+    }
+
+    /// Length of the data file: the tar's, rounded up to whole blocks of 512 bytes.
+    pub fn device_length(&self) -> u64 {
+        device_length(self.index.tar_length())
+    }
+
+    /// How much is here.
+    pub fn progress(&self) -> Progress {
+        Progress { spans: self.index.spans().len(), present: self.cache.present(), proof: self.cache.proof() }
+    }
+
+    /// The local file with the whole tar, once all of it is on disk to stay.
+    pub fn complete(&self) -> Option<PathBuf> {
+        (self.cache.settled() && self.cache.proof() != Proof::Quarantined).then(|| self.cache.tar_path())
+    }
+
+    /// Makes what is in the cache last. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails.
+    pub fn commit(&self) -> std::io::Result<()> {
+        self.cache.commit()
+    }
+
+    /// The bytes of `range` if all of it is in the cache. Blocks on the local disk only.
+    pub fn read_cached(self: &Arc<Self>, range: Range<u64>) -> Option<Bytes> {
+        let spans = self.spans_of(&range);
+        if self.cache.proof() == Proof::Quarantined || !spans.clone().all(|span| self.cache.has(span)) {
+            return None;
+        }
+        self.read_ahead(&range);
+        self.cache.read(range.start, (range.end - range.start) as usize).ok()
+    }
+
+    /// The bytes of `range` (within [`LazyLayer::device_length`]): from the cache, or fetched now. Behind the end of the
+    /// tar there are zeros.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes do not come before the deadline or are not the right ones; nothing of a failure is kept but a
+    /// missed deadline, for a second.
+    pub async fn read(self: &Arc<Self>, range: Range<u64>) -> Outcome {
+        self.refuse_quarantined()?;
+        self.read_ahead(&range);
+        let spans = self.spans_of(&range);
+        let flights: Vec<_> = spans.map(|span| (span, self.span(span, Urgency::Fault))).collect();
+        let mut out = BytesMut::with_capacity((range.end - range.start) as usize);
+        for (span, bytes) in flights {
+            let bytes = bytes.await.inspect_err(|error| self.log(span, error))?;
+            let output = &self.index.spans()[span].output;
+            let from = range.start.max(output.start) - output.start;
+            let to = range.end.min(output.end) - output.start;
+            if out.is_empty() && to - from == range.end - range.start {
+                return Ok(bytes.slice(from as usize..to as usize));
+            }
+            out.extend_from_slice(&bytes[from as usize..to as usize]);
+        }
+        out.resize((range.end - range.start) as usize, 0);
+        Ok(out.freeze())
+    }
+
+    /// Brings the whole layer here, span after span, and compares the tar with the image's diffID.
+    ///
+    /// # Errors
+    ///
+    /// When bytes cannot be had (call again later), or when the tar is another than the image's: then the layer is
+    /// quarantined, and all reads of it fail from now on.
+    pub async fn complete_all(self: &Arc<Self>) -> Result<(), LazyError> {
+        self.refuse_quarantined()?;
+        if self.cache.settled() && self.cache.proof() == Proof::Proved {
+            return Ok(());
+        }
+        let mut hasher = Sha256::new();
+        let mut spans = stream::iter(0..self.index.spans().len())
+            .map(|span| self.span(span, Urgency::Background))
+            .buffered(self.options.background_spans.max(1));
+        while let Some(bytes) = spans.next().await {
+            let bytes = bytes?;
+            hasher = self.blocking(move || hasher.chain_update(&bytes)).await;
+        }
+        let found = Digest::from_bytes(hasher.finalize().into());
+        let expected = self.index.diff_id();
+        self.cache.set_proof(if found == expected { Proof::Proved } else { Proof::Quarantined });
+        let layer = self.clone();
+        self.blocking(move || layer.cache.commit()).await.map_err(|error| self.cache_error(&error))?;
+        self.refuse_quarantined()?;
+        tracing::info!(digest = %self.digest(), spans = self.index.spans().len(), "layer complete and proved");
+        Ok(())
+    }
+
+    fn refuse_quarantined(&self) -> Result<(), LazyError> {
+        if self.cache.proof() != Proof::Quarantined {
+            return Ok(());
+        }
+        let (layer, expected) = (self.digest(), self.index.diff_id());
+        Err(LazyError::Quarantined { layer, expected, found: "another".to_owned() })
+    }
+
+    fn spans_of(&self, range: &Range<u64>) -> Range<usize> {
+        let spans = self.index.spans();
+        let first = spans.partition_point(|span| span.output.end <= range.start);
+        let end = spans.partition_point(|span| span.output.start < range.end);
+        first..end.max(first)
+    }
+
+    /// The bytes of one span. A fetch that it takes starts now, and goes on when the future is dropped.
+    fn span(self: &Arc<Self>, span: usize, urgency: Urgency) -> impl Future<Output = Outcome> + use<> {
+        let layer = self.clone();
+        let flight = (!self.cache.has(span)).then(|| self.flight(span, urgency));
+        async move {
+            let flight = match flight {
+                Some(flight) => flight,
+                None => match layer.cached_span(span).await {
+                    Some(bytes) => return Ok(bytes),
+                    None => layer.flight(span, urgency),
+                },
+            };
+            flight?.outcome.await.unwrap_or_else(|_| Err(layer.corrupt(span, "the fetch was given up")))
+        }
+    }
+
+    /// A span from the cache; forgotten where it cannot be read back.
+    async fn cached_span(self: &Arc<Self>, span: usize) -> Option<Bytes> {
+        if !self.cache.has(span) {
+            return None;
+        }
+        let layer = self.clone();
+        let output = self.index.spans()[span].output.clone();
+        self.blocking(move || {
+            layer.cache.read(output.start, (output.end - output.start) as usize).inspect_err(|error| {
+                tracing::warn!(digest = %layer.digest(), span, %error, "a cached span cannot be read; fetched again");
+                layer.cache.forget(span);
+            })
+        })
+        .await
+        .ok()
+    }
+
+    /// Joins the fetch of a span that is under way at least as urgently, or starts one.
+    fn flight(self: &Arc<Self>, span: usize, urgency: Urgency) -> Result<Flight, LazyError> {
+        let mut flights = lock(&self.flights);
+        if let Some(flight) = flights.get(&span).filter(|flight| flight.urgency <= urgency) {
+            return Ok(flight.clone());
+        }
+        if let Some((_, _, error)) =
+            lock(&self.missed).as_ref().filter(|(missed, at, _)| *missed == span && at.elapsed() < DEADLINE_MEMORY)
+        {
+            return Err(error.clone());
+        }
+        let number = self.flight_number.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        let flight = Flight { number, urgency, outcome: receiver.shared() };
+        flights.insert(span, flight.clone());
+        drop(flights);
+        let layer = self.clone();
+        self.runtime.spawn(async move {
+            let outcome = layer.fetch(span, urgency).await;
+            {
+                let mut flights = lock(&layer.flights);
+                if flights.get(&span).is_some_and(|flight| flight.number == number) {
+                    flights.remove(&span);
+                }
+            }
+            // Nobody may be waiting any more.
+            let _ = sender.send(outcome);
+        });
+        Ok(flight)
+    }
+
+    async fn fetch(self: &Arc<Self>, span: usize, urgency: Urgency) -> Outcome {
+        // Another flight may have landed since the asker looked.
+        if let Some(bytes) = self.cached_span(span).await {
+            return Ok(bytes);
+        }
+        let compressed = self.compressed(span, urgency).await?;
+        let permit = self.inflations.clone().acquire_owned().await;
+        let layer = self.clone();
+        let bytes = self
+            .blocking(move || {
+                let _permit = permit;
+                layer.inflate(span, &compressed)
+            })
+            .await?;
+        self.schedule_commit();
+        Ok(bytes)
+    }
+
+    async fn compressed(&self, span: usize, urgency: Urgency) -> Outcome {
+        let range = self.index.spans()[span].compressed.clone();
+        let expected = range.end - range.start;
+        let waited = match urgency {
+            Urgency::Fault | Urgency::ReadAhead => self.options.deadline,
+            Urgency::Prefetch | Urgency::Background => self.options.deadline * BACKGROUND_PATIENCE,
+        };
+        let layer = self.digest();
+        match tokio::time::timeout(waited, self.source.read(range, urgency)).await {
+            Ok(Ok(bytes)) if bytes.len() as u64 == expected => Ok(bytes),
+            Ok(Ok(_)) => Err(self.corrupt(span, "the source gave another number of bytes than asked")),
+            Ok(Err(cause)) => Err(LazyError::Source { layer, span, cause }),
+            Err(_) => {
+                let error = LazyError::Deadline { layer, span, waited };
+                *lock(&self.missed) = Some((span, Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Inflates, checks and caches a span. Blocks on the CPU and the disk.
+    fn inflate(&self, span: usize, compressed: &[u8]) -> Outcome {
+        let output = &self.index.spans()[span].output;
+        let length = (output.end - output.start) as usize;
+        if self.cache.has(span)
+            && let Ok(bytes) = self.cache.read(output.start, length)
+        {
+            return Ok(bytes);
+        }
+        let bytes = self.index.inflate_span(span, compressed).map_err(|error| self.corrupt(span, &error))?;
+        if bytes.len() != length {
+            return Err(self.corrupt(span, "inflates to another length than the index says"));
+        }
+        if let Err(error) = self.cache.write(span, output.start, &bytes) {
+            // A full disk costs the cache, not the read.
+            tracing::warn!(digest = %self.digest(), span, %error, "a span cannot be cached");
+        }
+        Ok(bytes.into())
+    }
+
+    fn schedule_commit(self: &Arc<Self>) {
+        if self.commit_due.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let layer = self.clone();
+        self.runtime.spawn(async move {
+            if layer.cache.present() < layer.index.spans().len() {
+                tokio::time::sleep(COMMIT_DELAY).await;
+            }
+            layer.commit_due.store(false, Ordering::Release);
+            let cache = layer.clone();
+            if let Err(error) = layer.blocking(move || cache.cache.commit()).await {
+                tracing::warn!(digest = %layer.digest(), %error, "the span bitmap cannot be written");
+            }
+        });
+    }
+
+    fn read_ahead(self: &Arc<Self>, range: &Range<u64>) {
+        let window = lock(&self.ahead).on_read(range, MAX_READ_AHEAD_BYTES);
+        if window.is_empty() {
+            return;
+        }
+        for span in self.spans_of(&window) {
+            if self.cache.has(span) || lock(&self.flights).contains_key(&span) {
+                continue;
+            }
+            let Ok(permit) = self.ahead_fetches.clone().try_acquire_owned() else { return };
+            let fetch = self.span(span, Urgency::ReadAhead);
+            self.runtime.spawn(async move {
+                // A failure is met again, and told, by the read that needs the span.
+                let _ = fetch.await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(value) => value,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime goes away; nobody waits for the value any more.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    fn corrupt(&self, span: usize, cause: &str) -> LazyError {
+        LazyError::Corrupt { layer: self.digest(), span, cause: cause.to_owned() }
+    }
+
+    fn cache_error(&self, error: &std::io::Error) -> LazyError {
+        let path = self.cache.tar_path().display().to_string();
+        LazyError::Cache { layer: self.digest(), path, cause: error.to_string() }
+    }
+
+    fn log(&self, span: usize, error: &LazyError) {
+        tracing::warn!(digest = %self.digest(), span, %error, "a read of a lazy layer fails with EIO");
+    }
+}
+
+fn check_spans(index: &dyn LayerIndex) -> Result<(), String> {
+    let spans = index.spans();
+    if spans.len() > MAX_SPANS {
+        return Err(format!("{} spans, at most {MAX_SPANS} are supported", spans.len()));
+    }
+    let mut end = 0;
+    for (number, span) in spans.iter().enumerate() {
+        let length = span.output.end.checked_sub(span.output.start);
+        if span.output.start != end || length.is_none_or(|length| length == 0 || length > MAX_SPAN_OUTPUT_BYTES) {
+            return Err(format!("span {number} does not follow its predecessor"));
+        }
+        if span.compressed.start >= span.compressed.end || span.compressed.end > index.layer_length() {
+            return Err(format!("span {number} lies outside the layer"));
+        }
+        end = span.output.end;
+    }
+    if end == index.tar_length() { Ok(()) } else { Err("the spans do not cover the tar".to_owned()) }
+}
+
+/// Names a span table, so that a bitmap is never read against another.
+fn fingerprint(index: &dyn LayerIndex) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(index.layer().as_bytes());
+    hasher.update(index.diff_id().as_bytes());
+    for span in index.spans() {
+        hasher.update(&span.output.end.to_le_bytes());
+    }
+    *hasher.finalize().as_bytes()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
