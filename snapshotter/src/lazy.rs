@@ -16,14 +16,12 @@
 
 mod cache;
 mod erofs_mount;
-mod index;
 mod inherit;
 mod layer;
 mod mounts;
 mod probe;
 mod readahead;
 
-pub use index::{LayerIndex, Span};
 pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};
 pub use probe::{Support, Unsupported, probe};
@@ -32,6 +30,7 @@ use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 
+use crate::index::SpanError;
 use crate::source::SourceError;
 
 /// How lazy layers behave.
@@ -76,15 +75,8 @@ pub enum LazyError {
         waited: Duration,
     },
     /// The bytes came and are not those that the index names.
-    #[error("layer {layer}, span {span}: {cause}")]
-    Corrupt {
-        /// The layer.
-        layer: Digest,
-        /// Number of the span.
-        span: usize,
-        /// What does not match.
-        cause: String,
-    },
+    #[error(transparent)]
+    Corrupt(#[from] SpanError),
     /// The whole tar came and is not the one that the image names: the index is wrong.
     #[error(
         "layer {layer} is quarantined: its tar is {found}, the image says {expected}; remove the image and pull it again"
@@ -96,14 +88,6 @@ pub enum LazyError {
         expected: Digest,
         /// The digest of what the index gives.
         found: String,
-    },
-    /// The index contradicts itself.
-    #[error("the index of layer {layer} is unusable: {cause}; the layer must be pulled whole")]
-    Index {
-        /// The layer.
-        layer: Digest,
-        /// What is wrong.
-        cause: String,
     },
     /// The cache on disk fails.
     #[error("cache of layer {layer} in {path}: {cause}")]

@@ -18,12 +18,12 @@ use tokio::time::Instant;
 
 pub use super::cache::Proof;
 use super::cache::SpanCache;
-use super::index::LayerIndex;
 use super::readahead::ReadAhead;
 use super::{LazyError, Options};
 use crate::erofs::device_length;
-use crate::limits::{MAX_READ_AHEAD_BYTES, MAX_SPAN_OUTPUT_BYTES, MAX_SPANS};
-use crate::source::{LayerSource, Urgency};
+use crate::index::Index;
+use crate::limits::MAX_READ_AHEAD_BYTES;
+use crate::source::{LayerSource, SourceError, Urgency};
 
 /// How long written spans may wait for their bits to be made lasting.
 const COMMIT_DELAY: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ struct Flight {
 
 /// The decompressed tar of a layer, brought here span by span as it is read.
 pub struct LazyLayer {
-    index: Arc<dyn LayerIndex>,
+    index: Arc<Index>,
     source: Arc<dyn LayerSource>,
     cache: SpanCache,
     options: Options,
@@ -84,17 +84,16 @@ impl LazyLayer {
     ///
     /// # Errors
     ///
-    /// When the index contradicts itself or the disk fails.
+    /// When the disk fails.
     pub fn open(
         directory: &Path,
-        index: Arc<dyn LayerIndex>,
+        index: Arc<Index>,
         source: Arc<dyn LayerSource>,
         options: Options,
         inflations: Arc<Semaphore>,
     ) -> Result<Arc<Self>, LazyError> {
         let layer = index.layer();
-        check_spans(&*index).map_err(|cause| LazyError::Index { layer, cause })?;
-        let fingerprint = fingerprint(&*index);
+        let fingerprint = fingerprint(&index);
         let cache = std::fs::create_dir_all(directory)
             .and_then(|()| {
                 SpanCache::open(directory, fingerprint, index.spans().len(), device_length(index.tar_length()))
@@ -126,7 +125,7 @@ impl LazyLayer {
     }
 
     /// The layer's index.
-    pub fn index(&self) -> &Arc<dyn LayerIndex> {
+    pub fn index(&self) -> &Arc<Index> {
         &self.index
     }
 
@@ -247,7 +246,7 @@ impl LazyLayer {
                     None => layer.flight(span, urgency),
                 },
             };
-            flight?.outcome.await.unwrap_or_else(|_| Err(layer.corrupt(span, "the fetch was given up")))
+            flight?.outcome.await.unwrap_or_else(|_| Err(layer.unanswered(span, "the fetch ended without an answer")))
         }
     }
 
@@ -327,7 +326,7 @@ impl LazyLayer {
         let layer = self.digest();
         match tokio::time::timeout(waited, self.source.read(range, urgency)).await {
             Ok(Ok(bytes)) if bytes.len() as u64 == expected => Ok(bytes),
-            Ok(Ok(_)) => Err(self.corrupt(span, "the source gave another number of bytes than asked")),
+            Ok(Ok(_)) => Err(self.unanswered(span, "the source gave another number of bytes than asked")),
             Ok(Err(cause)) => Err(LazyError::Source { layer, span, cause }),
             Err(_) => {
                 let error = LazyError::Deadline { layer, span, waited };
@@ -346,10 +345,7 @@ impl LazyLayer {
         {
             return Ok(bytes);
         }
-        let bytes = self.index.inflate_span(span, compressed).map_err(|error| self.corrupt(span, &error))?;
-        if bytes.len() != length {
-            return Err(self.corrupt(span, "inflates to another length than the index says"));
-        }
+        let bytes = self.index.inflate_span(span, compressed)?;
         if let Err(error) = self.cache.write(span, output.start, &bytes) {
             // A full disk costs the cache, not the read.
             tracing::warn!(digest = %self.digest(), span, %error, "a span cannot be cached");
@@ -404,8 +400,8 @@ impl LazyLayer {
         }
     }
 
-    fn corrupt(&self, span: usize, cause: &str) -> LazyError {
-        LazyError::Corrupt { layer: self.digest(), span, cause: cause.to_owned() }
+    fn unanswered(&self, span: usize, cause: &str) -> LazyError {
+        LazyError::Source { layer: self.digest(), span, cause: SourceError(cause.to_owned()) }
     }
 
     fn cache_error(&self, error: &std::io::Error) -> LazyError {
@@ -418,27 +414,8 @@ impl LazyLayer {
     }
 }
 
-fn check_spans(index: &dyn LayerIndex) -> Result<(), String> {
-    let spans = index.spans();
-    if spans.len() > MAX_SPANS {
-        return Err(format!("{} spans, at most {MAX_SPANS} are supported", spans.len()));
-    }
-    let mut end = 0;
-    for (number, span) in spans.iter().enumerate() {
-        let length = span.output.end.checked_sub(span.output.start);
-        if span.output.start != end || length.is_none_or(|length| length == 0 || length > MAX_SPAN_OUTPUT_BYTES) {
-            return Err(format!("span {number} does not follow its predecessor"));
-        }
-        if span.compressed.start >= span.compressed.end || span.compressed.end > index.layer_length() {
-            return Err(format!("span {number} lies outside the layer"));
-        }
-        end = span.output.end;
-    }
-    if end == index.tar_length() { Ok(()) } else { Err("the spans do not cover the tar".to_owned()) }
-}
-
 /// Names a span table, so that a bitmap is never read against another.
-fn fingerprint(index: &dyn LayerIndex) -> [u8; 32] {
+fn fingerprint(index: &Index) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(index.layer().as_bytes());
     hasher.update(index.diff_id().as_bytes());

@@ -30,9 +30,10 @@ use tokio::sync::Semaphore;
 use super::cache::replace_file;
 use super::inherit::{self, Inherited};
 use super::layer::{LazyLayer, Proof};
-use super::{LayerIndex, LazyError, Options, erofs_mount};
+use super::{LazyError, Options, erofs_mount};
 use crate::erofs::{self, ErofsError};
 use crate::fuse::{self, DataFile, DataFiles, Handshake, Lengths, Session};
+use crate::index::Index;
 use crate::source::LayerSource;
 
 /// Why a layer cannot be added or mounted; the remedy is to pull it whole.
@@ -124,10 +125,10 @@ impl LazyMounts {
     ///
     /// # Errors
     ///
-    /// When the index is unusable or its file table fits no image.
+    /// When the file table fits no image, or the disk fails.
     pub async fn add(
         self: &Arc<Self>,
-        index: Arc<dyn LayerIndex>,
+        index: Arc<Index>,
         source: Arc<dyn LayerSource>,
     ) -> Result<Arc<LazyLayer>, MountError> {
         let this = self.clone();
@@ -136,11 +137,7 @@ impl LazyMounts {
         added.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
-    fn add_blocking(
-        &self,
-        index: Arc<dyn LayerIndex>,
-        source: Arc<dyn LayerSource>,
-    ) -> Result<Arc<LazyLayer>, MountError> {
+    fn add_blocking(&self, index: Arc<Index>, source: Arc<dyn LayerSource>) -> Result<Arc<LazyLayer>, MountError> {
         let digest = index.layer();
         let nodeid = nodeid(&digest);
         match self.layers.get_layer(nodeid) {
@@ -154,7 +151,7 @@ impl LazyMounts {
             .mode(0o700)
             .create(&directory)
             .map_err(system("make directory", &directory))?;
-        write_image(&*index, &directory.join("erofs"), &Inherited::new())?;
+        write_image(&index, &directory.join("erofs"), &Inherited::new())?;
         let layer = LazyLayer::open(&directory, index, source, self.options.clone(), self.inflations.clone())?;
         // Of two that came together, the first stays.
         let mut files = self.layers.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -274,13 +271,13 @@ impl LazyMounts {
         let inherited = inherit::inherited(&implicit, lowers);
         let Some(variant) = inherit::variant(&inherited) else { return Ok(image) };
         let image = directory.join(format!("erofs-{variant}"));
-        write_image(&**layer.index(), &image, &inherited)?;
+        write_image(layer.index(), &image, &inherited)?;
         Ok(image)
     }
 }
 
 /// Writes the image unless this version of the writer left it there already.
-fn write_image(index: &dyn LayerIndex, path: &Path, inherited: &Inherited) -> Result<(), MountError> {
+fn write_image(index: &Index, path: &Path, inherited: &Inherited) -> Result<(), MountError> {
     if erofs::is_current(path) {
         return Ok(());
     }
