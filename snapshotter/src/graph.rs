@@ -7,7 +7,7 @@
 //! ```text
 //! snapshots   key or name     -> record (protobuf)
 //! children    (parent id, id) -> ()
-//! remotes     (snapshot.ref label, parent) -> name, for snapshots that stand for a layer mounted on demand
+//! remotes     (snapshot.ref label, parent, name) -> (), for snapshots that stand for a layer mounted on demand
 //! meta        "format", "next_id"
 //! ```
 //!
@@ -37,7 +37,7 @@ pub const REF_LABEL: &str = "containerd.io/snapshot.ref";
 
 const SNAPSHOTS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots");
 const CHILDREN: TableDefinition<(u64, u64), ()> = TableDefinition::new("children");
-const REMOTES: TableDefinition<(&str, &str), &str> = TableDefinition::new("remotes");
+const REMOTES: TableDefinition<(&str, &str, &str), ()> = TableDefinition::new("remotes");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const FORMAT: u64 = 1;
 

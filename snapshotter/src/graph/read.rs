@@ -56,6 +56,17 @@ pub(super) fn chain(
     Ok(found)
 }
 
+/// The first remote snapshot with this chain id and parent. There is one at most, unless labels were changed later.
+pub(super) fn first_remote(
+    table: &impl ReadableTable<(&'static str, &'static str, &'static str), ()>,
+    chain_id: &str,
+    parent: &str,
+) -> Result<Option<String>, GraphError> {
+    let Some(first) = table.range((chain_id, parent, "")..)?.next().transpose()? else { return Ok(None) };
+    let (found_chain_id, found_parent, name) = first.0.value();
+    Ok((found_chain_id == chain_id && found_parent == parent).then(|| name.to_owned()))
+}
+
 fn missing(name: &str) -> GraphError {
     GraphError::NotFound(format!("snapshot {name:?}"))
 }
@@ -126,9 +137,7 @@ impl Graph {
     /// The remote snapshot with the label [`REF_LABEL`]` = chain_id` and exactly this parent.
     pub fn remote(&self, chain_id: &str, parent: &str) -> Result<Option<RemoteSnapshot>, GraphError> {
         let transaction = self.database.begin_read()?;
-        let Some(name) = transaction.open_table(REMOTES)?.get((chain_id, parent))?.map(|n| n.value().to_owned()) else {
-            return Ok(None);
-        };
+        let Some(name) = first_remote(&transaction.open_table(REMOTES)?, chain_id, parent)? else { return Ok(None) };
         let record = record(&transaction.open_table(SNAPSHOTS)?, &name)?.ok_or_else(|| missing(&name))?;
         Ok(record.layer()?.map(|layer| RemoteSnapshot { id: record.id, name, layer }))
     }

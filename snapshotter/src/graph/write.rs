@@ -6,7 +6,7 @@ use lapwing_p2p::digest::Digest;
 use prost::Message as _;
 use redb::{ReadableTable as _, Table};
 
-use super::read::{chain, record};
+use super::read::{chain, first_remote, record};
 use super::record::{Record, kind_number, nanoseconds};
 use super::{CHILDREN, Graph, GraphError, Info, Kind, Labels, META, NewSnapshot, REF_LABEL, REMOTES, SNAPSHOTS};
 use super::{RemoteSnapshot, Snapshot, Usage};
@@ -23,7 +23,7 @@ pub enum Claimed {
 struct Tables<'t> {
     snapshots: Table<'t, &'static str, &'static [u8]>,
     children: Table<'t, (u64, u64), ()>,
-    remotes: Table<'t, (&'static str, &'static str), &'static str>,
+    remotes: Table<'t, (&'static str, &'static str, &'static str), ()>,
     meta: Table<'t, &'static str, u64>,
 }
 
@@ -55,26 +55,22 @@ impl Tables<'_> {
     }
 
     fn unlink_remote(&mut self, name: &str, record: &Record) -> Result<(), GraphError> {
-        let Some(chain_id) = record.labels.get(REF_LABEL).filter(|_| !record.layer_digest.is_empty()) else {
-            return Ok(());
-        };
-        let key = (chain_id.as_str(), record.parent.as_str());
-        if self.remotes.get(key)?.is_some_and(|linked| linked.value() == name) {
-            self.remotes.remove(key)?;
+        if let Some(chain_id) = remote_chain_id(record) {
+            self.remotes.remove((chain_id, record.parent.as_str(), name))?;
         }
         Ok(())
     }
 
     fn link_remote(&mut self, name: &str, record: &Record) -> Result<(), GraphError> {
-        let Some(chain_id) = record.labels.get(REF_LABEL).filter(|_| !record.layer_digest.is_empty()) else {
-            return Ok(());
-        };
-        let key = (chain_id.as_str(), record.parent.as_str());
-        if self.remotes.get(key)?.is_none() {
-            self.remotes.insert(key, name)?;
+        if let Some(chain_id) = remote_chain_id(record) {
+            self.remotes.insert((chain_id, record.parent.as_str(), name), ())?;
         }
         Ok(())
     }
+}
+
+fn remote_chain_id(record: &Record) -> Option<&str> {
+    record.labels.get(REF_LABEL).filter(|_| !record.layer_digest.is_empty()).map(String::as_str)
 }
 
 pub(super) fn committed_parent(found: Option<Record>, parent: &str) -> Result<Record, GraphError> {
@@ -137,7 +133,7 @@ impl Graph {
         let chain_id = new.labels.get(REF_LABEL).filter(|chain_id| !chain_id.is_empty());
         let chain_id = chain_id.ok_or_else(|| GraphError::InvalidArgument(format!("{name:?} lacks {REF_LABEL}")))?;
         self.change(|tables| {
-            if tables.remotes.get((chain_id.as_str(), new.parent))?.is_some() {
+            if first_remote(&tables.remotes, chain_id, new.parent)?.is_some() {
                 return Ok(Claimed::ThereAlready);
             }
             let parent_id = tables.parent_id(new.parent)?;

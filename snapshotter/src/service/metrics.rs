@@ -18,14 +18,12 @@ pub struct SnapshotMetrics {
 }
 
 impl SnapshotMetrics {
-    /// Registers the counters.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
+    /// Registers `snapshot_layers_claimed_total` and `snapshot_fallbacks_total{reason}`.
+    pub fn register(&self, registry: &mut Registry) {
         let claimed = "Layers that containerd did not fetch because they could be mounted on demand";
-        registry.register("lapwing_snapshot_layers_claimed", claimed, metrics.claimed.clone());
+        registry.register("snapshot_layers_claimed", claimed, self.claimed.clone());
         let fallbacks = "Layers that containerd was left to pull whole, by reason";
-        registry.register("lapwing_snapshot_fallbacks", fallbacks, metrics.fallbacks.clone());
-        metrics
+        registry.register("snapshot_fallbacks", fallbacks, self.fallbacks.clone());
     }
 
     pub(crate) fn count_claim(&self) {
