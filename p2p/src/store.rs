@@ -1,4 +1,52 @@
 //! The chunk store: the one copy of every byte on this machine.
+//!
+//! # What it does
+//!
+//! Keeps *blobs*, immutable byte strings named by their SHA-256, in whole or in part. A part is a set of pieces
+//! ([`PieceLayout`]); each can be read, sent and traded as soon as it is written. A download that died goes on from the
+//! pieces that are here ([`ChunkStore::open_blob`]). Old blobs make room for new ones ([`ChunkStore::make_room`]).
+//!
+//! It does not fetch and does not judge: bytes are written as they are given. Whoever writes a piece has checked it
+//! ([`crate::verify`]), or finds out with [`StoredBlob::verify`] and takes it back with [`StoredBlob::drop_pieces`].
+//!
+//! # On disk
+//!
+//! ```text
+//! <root>/                           0700, owned by the user of the process
+//!   blobs/lock                      locked by the one process that has the store
+//!   blobs/sha256/ab/abcd.../data    sparse file of the blob's length; its modification time is the blob's last use
+//!                           pieces  length, bitmap, verified flag, checksum (format: store/bitmap.rs)
+//!                           metainfo  hash of every piece + CRC-32C, once verified (format: crate::verify)
+//!                           tmp     the next pieces or metainfo, renamed when it is on disk
+//! ```
+//!
+//! Other entries of `<root>` belong to others and are not touched. A blob's own directory is the store's alone.
+//!
+//! # Who owns what
+//!
+//! [`ChunkStore`] owns the table of blobs, in shards; [`StoredBlob`] owns one data file and its bits (`store/state.rs`).
+//! A blob nobody holds may be closed, to save its descriptor, and is opened again when asked for. A [`Pin`] keeps a blob
+//! from eviction; without one, a handle still reads, but writing may fail with [`StoreError::Removed`].
+//!
+//! Locks, outermost first: the turn to evict, a shard's turn to open or remove, a blob's turn to replace its bitmap,
+//! a shard's table, a blob's bits. The last two are held for memory operations only; no lock is held while data are
+//! read or written. Everything blocks the calling thread while the disk works: async callers use `spawn_blocking`.
+//!
+//! # After a crash
+//!
+//! Guaranteed, whether the process was killed or the machine lost power (on a disk that keeps what it says it synced):
+//! * a piece whose bit is set has the bytes that were written: data are synced before the bitmap file that speaks of
+//!   them replaces the old one in one step, and a piece's bytes change only while its bit is nowhere set;
+//! * pieces written before a [`StoredBlob::flush`] that returned are there;
+//! * pieces whose [`StoredBlob::drop_pieces`] returned are gone;
+//! * a damaged, missing or foreign `pieces` file, or a `data` file cut short, costs a new fetch of what it held and
+//!   nothing else.
+//!
+//! Not guaranteed:
+//! * pieces written since the last flush: they are fetched again;
+//! * a blob that was opened and never flushed: its directory is removed at the next start;
+//! * the last minute of the order of uses;
+//! * that nobody else changed a `data` file in place: reads do not hash. Receivers check what they are sent.
 
 mod bitmap;
 mod blob;
@@ -162,37 +210,46 @@ impl ChunkStore {
     ///
     /// Nothing on disk is durable before its first flush.
     pub fn open_blob(&self, digest: &Digest, length: u64) -> Result<Arc<StoredBlob>, StoreError> {
-        self.open_with(digest, length, Arc::clone)
+        Ok(Arc::clone(self.open_pinned(digest, length)?.blob()))
     }
 
     /// Like [`Self::open_blob`], and not evicted in between.
     pub fn open_pinned(&self, digest: &Digest, length: u64) -> Result<Pin, StoreError> {
-        self.open_with(digest, length, StoredBlob::pin)
+        let layout = PieceLayout::new(length)?;
+        let pin = match self.try_open(digest, layout) {
+            Err(StoreError::LengthMismatch { .. }) if self.is_unwritten(digest) => {
+                // Whoever stated the other length must not be able to keep the blob out.
+                self.remove(digest)?;
+                self.try_open(digest, layout)?
+            }
+            opened => opened?,
+        };
+        pin.blob().touch();
+        Ok(pin)
     }
 
-    fn open_with<T>(
-        &self,
-        digest: &Digest,
-        length: u64,
-        take: impl Fn(&Arc<StoredBlob>) -> T,
-    ) -> Result<T, StoreError> {
-        let layout = PieceLayout::new(length)?;
+    fn is_unwritten(&self, digest: &Digest) -> bool {
+        let summary = lock(&self.shard(digest).entries).get(digest).map(Entry::summary);
+        summary.is_some_and(|blob| blob.have_bytes == 0 && !blob.pinned)
+    }
+
+    fn try_open(&self, digest: &Digest, layout: PieceLayout) -> Result<Pin, StoreError> {
         let checked = |blob: &Arc<StoredBlob>| {
-            let (digest, stored) = (blob.digest(), blob.layout().length());
-            if stored != length {
-                return Err(StoreError::LengthMismatch { digest, stored, asked: length });
+            let (stored, asked) = (blob.layout().length(), layout.length());
+            if stored == asked {
+                Ok(blob.pin())
+            } else {
+                Err(StoreError::LengthMismatch { digest: *digest, stored, asked })
             }
-            blob.touch();
-            Ok(take(blob))
         };
-        if let Some(taken) = self.opened(digest, checked) {
-            return taken;
+        if let Some(pin) = self.opened(digest, checked) {
+            return pin;
         }
         let _turn = lock(&self.shard(digest).lifecycle);
-        if let Some(taken) = self.existing(digest, checked)? {
-            return taken;
+        if let Some(pin) = self.existing(digest, checked)? {
+            return pin;
         }
-        let data = disk::create(&self.root.blob(digest), length)?;
+        let data = disk::create(&self.root.blob(digest), layout.length())?;
         let bitmap = bitmap::Bitmap { layout, have: Bitfield::empty(layout.piece_count()), verified: false };
         self.admit(*digest, disk::Found { data, bitmap, last_use: SystemTime::now() }, checked)
     }

@@ -19,6 +19,7 @@ use super::state::{PieceClaim, SharedState, Snapshot};
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
 use crate::layout::{PieceIndex, PieceLayout};
+use crate::limits::MAX_METAINFO_LENGTH;
 use crate::verify::{Metainfo, StreamVerifier, VerifyError};
 
 /// How old the last use on disk may be before a use is written down.
@@ -168,20 +169,12 @@ impl StoredBlob {
     }
 
     fn write_data(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
-        let path = self.directory.join(disk::DATA);
-        match self.data.write_all_at(bytes, offset) {
-            Ok(()) => Ok(()),
-            Err(error) if is_full(&error) => {
-                let length = bytes.len() as u64;
-                let full = StoreError::full(&path, length, &error);
-                let evicted = self.store.upgrade().is_some_and(|store| store.evict_some(length));
-                if !evicted {
-                    return Err(full);
-                }
-                self.data.write_all_at(bytes, offset).map_err(|_| full)
-            }
-            Err(error) => Err(StoreError::io("write", &path, error)),
-        }
+        let evict = || self.store.upgrade().is_some_and(|store| store.evict_some(bytes.len() as u64));
+        let written = match self.data.write_all_at(bytes, offset) {
+            Err(error) if is_full(&error) && evict() => self.data.write_all_at(bytes, offset),
+            written => written,
+        };
+        written.map_err(|error| StoreError::io("write", &self.directory.join(disk::DATA), error))
     }
 
     /// The bytes of a piece that is there.
@@ -238,14 +231,13 @@ impl StoredBlob {
             self.root.used.fetch_sub(byte_count(self.layout, &forgotten), Ordering::Relaxed);
             return Err(StoreError::io("sync", &self.directory.join(disk::DATA), error));
         }
-        self.persist(&snapshot)?;
         if !*ancestors_durable {
             for directory in self.directory.ancestors().skip(1).take(2) {
                 disk::sync_directory(directory)?;
             }
             *ancestors_durable = true;
         }
-        Ok(())
+        self.persist(&snapshot)
     }
 
     /// Replaces the bitmap file. The caller has the bitmap's turn.
@@ -293,7 +285,11 @@ impl StoredBlob {
             self.read_exact(bytes, range.start)?;
             verifier.push_piece(bytes);
         }
-        match verifier.finish() {
+        let outcome = verifier.finish();
+        if self.state.lock().drops != drops {
+            return Err(StoreError::Changed(self.digest));
+        }
+        match outcome {
             Ok(metainfo) => {
                 self.set_verified(Some(drops))?;
                 self.save_metainfo(&metainfo)?;
@@ -304,8 +300,9 @@ impl StoredBlob {
                 self.flush()?;
                 Err(StoreError::DigestMismatch { digest, actual })
             }
-            // Every piece was pushed once, in its length.
-            Err(error) => unreachable!("{error}"),
+            Err(error @ (VerifyError::PieceLength { .. } | VerifyError::Short { .. })) => {
+                unreachable!("every piece was pushed once, in its length: {error}")
+            }
         }
     }
 
@@ -315,9 +312,9 @@ impl StoredBlob {
     }
 
     fn set_verified(&self, drops: Option<u64>) -> Result<(), StoreError> {
+        self.need(0..self.layout.piece_count())?;
         if !self.state.verify(drops) {
-            let piece = self.have().first_missing(PieceIndex(0)).map_or(0, |piece| piece.0);
-            return Err(StoreError::Missing { digest: self.digest, piece });
+            return Err(StoreError::Changed(self.digest));
         }
         self.flush()
     }
@@ -326,6 +323,9 @@ impl StoredBlob {
     /// ignored.
     pub fn save_metainfo(&self, metainfo: &Metainfo) -> Result<(), StoreError> {
         if metainfo.digest() != self.digest || metainfo.length() != self.layout.length() {
+            return Ok(());
+        }
+        if self.metainfo().as_ref() == Some(metainfo) {
             return Ok(());
         }
         let mut bytes = metainfo.encode();
@@ -339,7 +339,7 @@ impl StoredBlob {
 
     /// The metainfo that was saved beside the blob; none if there is none or it is damaged.
     pub fn metainfo(&self) -> Option<Metainfo> {
-        let bytes = std::fs::read(self.directory.join(disk::METAINFO)).ok()?;
+        let bytes = disk::read(&self.directory.join(disk::METAINFO), MAX_METAINFO_LENGTH as u64 + 4).ok()?;
         let (body, checksum) = bytes.split_last_chunk()?;
         let whole = crc32c::crc32c(body) == u32::from_be_bytes(*checksum);
         let metainfo = Metainfo::decode(body).ok().filter(|_| whole)?;

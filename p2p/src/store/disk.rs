@@ -38,7 +38,9 @@ impl BlobRoot {
             .mode(0o700)
             .create(root)
             .map_err(|error| StoreError::io("make directory", root, error))?;
-        for directory in [root, &blobs, &path] {
+        // The root itself may be a link to a larger disk; nothing below it may.
+        let real = fs::canonicalize(root).map_err(|error| StoreError::io("examine", root, error))?;
+        for directory in [&real, &blobs, &path] {
             make_private(directory)?;
         }
         Ok(Self { _lock: lock(&blobs.join(LOCK))?, used: AtomicU64::new(0), path })
@@ -122,11 +124,8 @@ pub(super) fn recover(directory: &Path, digest: &Digest) -> Result<Option<Found>
 /// The bitmap file, or the reason not to believe it.
 fn read_bitmap(directory: &Path, digest: &Digest) -> Result<Result<Bitmap, String>, StoreError> {
     let path = directory.join(PIECES);
-    let mut bytes = Vec::new();
-    let read = open_plain(&path, OpenOptions::new().read(true))
-        .and_then(|file| file.take(MAX_BITMAP_FILE_LENGTH + 1).read_to_end(&mut bytes));
-    match read {
-        Ok(_) => Ok(Bitmap::decode(digest, &bytes).map_err(|reason| format!("{}: {reason}", path.display()))),
+    match read(&path, MAX_BITMAP_FILE_LENGTH) {
+        Ok(bytes) => Ok(Bitmap::decode(digest, &bytes).map_err(|reason| format!("{}: {reason}", path.display()))),
         Err(error) if is_foreign(&error) => Ok(Err(format!("{}: {error}", path.display()))),
         Err(error) => Err(StoreError::io("read", &path, error)),
     }
@@ -159,6 +158,13 @@ fn open_data(directory: &Path, digest: &Digest, mut bitmap: Bitmap) -> Result<Re
         data.set_len(expected).map_err(failed)?;
     }
     Ok(Ok(Found { data, bitmap, last_use: metadata.modified().map_err(failed)? }))
+}
+
+/// The bytes of a file; of one longer than `limit` only so many that they are one too many.
+pub(super) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_plain(path, OpenOptions::new().read(true))?.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn open_plain(path: &Path, options: &OpenOptions) -> io::Result<File> {
@@ -238,7 +244,7 @@ pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
 pub(super) fn scan(root: &Path) -> Result<Vec<Digest>, StoreError> {
     let mut digests = Vec::new();
     for shard in entries(root)? {
-        if !shard.is_dir() {
+        if !is_directory(&shard) {
             tracing::warn!(path = %shard.display(), "not a directory of the chunk store, left alone");
             continue;
         }
@@ -246,12 +252,17 @@ pub(super) fn scan(root: &Path) -> Result<Vec<Digest>, StoreError> {
             let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let digest = format!("sha256:{name}").parse::<Digest>();
             match digest {
-                Ok(digest) if shard.ends_with(&name[..2]) => digests.push(digest),
+                Ok(digest) if shard.ends_with(&name[..2]) && is_directory(&blob) => digests.push(digest),
                 _ => tracing::warn!(path = %blob.display(), "not a blob of the chunk store, left alone"),
             }
         }
     }
     Ok(digests)
+}
+
+/// Whether it is a directory itself, not a link to one.
+fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {

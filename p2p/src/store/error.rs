@@ -20,12 +20,10 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The disk is full, or the quota or free-space floor is reached and nothing more can be evicted.
-    #[error("chunk store {path}: no room for {needed_bytes} bytes: {reason}")]
+    #[error("chunk store {path}: no room: {reason}")]
     NoSpace {
         /// Where the room is missing.
         path: String,
-        /// How much was to be written.
-        needed_bytes: u64,
         /// What is exhausted, and what to do.
         reason: String,
     },
@@ -87,6 +85,9 @@ pub enum StoreError {
     /// The blob was removed or evicted while this handle to it was held.
     #[error("blob {0} was removed from the store; open it again")]
     Removed(Digest),
+    /// Pieces were dropped while the blob was hashed.
+    #[error("blob {0}: pieces were dropped while it was hashed; verify it again when they are back")]
+    Changed(Digest),
     /// The blob is longer than any may be.
     #[error(transparent)]
     TooLong(#[from] TooLong),
@@ -106,18 +107,13 @@ pub enum StoreError {
 impl StoreError {
     /// The error for a failed operation on `path`; a full disk becomes [`StoreError::NoSpace`].
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.display().to_string();
         if is_full(&source) {
-            Self::full(path, 0, &source)
-        } else {
-            Self::Io { action, path: path.display().to_string(), source }
+            let reason =
+                format!("{source}; free space on this filesystem, or set a smaller quota or a higher free-space floor");
+            return Self::NoSpace { path, reason };
         }
-    }
-
-    /// The error for a disk that has no room for `needed_bytes`.
-    pub(crate) fn full(path: &Path, needed_bytes: u64, source: &io::Error) -> Self {
-        let reason =
-            format!("{source}; free space on this filesystem, or set a smaller quota or a higher free-space floor");
-        Self::NoSpace { path: path.display().to_string(), needed_bytes, reason }
+        Self::Io { action, path, source }
     }
 }
 

@@ -25,19 +25,13 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(config: StoreConfig) -> Self {
-        Self { turn: Mutex::new(()), evict_above: AtomicU64::new(percent(&config, HIGH_WATERMARK)), config }
-    }
-
-    const fn quota(&self) -> u64 {
-        match self.config.quota_bytes {
-            Some(quota) => quota,
-            None => u64::MAX,
-        }
+        let evict_above = config.quota_bytes.map_or(u64::MAX, |quota| percent(quota, HIGH_WATERMARK));
+        Self { config, turn: Mutex::new(()), evict_above: AtomicU64::new(evict_above) }
     }
 }
 
-fn percent(config: &StoreConfig, percent: u64) -> u64 {
-    config.quota_bytes.map_or(u64::MAX, |quota| quota / 100 * percent + quota % 100 * percent / 100)
+const fn percent(quota: u64, percent: u64) -> u64 {
+    quota / 100 * percent + quota % 100 * percent / 100
 }
 
 impl ChunkStore {
@@ -72,27 +66,44 @@ impl ChunkStore {
     /// `uncounted` bytes are to come that are not in the used ones yet; `unwritten` bytes that are not on disk yet.
     fn make_room_for(&self, uncounted: u64, unwritten: u64) -> Result<(), StoreError> {
         let _turn = lock(&self.room.turn);
-        let room = &self.room;
-        let wanted = |store: &Self| store.used_bytes().saturating_add(uncounted);
-        if wanted(self) > percent(&room.config, HIGH_WATERMARK) {
-            let low = percent(&room.config, LOW_WATERMARK);
-            self.evict_until(|store| Ok(wanted(store) <= low))?;
-            let used = wanted(self);
-            let next = if used <= low { percent(&room.config, HIGH_WATERMARK) } else { used + room.quota() / 100 };
-            room.evict_above.store(next.clamp(percent(&room.config, HIGH_WATERMARK), room.quota()), Ordering::Relaxed);
-            if used > room.quota() {
-                return Err(self.no_space(unwritten, &format!("the quota of {} bytes is used by blobs in use; raise the quota, or wait until mounts and downloads end", room.quota())));
-            }
-        }
+        self.keep_quota(uncounted)?;
         self.evict_until(|store| store.floor_kept(unwritten))?;
         if !self.floor_kept(unwritten)? {
-            return Err(self.no_space(unwritten, &format!("the filesystem would have less than {} bytes free; free space on it, or lower the free-space floor", room.config.free_floor_bytes)));
+            let floor = self.room.config.free_floor_bytes;
+            return Err(self.no_space(format!(
+                "with {unwritten} bytes more the filesystem would have less than {floor} bytes free; free space on it, \
+                 or lower the free-space floor"
+            )));
         }
         Ok(())
     }
 
-    fn no_space(&self, needed_bytes: u64, reason: &str) -> StoreError {
-        StoreError::NoSpace { path: self.root.path.display().to_string(), needed_bytes, reason: reason.to_owned() }
+    fn keep_quota(&self, uncounted: u64) -> Result<(), StoreError> {
+        let Some(quota) = self.room.config.quota_bytes else { return Ok(()) };
+        let (low, high) = (percent(quota, LOW_WATERMARK), percent(quota, HIGH_WATERMARK));
+        let wanted = |store: &Self| store.used_bytes().saturating_add(uncounted);
+        if wanted(self) <= high {
+            return Ok(());
+        }
+        // What cannot succeed must not empty the cache.
+        let evictable: u64 = self.list().iter().filter(|blob| !blob.pinned).map(|blob| blob.have_bytes).sum();
+        if wanted(self).saturating_sub(evictable) <= quota {
+            self.evict_until(|store| Ok(wanted(store) <= low))?;
+        }
+        let used = wanted(self);
+        let again = if used <= low { high } else { used.saturating_add(quota / 100).clamp(high, quota) };
+        self.room.evict_above.store(again, Ordering::Relaxed);
+        if used > quota {
+            return Err(self.no_space(format!(
+                "{used} bytes are needed beside what is in use, with a quota of {quota}; raise the quota, or wait until \
+                 mounts and downloads end"
+            )));
+        }
+        Ok(())
+    }
+
+    fn no_space(&self, reason: String) -> StoreError {
+        StoreError::NoSpace { path: self.root.path.display().to_string(), reason }
     }
 
     /// Whether the floor is kept when `bytes` more are written.

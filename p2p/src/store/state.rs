@@ -174,10 +174,14 @@ impl SharedState {
         state.changes += 1;
     }
 
-    /// Takes back every piece that no bitmap file ever spoke of; gives those.
+    /// Takes back every piece that no bitmap file ever spoke of; gives those. None of a removed blob, which counts no
+    /// more.
     pub(super) fn forget_unflushed(&self) -> Bitfield {
         let mut state = self.lock();
         let mut forgotten = Bitfield::empty(state.have.len());
+        if state.removed {
+            return forgotten;
+        }
         let lost: Vec<_> = state.have.iter().filter(|&piece| !state.on_disk.get(piece)).collect();
         for piece in lost {
             state.have.clear(piece);
