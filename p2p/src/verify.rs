@@ -261,3 +261,138 @@ impl StreamVerifier {
         Ok(Metainfo { digest, layout: self.layout, hashes: self.hashes })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn metainfo_of(bytes: &[u8]) -> Result<Metainfo, VerifyError> {
+        let layout = PieceLayout::new(bytes.len() as u64).unwrap();
+        let mut verifier = StreamVerifier::new(Digest::of(bytes), layout);
+        for piece in bytes.chunks(layout.piece_length() as usize) {
+            verifier.push_piece(piece);
+        }
+        verifier.finish()
+    }
+
+    #[test]
+    fn a_stream_gives_the_hash_of_each_piece() {
+        let bytes: Vec<u8> = (0..300_000_u32).map(|i| (i / 977) as u8).collect();
+        let metainfo = metainfo_of(&bytes).unwrap();
+        let layout = metainfo.layout();
+        assert_eq!(layout.piece_count(), 5);
+        for piece in (0..5).map(PieceIndex) {
+            let range = layout.range(piece);
+            let right = &bytes[range.start as usize..range.end as usize];
+            assert_eq!(metainfo.hash(piece), Some(*blake3::hash(right).as_bytes()));
+            assert!(metainfo.matches(piece, right));
+            assert!(!metainfo.matches(PieceIndex((piece.0 + 1) % 5), right));
+            assert!(!metainfo.matches(piece, &right[1..]));
+        }
+        assert_eq!(metainfo.hash(PieceIndex(5)), None);
+        assert!(!metainfo.matches(PieceIndex(5), &[]));
+    }
+
+    #[test]
+    fn a_stream_that_differs_is_refused() {
+        let bytes = vec![3; 300_000];
+        let layout = PieceLayout::new(300_000).unwrap();
+        let digest = Digest::of(&bytes);
+        let verify = |pieces: &[&[u8]]| {
+            let mut verifier = StreamVerifier::new(digest, layout);
+            pieces.iter().for_each(|piece| verifier.push_piece(piece));
+            verifier.finish().map(|_| ())
+        };
+        let pieces: Vec<&[u8]> = bytes.chunks(65_536).collect();
+        assert_eq!(verify(&pieces), Ok(()));
+        assert_eq!(verify(&pieces[..4]), Err(VerifyError::Short { digest, found: 4, expected: 5 }));
+        let wrong = vec![4; 65_536];
+        assert!(matches!(
+            verify(&[&wrong, pieces[1], pieces[2], pieces[3], pieces[4]]),
+            Err(VerifyError::DigestMismatch { expected, .. }) if expected == digest
+        ));
+        let short = VerifyError::PieceLength { digest, piece: 0, found: 5, expected: 65_536 };
+        assert_eq!(verify(&[b"short", pieces[0]]), Err(short));
+        let mut longer = pieces.clone();
+        longer.push(b"x");
+        assert_eq!(verify(&longer), Err(VerifyError::PieceLength { digest, piece: 5, found: 1, expected: 0 }));
+    }
+
+    #[test]
+    fn an_empty_blob_has_metainfo() {
+        let metainfo = metainfo_of(b"").unwrap();
+        assert_eq!(Metainfo::decode(&metainfo.encode()), Ok(metainfo.clone()));
+        assert_eq!(metainfo.encode().len(), METAINFO_HEADER_LENGTH);
+    }
+
+    /// The format is a contract between nodes of different versions: these bytes never change.
+    #[test]
+    fn the_encoding_is_what_the_documentation_draws() {
+        let digest = Digest::of(b"lapwing");
+        let bytes = Metainfo::new(digest, 7, vec![piece_hash(b"lapwing")]).unwrap().encode();
+        let mut expected = b"LWMI\0\0\0\x01\0\0\0\0\0\0\0\x07\0\0\0\0\0\x04\0\0".to_vec();
+        expected.extend(digest.as_bytes());
+        expected.extend(blake3::hash(b"lapwing").as_bytes());
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn the_number_of_hashes_follows_from_the_length() {
+        let digest = Digest::of(b"");
+        assert!(matches!(Metainfo::new(digest, 1, vec![]), Err(MetainfoError::Hashes { .. })));
+        assert!(matches!(Metainfo::new(digest, u64::MAX, vec![]), Err(MetainfoError::TooLong(_))));
+        assert_eq!(
+            Metainfo::decode(&vec![0; MAX_METAINFO_LENGTH + 1]),
+            Err(MetainfoError::Size(MAX_METAINFO_LENGTH + 1))
+        );
+    }
+
+    fn any_metainfo() -> impl Strategy<Value = Metainfo> {
+        (any::<[u8; 32]>(), 0_u64..3_000_000, any::<u8>()).prop_map(|(digest, length, seed)| {
+            let count = PieceLayout::new(length).unwrap().piece_count();
+            let hashes = (0..count).map(|piece| piece_hash(&[seed, piece as u8])).collect();
+            Metainfo::new(Digest::from_bytes(digest), length, hashes).unwrap()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn metainfo_survives_its_encoding(metainfo in any_metainfo()) {
+            prop_assert_eq!(Metainfo::decode(&metainfo.encode()), Ok(metainfo));
+        }
+
+        #[test]
+        fn a_changed_byte_is_refused_or_gives_another_id(
+            metainfo in any_metainfo(), at in any::<prop::sample::Index>(), flip in 1_u8..,
+        ) {
+            let mut bytes = metainfo.encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            if let Ok(other) = Metainfo::decode(&bytes) {
+                prop_assert_ne!(other.id(), metainfo.id());
+                prop_assert_eq!(other.encode(), bytes);
+            } else {
+                prop_assert!(at < 24, "hashes and digest may be anything");
+            }
+        }
+
+        #[test]
+        fn a_cut_or_longer_encoding_is_refused(metainfo in any_metainfo(), at in any::<prop::sample::Index>()) {
+            let mut bytes = metainfo.encode();
+            prop_assert!(Metainfo::decode(&bytes[..at.index(bytes.len())]).is_err());
+            bytes.push(0);
+            prop_assert!(Metainfo::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_are_their_own_encoding(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Some(head) = bytes.first_chunk_mut() {
+                *head = *b"LWMI\0\0\0\x01\0\0\0\0\0\0";
+            }
+            if let Ok(metainfo) = Metainfo::decode(&bytes) {
+                prop_assert_eq!(metainfo.encode(), bytes);
+            }
+        }
+    }
+}

@@ -85,3 +85,84 @@ impl Bitmap {
         Ok(Self { layout, have, verified })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::PieceIndex;
+    use proptest::prelude::*;
+
+    fn any_bitmap() -> impl Strategy<Value = (Digest, Bitmap)> {
+        (any::<[u8; 32]>(), 0_u64..3_000_000, any::<u64>(), any::<bool>()).prop_map(
+            |(digest, length, bits, verified)| {
+                let layout = PieceLayout::new(length).unwrap();
+                let mut have = Bitfield::empty(layout.piece_count());
+                for piece in (0..layout.piece_count()).filter(|piece| verified || bits >> (piece % 64) & 1 == 1) {
+                    have.set(PieceIndex(piece));
+                }
+                (Digest::from_bytes(digest), Bitmap { layout, have, verified })
+            },
+        )
+    }
+
+    #[test]
+    fn the_encoding_is_what_the_documentation_draws() {
+        let digest = Digest::of(b"lapwing");
+        let layout = PieceLayout::new(300_000).unwrap();
+        let mut have = Bitfield::empty(5);
+        have.set(PieceIndex(1));
+        let bytes = Bitmap { layout, have, verified: false }.encode(&digest);
+        let mut expected = b"LWPB\x01\0\0\0\0\0\0\0\0\x04\x93\xe0".to_vec();
+        expected.extend(digest.as_bytes());
+        expected.push(0b0100_0000);
+        expected.extend(crc32c::crc32c(&expected).to_be_bytes());
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn the_longest_file_is_within_its_limit() {
+        let layout = PieceLayout::new(crate::limits::MAX_BLOB_LENGTH).unwrap();
+        let bitmap = Bitmap { layout, have: Bitfield::full(layout.piece_count()), verified: true };
+        let bytes = bitmap.encode(&Digest::of(b""));
+        assert_eq!(bytes.len() as u64, crate::limits::MAX_BITMAP_FILE_LENGTH);
+    }
+
+    #[test]
+    fn verified_with_a_piece_missing_is_refused() {
+        let (digest, layout) = (Digest::of(b""), PieceLayout::new(300_000).unwrap());
+        let bytes = Bitmap { layout, have: Bitfield::empty(5), verified: true }.encode(&digest);
+        assert_eq!(Bitmap::decode(&digest, &bytes), Err(BitmapError::Inconsistent));
+    }
+
+    #[test]
+    fn the_bitmap_of_another_blob_is_refused() {
+        let (digest, layout) = (Digest::of(b"one"), PieceLayout::new(300_000).unwrap());
+        let bytes = Bitmap { layout, have: Bitfield::empty(5), verified: false }.encode(&digest);
+        assert_eq!(Bitmap::decode(&Digest::of(b"two"), &bytes), Err(BitmapError::OtherBlob(digest)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_bitmap_survives_its_encoding((digest, bitmap) in any_bitmap()) {
+            prop_assert_eq!(Bitmap::decode(&digest, &bitmap.encode(&digest)), Ok(bitmap));
+        }
+
+        #[test]
+        fn a_changed_byte_is_refused(
+            (digest, bitmap) in any_bitmap(), at in any::<prop::sample::Index>(), flip in 1_u8..,
+        ) {
+            let mut bytes = bitmap.encode(&digest);
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            prop_assert!(Bitmap::decode(&digest, &bytes).is_err());
+        }
+
+        #[test]
+        fn a_cut_or_longer_file_is_refused((digest, bitmap) in any_bitmap(), at in any::<prop::sample::Index>()) {
+            let mut bytes = bitmap.encode(&digest);
+            prop_assert!(Bitmap::decode(&digest, &bytes[..at.index(bytes.len())]).is_err());
+            bytes.push(0);
+            prop_assert!(Bitmap::decode(&digest, &bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Many threads on one blob: nobody reads what nobody wrote, and each piece is new once.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use lapwing_p2p::layout::PieceIndex;
+use lapwing_p2p::store::{ChunkStore, StoreConfig, StoreError};
+
+use crate::reference::{Reference, random};
+
+const LENGTH: usize = (5 << 20) + 77;
+
+#[test]
+fn writers_readers_and_flushes_do_not_disturb_each_other() {
+    let root = tempfile::tempdir().unwrap();
+    let reference = Reference::new(1, LENGTH);
+    let store = ChunkStore::open(root.path(), StoreConfig::default()).unwrap();
+    let blob = store.open_blob(&reference.digest, reference.length()).unwrap();
+    let (new, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let seed = random().u64(..);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                blob.flush().unwrap();
+            }
+        });
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for piece in blob.have().iter() {
+                    assert!(blob.read_piece(piece).unwrap() == reference.piece(piece), "{piece:?}");
+                }
+            }
+        });
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let mut pieces: Vec<PieceIndex> = reference.pieces().collect();
+                fastrand::Rng::with_seed(seed ^ writer).shuffle(&mut pieces);
+                let (blob, reference, new) = (&blob, &reference, &new);
+                scope.spawn(move || {
+                    for piece in pieces {
+                        new.fetch_add(
+                            usize::from(blob.write_piece(piece, reference.piece(piece)).unwrap()),
+                            Ordering::Relaxed,
+                        );
+                        assert!(blob.has(piece), "written by another is written");
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(new.load(Ordering::Relaxed), reference.layout.piece_count() as usize);
+    assert_eq!(store.used_bytes(), reference.length());
+    blob.verify().unwrap();
+}
+
+#[test]
+fn pieces_dropped_and_written_at_once_are_never_mixed() {
+    let root = tempfile::tempdir().unwrap();
+    let reference = Reference::new(1, 300_000);
+    let store = ChunkStore::open(root.path(), StoreConfig::default()).unwrap();
+    let blob = store.open_blob(&reference.digest, reference.length()).unwrap();
+    let piece = PieceIndex(1);
+    let versions = [vec![1; 65_536], vec![2; 65_536], vec![3; 65_536]];
+    let start = Barrier::new(4);
+    thread::scope(|scope| {
+        for bytes in &versions {
+            let (blob, start) = (&blob, &start);
+            scope.spawn(move || {
+                start.wait();
+                for _ in 0..200 {
+                    blob.write_piece(piece, bytes).unwrap();
+                }
+            });
+        }
+        start.wait();
+        for _ in 0..100 {
+            blob.flush().unwrap();
+            blob.drop_pieces(&[piece]).unwrap();
+        }
+    });
+    blob.write_piece(piece, &versions[0]).unwrap();
+    let bytes = blob.read_piece(piece).unwrap();
+    assert!(versions.iter().any(|version| bytes == *version));
+    assert_eq!(store.used_bytes(), blob.have_bytes());
+    assert_eq!(blob.have_bytes(), 65_536);
+}
+
+#[test]
+fn everybody_gets_the_same_blob_while_others_remove_it() {
+    let root = tempfile::tempdir().unwrap();
+    let reference = Reference::new(1, 300_000);
+    let store = ChunkStore::open(root.path(), StoreConfig::default()).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..60 {
+                    let pin = store.open_pinned(&reference.digest, reference.length()).unwrap();
+                    let same = store.get(&reference.digest).unwrap();
+                    assert!(Arc::ptr_eq(pin.blob(), &same));
+                    for piece in reference.pieces() {
+                        pin.blob().write_piece(piece, reference.piece(piece)).unwrap();
+                    }
+                    pin.blob().verify().unwrap();
+                }
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..2000 {
+                match store.remove(&reference.digest) {
+                    Ok(_) | Err(StoreError::InUse(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    });
+    let left = store.get(&reference.digest).map_or(0, |blob| blob.have_bytes());
+    assert_eq!(store.used_bytes(), left);
+}

@@ -1,0 +1,187 @@
+//! A process that writes into the chunk store is killed, or the machine loses power, again and again: what a set bit
+//! promises stays true, and nothing that was flushed is lost.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+
+use lapwing_p2p::layout::PieceIndex;
+use lapwing_p2p::store::{ChunkStore, StoreConfig, StoredBlob};
+
+use crate::mounts::Mount;
+use crate::reference::{Reference, random};
+
+const ROOT: &str = "LAPWING_TEST_STORE_ROOT";
+const SEED: &str = "LAPWING_TEST_SEED";
+const LENGTH: usize = (7 << 20) + 12_345;
+
+/// Not a test of its own: the process that is killed. Says on standard output what it was promised.
+#[test]
+fn writer() {
+    let Ok(root) = std::env::var(ROOT) else { return };
+    let mut random = fastrand::Rng::with_seed(std::env::var(SEED).unwrap().parse().unwrap());
+    let store = ChunkStore::open(Path::new(&root), StoreConfig::default()).unwrap();
+    let reference = Reference::new(1, LENGTH);
+    let blob = store.open_blob(&reference.digest, LENGTH as u64).unwrap();
+    let mut say = std::io::stdout();
+    loop {
+        let count = blob.layout().piece_count();
+        for _ in 0..random.u32(1..12) {
+            let piece = PieceIndex(random.u32(0..count));
+            blob.write_piece(piece, reference.piece(piece)).unwrap();
+        }
+        // What is there before the flush begins is what the flush promises.
+        let have = blob.have();
+        blob.flush().unwrap();
+        writeln!(say, "\nflushed {}", have.iter().map(|piece| format!("{} ", piece.0)).collect::<String>()).unwrap();
+        if have.is_full() {
+            blob.verify().unwrap();
+            writeln!(say, "\nverified").unwrap();
+        }
+        if have.is_full() || random.u8(..) < 40 {
+            drop_some(&blob, &reference, &mut random, &mut say);
+        }
+    }
+}
+
+/// Takes some pieces back, and leaves rubbish where they were, as a lying peer would have.
+fn drop_some(blob: &Arc<StoredBlob>, reference: &Reference, random: &mut fastrand::Rng, say: &mut std::io::Stdout) {
+    let count = blob.layout().piece_count();
+    let pieces: Vec<_> = (0..random.u32(1..count)).map(|_| PieceIndex(random.u32(0..count))).collect();
+    let names: String = pieces.iter().map(|piece| format!("{} ", piece.0)).collect();
+    writeln!(say, "\ndropping {names}").unwrap();
+    blob.drop_pieces(&pieces).unwrap();
+    for &piece in &pieces {
+        // Written as a piece, never flushed, dropped again: its bit must not reach the disk.
+        let rubbish: Vec<u8> = reference.piece(piece).iter().map(|byte| !byte).collect();
+        blob.write_piece(piece, &rubbish).unwrap();
+    }
+    blob.drop_pieces(&pieces).unwrap();
+}
+
+/// What the writer was promised, as far as it came to say so.
+#[derive(Default)]
+struct Promises {
+    there: BTreeSet<u32>,
+    verified: bool,
+    flushes: usize,
+}
+
+impl Promises {
+    fn hear(&mut self, line: &str) {
+        let mut words = line.split_whitespace();
+        let event = words.next();
+        let pieces = words.map(|word| word.parse::<u32>());
+        match event {
+            Some("flushed") => {
+                self.there.extend(pieces.map(Result::unwrap));
+                self.flushes += 1;
+            }
+            Some("dropping") => {
+                for piece in pieces {
+                    self.there.remove(&piece.unwrap());
+                }
+                self.verified = false;
+            }
+            Some("verified") => self.verified = true,
+            _ => {}
+        }
+    }
+}
+
+fn start_writer(root: &Path, seed: u64, errors: Stdio) -> (Child, BufReader<ChildStdout>) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crash::writer", "--nocapture", "--test-threads=1"])
+        .env(ROOT, root)
+        .env(SEED, seed.to_string())
+        .stdout(Stdio::piped())
+        .stderr(errors)
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    (child, output)
+}
+
+/// Lets the writer work until it has said some lines and a little longer, then does `end`, and hears the rest.
+fn run_writer(
+    root: &Path,
+    random: &mut fastrand::Rng,
+    promises: &mut Promises,
+    errors: Stdio,
+    end: impl FnOnce(),
+) -> ExitStatus {
+    let (mut child, mut output) = start_writer(root, random.u64(..), errors);
+    let mut line = String::new();
+    let mut hear = |output: &mut BufReader<ChildStdout>| {
+        line.clear();
+        let more = output.read_line(&mut line).unwrap() > 0;
+        // A line cut off by the end of the writer says nothing.
+        if line.ends_with('\n') {
+            promises.hear(&line);
+        }
+        more
+    };
+    for _ in 0..random.u32(0..60) {
+        assert!(hear(&mut output), "the writer ended by itself");
+    }
+    for _ in 0..random.u32(0..200_000) {
+        std::hint::spin_loop();
+    }
+    end();
+    child.kill().unwrap();
+    while hear(&mut output) {}
+    child.wait().unwrap()
+}
+
+fn check(root: &Path, reference: &Reference, promises: &Promises) {
+    let store = ChunkStore::open(root, StoreConfig::default()).unwrap();
+    let Some(blob) = store.get(&reference.digest) else {
+        assert!(promises.there.is_empty(), "lost {:?}", promises.there);
+        return;
+    };
+    let have: BTreeSet<u32> = blob.have().iter().map(|piece| piece.0).collect();
+    for &piece in &have {
+        let piece = PieceIndex(piece);
+        assert!(blob.read_piece(piece).unwrap() == reference.piece(piece), "{piece:?} is set and wrong");
+    }
+    let lost: Vec<_> = promises.there.difference(&have).collect();
+    assert!(lost.is_empty(), "flushed and lost: {lost:?}");
+    assert!(!promises.verified || blob.is_verified());
+    assert!(!blob.is_verified() || blob.is_complete());
+    assert_eq!(store.used_bytes(), blob.have_bytes());
+}
+
+#[test]
+fn a_killed_writer_leaves_no_lie_and_loses_nothing_flushed() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let reference = Reference::new(1, LENGTH);
+    let mut random = random();
+    let mut promises = Promises::default();
+    for _ in 0..80 {
+        let status = run_writer(&root, &mut random, &mut promises, Stdio::inherit(), || {});
+        assert_eq!(status.signal(), Some(9), "the writer failed by itself: {status}");
+        check(&root, &reference, &promises);
+    }
+    assert!(promises.flushes > 80, "only {} flushes: nothing was tried", promises.flushes);
+}
+
+/// ext4 is shut down without writing its log or any page: what was not synced is gone, as after a loss of power.
+#[test]
+fn a_power_cut_leaves_no_lie_and_loses_nothing_flushed() {
+    let reference = Reference::new(1, LENGTH);
+    let mut random = random();
+    let mut promises = Promises::default();
+    let Some(disk) = Mount::ext4(96 << 20) else { return };
+    let root = disk.path().join("store");
+    for _ in 0..25 {
+        // The writer's complaints about a dead disk are what it should say, and tell nothing here.
+        run_writer(&root, &mut random, &mut promises, Stdio::null(), || disk.cut_power());
+        disk.restart();
+        check(&root, &reference, &promises);
+    }
+    assert!(promises.flushes > 25, "only {} flushes: nothing was tried", promises.flushes);
+}
