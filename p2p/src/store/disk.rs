@@ -26,7 +26,15 @@ pub(super) struct BlobRoot {
     /// Bytes of pieces that are there or being written.
     pub(super) used: AtomicU64,
     /// Locked as long as this value lives.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for BlobRoot {
+    fn drop(&mut self) {
+        // Closing is not enough: a child process that has not yet called exec has the descriptor too. When unlocking
+        // fails, the lock goes with the last of them.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl BlobRoot {
@@ -43,7 +51,7 @@ impl BlobRoot {
         for directory in [&real, &blobs, &path] {
             make_private(directory)?;
         }
-        Ok(Self { _lock: lock(&blobs.join(LOCK))?, used: AtomicU64::new(0), path })
+        Ok(Self { lock: lock(&blobs.join(LOCK))?, used: AtomicU64::new(0), path })
     }
 
     /// The directory of one blob.

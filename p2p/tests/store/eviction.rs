@@ -1,6 +1,8 @@
 //! Old blobs make room for new ones, but never those in use.
 
+use std::fs::FileTimes;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::store::{ChunkStore, StoreConfig, StoreError};
@@ -133,13 +135,22 @@ fn the_order_of_uses_survives_a_restart() {
     let blobs = blobs();
     {
         let store = ChunkStore::open(directory.path(), config).unwrap();
-        for blob in &blobs[..9] {
-            store.insert(&blob.digest, &blob.bytes).unwrap();
+        for (age, blob) in (1..).zip(&blobs[..9]) {
+            let stored = store.insert(&blob.digest, &blob.bytes).unwrap();
+            // As if the last use had been so many days ago.
+            let time = SystemTime::now() - Duration::from_secs(86_400 * age);
+            stored.file().set_times(FileTimes::new().set_modified(time)).unwrap();
         }
+    }
+    {
+        let store = ChunkStore::open(directory.path(), config).unwrap();
+        // A use, which is written down since the last one is older than a minute.
+        store.get(&blobs[8].digest).unwrap();
     }
     let store = ChunkStore::open(directory.path(), config).unwrap();
     store.make_room(100 * KIB as u64).unwrap();
-    assert_eq!(digests(&store), sorted(&blobs[2..9].iter().collect::<Vec<_>>()));
+    let left: Vec<_> = blobs[..6].iter().chain(&blobs[8..9]).collect();
+    assert_eq!(digests(&store), sorted(&left));
 }
 
 #[test]

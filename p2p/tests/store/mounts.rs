@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 pub(crate) struct Mount {
     directory: tempfile::TempDir,
     options: Vec<String>,
+    mounted: bool,
 }
 
 impl Mount {
@@ -34,8 +35,9 @@ impl Mount {
             options.push(image.display().to_string());
         }
         std::fs::create_dir(directory.path().join("mount")).unwrap();
-        let mount = Self { directory, options };
-        if made && mount.mount() {
+        let mut mount = Self { directory, options, mounted: false };
+        mount.mounted = made && mount.mount();
+        if mount.mounted {
             return Some(mount);
         }
         eprintln!("SKIPPED: cannot mount {:?}; run as root with loop devices and mkfs.ext4", mount.options);
@@ -52,8 +54,9 @@ impl Mount {
         run("mount", &arguments)
     }
 
+    /// Tries again while it is busy: a process that another test is just starting has a copy of every descriptor.
     fn unmount(&self) -> bool {
-        run("umount", &[self.path().display().to_string()])
+        (0..1000).any(|_| run("umount", &[self.path().display().to_string()]))
     }
 
     /// Stops an ext4 at once: neither its log nor any page reaches the disk any more.
@@ -76,7 +79,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        self.unmount();
+        if self.mounted && !self.unmount() && !std::thread::panicking() {
+            panic!("{} stays mounted", self.path().display());
+        }
     }
 }
 

@@ -39,9 +39,11 @@ fn damaged(damage: impl FnOnce(&Path)) -> (tempfile::TempDir, Arc<ChunkStore>, R
     (root, store, blob, other)
 }
 
+type Damage = (&'static str, fn(&Path));
+
 #[test]
 fn a_bitmap_that_is_not_right_costs_a_new_fetch_and_nothing_else() {
-    let damages: [(&str, fn(&Path)); 8] = [
+    let damages: [Damage; 8] = [
         ("missing", |blob| fs::remove_file(blob.join("pieces")).unwrap()),
         ("empty", |blob| fs::write(blob.join("pieces"), b"").unwrap()),
         ("torn", |blob| {

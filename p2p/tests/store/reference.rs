@@ -34,6 +34,6 @@ impl Reference {
 /// Other choices in every run, and the seed to repeat one: `LAPWING_TEST_RANDOM=<seed>`.
 pub(crate) fn random() -> fastrand::Rng {
     let seed = std::env::var("LAPWING_TEST_RANDOM").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
-    println!("LAPWING_TEST_RANDOM={seed}");
+    eprintln!("LAPWING_TEST_RANDOM={seed}");
     fastrand::Rng::with_seed(seed)
 }
