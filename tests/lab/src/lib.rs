@@ -1,1 +1,47 @@
-//! Skeleton.
+//! The laboratory of the whole-system tests and of the demo: a network of hosts on one machine, with real registries, real containerds,
+//! real images and the real `lapwing` binary.
+//!
+//! - [`Lab`]: one test's names and files; sweeps what earlier, killed runs left behind.
+//! - [`Network`] and [`Host`]: a bridge and hosts with their own network and mount namespaces, rate limits and byte counters.
+//! - [`Registry`], [`Containerd`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with the last two.
+//! - [`image`]: images, built once into a cache outside the tree.
+//! - [`tree`]: two root filesystems compared file by file. [`wait`]: conditions with a deadline.
+//! - [`require`]: what a test needs of the machine, and skipping by name where it is missing.
+//!
+//! Every resource is a guard: dropping it, also while a test panics, ends its processes by pid and removes its namespaces, mounts and
+//! files. Guards hold what they depend on, so the order of dropping does not matter. A test killed by SIGKILL leaves its
+//! resources behind; their names carry its pid and start time, and the next [`Lab`] on the machine removes them.
+//!
+//! Environment: `LAPWING_CACHE` (default `~/.cache/lapwing`: tools and images), `LAPWING_LAB_DIR` (default `/var/tmp/lapwing-lab`: files of
+//! running tests), `LAPWING_LAB_KEEP=1` (keep those files), `LAPWING_BIN` (the binary under test), `LAPWING_NO_SKIP=1` (a missing need is a
+//! failure), `LAPWING_SKIP_LOG` (a file to which the name of each skipped test is appended).
+
+mod cache;
+mod containerd;
+mod host;
+mod http;
+pub mod image;
+mod lab;
+mod lapwing;
+mod machine;
+mod needs;
+mod network;
+mod process;
+mod registry;
+mod sweep;
+mod tools;
+pub mod tree;
+pub mod wait;
+
+pub use cache::cache_dir;
+pub use containerd::{Containerd, ContainerdOptions, Flavour, RegistryHosts, SnapshotterPlugin};
+pub use host::Host;
+pub use http::{Response, http_get};
+pub use lab::Lab;
+pub use lapwing::{Lapwing, LapwingSettings, lapwing_binary};
+pub use machine::{Machine, MachineOptions};
+pub use needs::{Need, require};
+pub use network::{Mbit, Network};
+pub use process::{Process, check, output};
+pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};
+pub use tools::tools_dir;

@@ -1,0 +1,133 @@
+//! A containerd of its own on a host: root and configuration in the host's directory, sockets and state under the host's `/run`, so that
+//! `ctr`, `nerdctl` and `crictl` find it at their defaults.
+
+mod config;
+mod cri;
+
+pub use config::{ContainerdOptions, Flavour, RegistryHosts, SnapshotterPlugin};
+
+use crate::host::Host;
+use crate::process::{Process, check};
+use crate::tools;
+use crate::wait::{self, Poll};
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const START: Duration = Duration::from_secs(40);
+const STOP: Duration = Duration::from_secs(20);
+const SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// A running containerd.
+pub struct Containerd {
+    host: Host,
+    options: ContainerdOptions,
+    process: Process,
+}
+
+impl Containerd {
+    /// Starts containerd on `host` and waits until it answers. A snapshotter that it is to use should be running.
+    pub fn start(host: &Host, options: ContainerdOptions) -> Result<Self> {
+        config::write(host, &options)?;
+        let process = launch(host, &options)?;
+        Ok(Self { host: host.clone(), options, process })
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The process, to signal it or to see its log.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Ends it, by SIGTERM, and starts it again; containers go on running.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.stop(STOP)?;
+        self.process = launch(&self.host, &self.options)?;
+        Ok(())
+    }
+
+    /// Its gRPC socket, as the test reaches it.
+    pub fn socket(&self) -> PathBuf {
+        self.host.path(SOCKET)
+    }
+
+    /// The directory with the hosts.toml files, as `--hosts-dir` takes it.
+    pub fn hosts_dir(&self) -> PathBuf {
+        config::hosts_dir(&self.host)
+    }
+
+    /// `ctr`, of the same version as containerd.
+    pub fn ctr(&self) -> Result<Command> {
+        match self.options.flavour {
+            Flavour::V2 => self.host.tool("ctr"),
+            Flavour::Debian => {
+                Ok(self.host.command(tools::on_path("ctr").context("no ctr: it comes with Debian's containerd")?))
+            }
+        }
+    }
+
+    /// `nerdctl`, told where this containerd's registries and networks are.
+    pub fn nerdctl(&self) -> Result<Command> {
+        let mut command = self.host.tool("nerdctl")?;
+        let dir = self.host.dir();
+        command.arg(format!("--hosts-dir={}", self.hosts_dir().display()));
+        command.arg(format!("--data-root={}", dir.join("nerdctl").display()));
+        command.arg(format!("--cni-netconfpath={}", dir.join("nerdctl-cni").display())).arg("--cni-path=/usr/lib/cni");
+        Ok(command)
+    }
+
+    /// `crictl`, told where containerd listens.
+    pub fn crictl(&self) -> Result<Command> {
+        let mut command = self.host.tool("crictl")?;
+        command.args([
+            &format!("--runtime-endpoint=unix://{SOCKET}"),
+            &format!("--image-endpoint=unix://{SOCKET}"),
+            "--timeout=120s",
+        ]);
+        Ok(command)
+    }
+
+    /// Pulls an image with `ctr` for `snapshotter`, and gives what `ctr` printed.
+    pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<String> {
+        let mut command = self.ctr()?;
+        command.args(["images", "pull", "--snapshotter", snapshotter, "--hosts-dir"]).arg(self.hosts_dir());
+        check(command.arg(reference))
+    }
+
+    /// Runs a container of a pulled image to its end with `ctr`, and gives its output. No `args`: the image's own command.
+    pub fn run(&self, reference: &str, snapshotter: &str, name: &str, args: &[&str]) -> Result<String> {
+        let mut command = self.ctr()?;
+        check(command.args(["run", "--rm", "--snapshotter", snapshotter, reference, name]).args(args))
+    }
+}
+
+fn launch(host: &Host, options: &ContainerdOptions) -> Result<Process> {
+    let mut command = match options.flavour {
+        Flavour::V2 => host.tool("containerd")?,
+        Flavour::Debian => host.command(debian_containerd()?),
+    };
+    let mut process = host.spawn("containerd", command.arg("--config").arg(config::file(host)))?;
+    let ctr = match options.flavour {
+        Flavour::V2 => tools::tools_dir()?.join("ctr"),
+        Flavour::Debian => tools::on_path("ctr").context("no ctr: it comes with Debian's containerd")?,
+    };
+    wait::until("containerd to answer", START, || {
+        process.expect_running()?;
+        Ok(Poll::retry(host.check(&ctr, &["--connect-timeout=2s", "version"])))
+    })?;
+    Ok(process)
+}
+
+/// The distribution's containerd, not one that lies before it on the PATH.
+fn debian_containerd() -> Result<PathBuf> {
+    let packaged = Path::new("/usr/bin/containerd");
+    packaged
+        .exists()
+        .then(|| packaged.to_owned())
+        .context("no /usr/bin/containerd (contrib/setup/packages.sh installs it)")
+}

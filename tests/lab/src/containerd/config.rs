@@ -1,0 +1,221 @@
+//! containerd's configuration: what the README tells users to write, and what a laboratory needs besides.
+
+use crate::host::Host;
+use anyhow::Result;
+use serde_json::json;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Which containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Flavour {
+    /// The pinned 2.x, which needs [`crate::Need::Tools`].
+    #[default]
+    V2,
+    /// The distribution's own (1.6 in Debian 12).
+    Debian,
+}
+
+/// How containerd is to run.
+#[derive(Debug, Clone)]
+pub struct ContainerdOptions {
+    /// Which containerd.
+    pub flavour: Flavour,
+    /// Lapwing's snapshotter, as the proxy plugin `lapwing`.
+    pub snapshotter: Option<SnapshotterPlugin>,
+    /// The registries of the laboratory, by plain HTTP, and what is asked before them.
+    pub registries: Vec<RegistryHosts>,
+    /// The snapshotter that CRI uses.
+    pub cri_snapshotter: String,
+    /// CRI pulls by itself, as before containerd 2.1, and not through the transfer service.
+    pub cri_local_pull: bool,
+    /// The image of CRI's sandbox containers.
+    pub pause: Option<String>,
+}
+
+impl Default for ContainerdOptions {
+    fn default() -> Self {
+        Self {
+            flavour: Flavour::default(),
+            snapshotter: None,
+            registries: Vec::new(),
+            cri_snapshotter: "overlayfs".into(),
+            cri_local_pull: false,
+            pause: None,
+        }
+    }
+}
+
+/// Where Lapwing's snapshotter is.
+#[derive(Debug, Clone)]
+pub struct SnapshotterPlugin {
+    /// Its socket, on the host.
+    pub socket: PathBuf,
+    /// Its root directory.
+    pub root: PathBuf,
+}
+
+/// One `hosts.toml`.
+#[derive(Debug, Clone)]
+pub struct RegistryHosts {
+    /// The registry's name in image references.
+    pub name: String,
+    /// Its own URL.
+    pub url: String,
+    /// URLs asked before it, in order.
+    pub mirrors: Vec<String>,
+}
+
+pub(super) fn hosts_dir(host: &Host) -> PathBuf {
+    host.dir().join("certs.d")
+}
+
+pub(super) fn file(host: &Host) -> PathBuf {
+    host.dir().join("containerd.toml")
+}
+
+/// Writes configuration, hosts.toml files and CNI networks.
+pub(super) fn write(host: &Host, options: &ContainerdOptions) -> Result<()> {
+    for registry in &options.registries {
+        let dir = hosts_dir(host).join(&registry.name);
+        std::fs::create_dir_all(&dir)?;
+        std::fs::write(dir.join("hosts.toml"), hosts_toml(registry))?;
+    }
+    let networks = cni_dir(host);
+    std::fs::create_dir_all(&networks)?;
+    let network = json!({
+        "cniVersion": "0.4.0",
+        "name": "lab",
+        "plugins": [{
+            "type": "ptp",
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": "10.89.0.0/16"}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }],
+    });
+    std::fs::write(networks.join("10-lab.conflist"), serde_json::to_vec(&network)?)?;
+    let text = match options.flavour {
+        Flavour::V2 => version_3(host, options),
+        Flavour::Debian => version_2(host, options),
+    };
+    std::fs::write(file(host), text).map_err(Into::into)
+}
+
+fn cni_dir(host: &Host) -> PathBuf {
+    host.dir().join("cni")
+}
+
+fn hosts_toml(registry: &RegistryHosts) -> String {
+    let mut text = format!("server = {:?}\n", registry.url);
+    for url in registry.mirrors.iter().chain([&registry.url]) {
+        let _ = write!(text, "\n[host.{url:?}]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"1s\"\n");
+    }
+    text
+}
+
+fn quoted(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+fn version_3(host: &Host, options: &ContainerdOptions) -> String {
+    let mut text = common(host, 3);
+    let _ = write!(
+        text,
+        r#"
+[plugins.'io.containerd.internal.v1.opt']
+  path = {opt}
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
+[plugins.'io.containerd.cri.v1.runtime']
+  # Without CAP_SYS_RESOURCE a sandbox cannot lower its oom_score_adj, and does not start.
+  restrict_oom_score_adj = true
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = ["/usr/lib/cni"]
+    conf_dir = {cni}
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = {snapshotter:?}
+"#,
+        opt = quoted(&host.dir().join("opt")),
+        cni = quoted(&cni_dir(host)),
+        snapshotter = options.cri_snapshotter,
+    );
+    if options.cri_local_pull {
+        text.push_str("  use_local_image_pull = true\n  disable_snapshot_annotations = false\n");
+    }
+    let _ = writeln!(
+        text,
+        "  [plugins.'io.containerd.cri.v1.images'.registry]\n    config_path = {}",
+        quoted(&hosts_dir(host))
+    );
+    if let Some(pause) = &options.pause {
+        let _ = writeln!(text, "  [plugins.'io.containerd.cri.v1.images'.pinned_images]\n    sandbox = {pause:?}");
+    }
+    if let Some(plugin) = &options.snapshotter {
+        let _ = write!(
+            text,
+            r#"
+[proxy_plugins.lapwing]
+  type = "snapshot"
+  address = {socket}
+  [proxy_plugins.lapwing.exports]
+    root = {root}
+    enable_remote_snapshot_annotations = "true"
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = "linux"
+  snapshotter = "lapwing"
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = "linux"
+  snapshotter = "overlayfs"
+"#,
+            socket = quoted(&plugin.socket),
+            root = quoted(&plugin.root),
+        );
+    }
+    text
+}
+
+fn version_2(host: &Host, options: &ContainerdOptions) -> String {
+    let mut text = common(host, 2);
+    let _ = write!(
+        text,
+        r#"
+[plugins."io.containerd.internal.v1.opt"]
+  path = {opt}
+[plugins."io.containerd.grpc.v1.cri"]
+  restrict_oom_score_adj = true
+"#,
+        opt = quoted(&host.dir().join("opt")),
+    );
+    if let Some(pause) = &options.pause {
+        let _ = writeln!(text, "  sandbox_image = {pause:?}");
+    }
+    let _ = write!(
+        text,
+        r#"  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = {snapshotter:?}
+    disable_snapshot_annotations = false
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = {cni}
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = {hosts}
+"#,
+        snapshotter = options.cri_snapshotter,
+        cni = quoted(&cni_dir(host)),
+        hosts = quoted(&hosts_dir(host)),
+    );
+    if let Some(plugin) = &options.snapshotter {
+        let _ =
+            write!(text, "\n[proxy_plugins.lapwing]\n  type = \"snapshot\"\n  address = {}\n", quoted(&plugin.socket));
+    }
+    text
+}
+
+fn common(host: &Host, version: u32) -> String {
+    format!(
+        "version = {version}\nroot = {root}\nstate = \"/run/containerd\"\n\n[grpc]\n  address = \"/run/containerd/containerd.sock\"\n[debug]\n  level = \"info\"\n",
+        root = quoted(&host.dir().join("containerd")),
+    )
+}

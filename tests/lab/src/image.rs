@@ -1,0 +1,27 @@
+//! Images, built once into the cache: a realistic one, a small one with everything odd that a layer may hold, and a pause image for CRI.
+
+mod layout;
+mod pause;
+mod real;
+mod small;
+mod tar;
+
+pub(crate) use layout::hex;
+pub use layout::{Blob, ImageConfig, Layout, LayoutWriter};
+pub use pause::pause;
+pub use real::{FULL_OUTPUT, FULL_SCRIPT, MAIN_OUTPUT, real};
+pub use small::{SMALL_OUTPUT, small};
+pub use tar::{Entry, EntryKind, TarWriter};
+
+/// A short name for what an image is built from: another recipe is another image.
+fn recipe_key(name: &str, parts: &[&[u8]]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    let digest = hash.finalize();
+    let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{name}-{short}")
+}

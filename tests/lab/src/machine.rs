@@ -1,0 +1,84 @@
+//! A worker: a host with a Lapwing node and a containerd that uses it.
+
+use crate::containerd::{Containerd, ContainerdOptions, Flavour, RegistryHosts};
+use crate::host::Host;
+use crate::lapwing::{Lapwing, LapwingSettings};
+use crate::network::{Mbit, Network};
+use crate::registry::Registry;
+use anyhow::Result;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// How a worker is to be set up.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    /// Which containerd.
+    pub flavour: Flavour,
+    /// Limit of its link.
+    pub rate: Option<Mbit>,
+    /// Lapwing; `None` is a plain worker.
+    pub lapwing: Option<LapwingSettings>,
+    /// Whether CRI uses Lapwing's snapshotter.
+    pub cri_lapwing: bool,
+    /// The image of CRI's sandbox containers.
+    pub pause: Option<String>,
+}
+
+impl MachineOptions {
+    /// A worker with plain containerd 2.x and overlayfs.
+    pub fn plain() -> Self {
+        Self { flavour: Flavour::V2, rate: None, lapwing: None, cri_lapwing: false, pause: None }
+    }
+
+    /// A worker whose containerd 2.x pulls through a Lapwing node and may use its snapshotter.
+    pub fn lapwing(settings: LapwingSettings) -> Self {
+        Self { lapwing: Some(settings), cri_lapwing: true, ..Self::plain() }
+    }
+}
+
+/// A worker. Its parts are public, to be stopped and started by tests; they end containerd first.
+pub struct Machine {
+    /// containerd.
+    pub containerd: Containerd,
+    /// The node, unless the worker is a plain one.
+    pub lapwing: Option<Lapwing>,
+    /// The host of both.
+    pub host: Host,
+}
+
+impl Machine {
+    /// A new host called `name` on `network` with everything running. Images come from `registry`; Lapwing, where it is set up, is told of it
+    /// and asked first.
+    pub fn start(network: &Network, name: &str, registry: &Registry, options: MachineOptions) -> Result<Self> {
+        let host = network.host(name, options.rate)?;
+        let mut mirrors = Vec::new();
+        let mut lapwing = None;
+        if let Some(settings) = options.lapwing {
+            mirrors.push(Lapwing::mirror_url());
+            lapwing = Some(Lapwing::start(&host, settings.registry(&registry.name()))?);
+        }
+        let uses_lapwing = lapwing.is_some();
+        let containerd = Containerd::start(
+            &host,
+            ContainerdOptions {
+                flavour: options.flavour,
+                snapshotter: uses_lapwing.then(|| Lapwing::snapshotter(&host)),
+                registries: vec![RegistryHosts { name: registry.name(), url: registry.url(), mirrors }],
+                cri_snapshotter: if uses_lapwing && options.cri_lapwing { "lapwing" } else { "overlayfs" }.into(),
+                cri_local_pull: false,
+                pause: options.pause,
+            },
+        )?;
+        Ok(Self { containerd, lapwing, host })
+    }
+
+    /// Where a container that `ctr` runs in the namespace `default` has its root filesystem, as the test reaches it.
+    pub fn rootfs(&self, container: &str) -> PathBuf {
+        self.host.path(format!("/run/containerd/io.containerd.runtime.v2.task/default/{container}/rootfs"))
+    }
+
+    /// The address of a port of this worker for others on the network.
+    pub fn address(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.host.address(), port))
+    }
+}

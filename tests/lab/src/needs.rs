@@ -1,0 +1,75 @@
+//! What a test needs of the machine, and skipping by name where it is missing.
+
+use crate::{lab, tools};
+use std::io::Write;
+use std::path::Path;
+
+/// Something that a test cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Root, for namespaces, mounts and containers.
+    Root,
+    /// FUSE: `/dev/fuse`.
+    Fuse,
+    /// EROFS mounts from plain files: a kernel of 6.12 or newer with EROFS.
+    Erofs,
+    /// A real disk filesystem for the laboratory's files; overlayfs and EROFS cannot stand on tmpfs or overlayfs.
+    Disk,
+    /// containerd 2.x, ctr, nerdctl and crictl (built by `contrib/setup/tools.sh`, which needs Go).
+    Tools,
+    /// A program on the PATH.
+    Program(&'static str),
+}
+
+impl Need {
+    /// Why the need is not met, if it is not.
+    fn missing(self) -> Option<String> {
+        let filesystems = || std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        match self {
+            Self::Root => (!rustix::process::geteuid().is_root()).then(|| "needs root".into()),
+            Self::Fuse => (!Path::new("/dev/fuse").exists()).then(|| "needs FUSE: there is no /dev/fuse".into()),
+            Self::Erofs if kernel() < (6, 12) => {
+                Some("needs EROFS mounts from files: the kernel is older than 6.12".into())
+            }
+            Self::Erofs => {
+                if !filesystems().contains("erofs") {
+                    let _ = std::process::Command::new("modprobe").arg("erofs").status();
+                }
+                (!filesystems().contains("erofs")).then(|| "needs EROFS: the kernel has none".into())
+            }
+            Self::Disk => lab::disk_missing(),
+            Self::Tools => tools::tools_dir().err().map(|error| format!("needs containerd 2.x: {error:#}")),
+            Self::Program(name) => tools::on_path(name)
+                .is_none()
+                .then(|| format!("needs the program '{name}' (contrib/setup/packages.sh installs it)")),
+        }
+    }
+}
+
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|part| part.trim().parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// True when everything is there. Otherwise says so past the test runner's capture, as `SKIPPED: <test>: <why>`, and the test should return.
+///
+/// # Panics
+///
+/// With `LAPWING_NO_SKIP=1` in the environment, when something is missing.
+pub fn require(test: &str, needs: &[Need]) -> bool {
+    let missing: Vec<String> = needs.iter().filter_map(|need| need.missing()).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let line = format!("SKIPPED: {test}: {}\n", missing.join("; "));
+    assert!(std::env::var_os("LAPWING_NO_SKIP").is_none(), "{line}");
+    // Written to the stream itself, not by eprintln!, which the test runner hides for tests that pass. A closed stream is nobody's loss.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = std::env::var_os("LAPWING_SKIP_LOG")
+        && let Ok(mut file) = std::fs::File::options().create(true).append(true).open(path)
+    {
+        let _ = file.write_all(line.as_bytes());
+    }
+    false
+}

@@ -1,0 +1,42 @@
+//! The container runtime tools: containerd 2.x, ctr, nerdctl and crictl from the cache.
+
+use crate::process::output;
+use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The directory with containerd 2.x, its runc shim, ctr, nerdctl and crictl, built by `contrib/setup/tools.sh` if they are not there yet.
+/// The error tells why they cannot be had.
+pub fn tools_dir() -> Result<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))) {
+        Ok(dir) => Ok(dir.clone()),
+        Err(why) => bail!("{why}"),
+    }
+}
+
+fn find() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("LAPWING_TOOLS") {
+        return Ok(dir.into());
+    }
+    let result = output(&mut Command::new(repository().join("contrib/setup/tools.sh")))?;
+    if !result.status.success() {
+        bail!("{}", String::from_utf8_lossy(&result.stderr).trim());
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&result.stdout).trim()))
+}
+
+/// The root of the source tree.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Where `program` is found on the PATH, with the directories that only root's login shell has.
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"])
+        .map(|dir| Path::new(dir).join(program))
+        .find(|file| file.is_file())
+}
