@@ -153,7 +153,7 @@ impl LeaseBook {
             let streams = self.live.values().filter(|grant| grant.urgent).count();
             return if streams < URGENT_STREAMS { self.grant(now, peer, run, true, id) } else { self.pause() };
         }
-        if self.any_leased(wanted.urgent) {
+        if self.any_under_way(wanted.urgent) {
             return LeaseReply::Wait(URGENT_WAIT);
         }
         match self.first_free(wanted.missing) {
@@ -166,7 +166,7 @@ impl LeaseBook {
                 }
                 LeaseReply::Wait(pause)
             }
-            None if self.any_leased(wanted.missing) => self.pause(),
+            None if self.any_under_way(wanted.missing) => self.pause(),
             None => LeaseReply::Exhausted,
         }
     }
@@ -267,8 +267,19 @@ impl LeaseBook {
         })
     }
 
-    fn any_leased(&self, wanted: &[Range<u32>]) -> bool {
-        wanted.iter().any(|run| self.leased.intersects(run.clone()))
+    /// Whether some of it is under way, and nobody has it yet. To be asked when nothing of it is free: then there are no
+    /// more gaps in what is fetched than live leases.
+    fn any_under_way(&self, wanted: &[Range<u32>]) -> bool {
+        wanted.iter().any(|run| {
+            let mut rest = run.clone();
+            while let Some(gap) = self.fetched_by_any.first_gap(rest.clone()) {
+                if self.leased.intersects(gap.clone()) {
+                    return true;
+                }
+                rest.start = gap.end;
+            }
+            false
+        })
     }
 
     fn leases_of(&self, peer: PeerId) -> usize {
