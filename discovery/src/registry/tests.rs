@@ -1,1 +1,440 @@
+use std::collections::{BTreeMap, BTreeSet};
 
+use lapwing_p2p::discovery::StatementKind;
+use proptest::prelude::*;
+
+use super::*;
+use crate::limits::{
+    GRUDGE, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT, MAX_REPORTS_PER_NODE, NODE_TTL, QUARANTINE,
+};
+
+const S: Duration = Duration::from_secs(1);
+const NOW: Duration = Duration::from_secs(1000);
+
+fn peer(number: u32) -> PeerId {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    PeerId::from_bytes(bytes)
+}
+
+fn digest(number: u32) -> Digest {
+    Digest::from_bytes(*peer(number).as_bytes())
+}
+
+/// Node `number`, each in a subnet of its own.
+fn caller(number: u32) -> Caller {
+    let [_, _, high, low] = number.to_be_bytes();
+    Caller {
+        node: peer(number),
+        instance: 1,
+        group: "default".to_owned(),
+        place: Place { zone: "".into(), rack: "".into(), address: IpAddr::from([10, high, low, 1]) },
+        port: 7081,
+        reached_at: IpAddr::from([10, 255, 255, 1]),
+    }
+}
+
+fn registry() -> Registry {
+    Registry::new(7)
+}
+
+fn hold(registry: &mut Registry, now: Duration, caller: &Caller, blob: u32, holding: Holding) -> Registration {
+    registry.announce(now, caller, &[(digest(blob), Some(holding))]).unwrap()
+}
+
+fn names(registry: &mut Registry, now: Duration, asker: &Caller, blob: u32) -> Vec<PeerId> {
+    let (_, found) = registry.find(now, asker, digest(blob)).unwrap();
+    found.holders.into_iter().map(|holder| holder.peer).collect()
+}
+
+fn lease(registry: &mut Registry, now: Duration, asker: &Caller, blob: u32, length: u64) -> LeaseReply {
+    let layout = PieceLayout::new(length).unwrap();
+    let missing = std::iter::once(0..layout.piece_count()).collect();
+    let request = LeaseRequest { digest: digest(blob), length, missing, urgent: Vec::new() };
+    registry.lease(now, asker, &request, layout).unwrap().1
+}
+
+#[test]
+fn nearest_holders_come_first_and_equals_share_the_load() {
+    let mut registry = registry();
+    let at = |number: u32, zone: &str, address: [u8; 4]| Caller {
+        place: Place { zone: zone.into(), rack: "".into(), address: address.into() },
+        ..caller(number)
+    };
+    for node in [at(1, "z2", [10, 0, 0, 9]), at(2, "z1", [10, 9, 9, 9]), at(3, "z1", [10, 0, 0, 3])] {
+        hold(&mut registry, NOW, &node, 1, Holding::Partial);
+    }
+    let asker = at(9, "z1", [10, 0, 0, 1]);
+    assert_eq!(names(&mut registry, NOW, &asker, 1), [peer(3), peer(2), peer(1)]);
+
+    for node in 20..24 {
+        hold(&mut registry, NOW, &at(node, "z1", [10, 0, 0, node as u8]), 2, Holding::Partial);
+    }
+    let firsts: BTreeSet<PeerId> = (0..100).map(|_| names(&mut registry, NOW, &asker, 2)[0]).collect();
+    assert_eq!(firsts.len(), 4, "every one of four equals is first at times");
+}
+
+#[test]
+fn answers_are_bounded_and_keep_some_far_and_complete_holders() {
+    let mut registry = registry();
+    let in_zone = |number: u32, zone: &str| Caller {
+        place: Place { zone: zone.into(), ..caller(number).place },
+        ..caller(number)
+    };
+    for number in 0..1000 {
+        hold(&mut registry, NOW, &in_zone(number, "near"), 1, Holding::Partial);
+    }
+    for number in 1000..1100 {
+        hold(&mut registry, NOW, &in_zone(number, "far"), 1, Holding::Partial);
+    }
+    hold(&mut registry, NOW, &in_zone(2000, "far"), 1, Holding::Complete);
+    let named = names(&mut registry, NOW, &in_zone(5000, "near"), 1);
+    assert_eq!(named.len(), MAX_HOLDERS_PER_ANSWER);
+    assert_eq!(named.iter().collect::<BTreeSet<_>>().len(), named.len());
+    assert_eq!(named.last(), Some(&peer(2000)), "the only complete one is far, and named");
+}
+
+#[test]
+fn a_silent_node_is_gone_and_leaves_nothing() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    let before = hold(&mut registry, NOW, &caller(2), 1, Holding::Partial);
+    assert_eq!(names(&mut registry, NOW + NODE_TTL - S, &caller(2), 1), [peer(1)]);
+    assert_eq!(names(&mut registry, NOW + NODE_TTL, &caller(2), 1), [], "even before a tick");
+    assert_eq!(registry.tick(NOW + NODE_TTL).nodes, 1);
+    assert_eq!(registry.heartbeat(NOW + NODE_TTL, &caller(2)), Ok(before), "2 asked meanwhile");
+    assert_ne!(registry.heartbeat(NOW + 3 * NODE_TTL, &caller(2)), Ok(before), "and was silent now");
+    registry.tick(NOW + 5 * NODE_TTL);
+    let counts = registry.counts();
+    assert_eq!((counts.nodes, counts.blobs, counts.holders, counts.groups), (0, 0, 0, 0));
+}
+
+#[test]
+fn another_process_with_the_same_key_starts_anew() {
+    let mut registry = registry();
+    let before = hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    assert_eq!(registry.heartbeat(NOW, &caller(1)), Ok(before));
+    let restarted = Caller { instance: 2, ..caller(1) };
+    assert_ne!(registry.heartbeat(NOW, &restarted), Ok(before));
+    assert_eq!(names(&mut registry, NOW, &caller(2), 1), []);
+    registry.leave(&caller(1));
+    assert_eq!(registry.counts().nodes, 2, "the old process cannot take the new one along");
+}
+
+#[test]
+fn one_reporter_alone_cannot_blind_the_cluster() {
+    let mut registry = registry();
+    for number in 1..=20 {
+        hold(&mut registry, NOW, &caller(number), 1, Holding::Complete);
+    }
+    let (liar, asker) = (caller(100), caller(101));
+    for number in 1..=20 {
+        registry.report(NOW, &liar, peer(number)).unwrap();
+    }
+    assert_eq!(names(&mut registry, NOW, &liar, 1), [], "has it its own way");
+    assert_eq!(names(&mut registry, NOW, &asker, 1).len(), 20 - MAX_REPORTS_PER_NODE);
+    assert_eq!(names(&mut registry, NOW + QUARANTINE, &asker, 1).len(), 20);
+    for number in 1..=20 {
+        registry.report(NOW + QUARANTINE, &liar, peer(number)).unwrap();
+    }
+    assert_eq!(names(&mut registry, NOW + QUARANTINE, &asker, 1).len(), 20, "the same again does not count");
+}
+
+#[test]
+fn two_reporters_keep_a_peer_away_until_it_is_heard() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    for reporter in [2, 3] {
+        registry.report(NOW, &caller(reporter), peer(1)).unwrap();
+    }
+    assert_eq!(names(&mut registry, NOW + 2 * QUARANTINE, &caller(4), 1), []);
+    registry.heartbeat(NOW + 2 * QUARANTINE, &caller(1)).unwrap();
+    assert_eq!(names(&mut registry, NOW + 2 * QUARANTINE, &caller(4), 1), [peer(1)]);
+    assert_eq!(names(&mut registry, NOW + 2 * QUARANTINE, &caller(2), 1), [], "a grudge lasts");
+    assert_eq!(names(&mut registry, NOW + GRUDGE - S, &caller(4), 1), [peer(1)]);
+
+    registry.heartbeat(NOW + GRUDGE, &caller(1)).unwrap();
+    assert_eq!(names(&mut registry, NOW + GRUDGE, &caller(2), 1), [peer(1)]);
+}
+
+#[test]
+fn many_keys_on_one_machine_are_one_reporter() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    for number in 50..60 {
+        let sybil = Caller { place: caller(50).place, ..caller(number) };
+        registry.report(NOW, &sybil, peer(1)).unwrap();
+    }
+    assert_eq!(names(&mut registry, NOW + QUARANTINE, &caller(4), 1), [peer(1)]);
+}
+
+#[test]
+fn what_a_dead_lessee_held_is_free_once_two_miss_it() {
+    let mut registry = registry();
+    let LeaseReply::Granted(first) = lease(&mut registry, NOW, &caller(1), 1, 300 << 10) else { panic!() };
+    let settlement = Settlement { lease: first.id, digest: digest(1), fetched: first.count };
+    registry.settle(NOW, &caller(1), settlement).unwrap();
+    let LeaseReply::Granted(second) = lease(&mut registry, NOW, &caller(1), 1, 300 << 10) else { panic!() };
+    assert_ne!(first.first, second.first);
+    for reporter in [2, 3] {
+        registry.report(NOW + S, &caller(reporter), peer(1)).unwrap();
+    }
+    registry.tick(NOW + 4 * S);
+    let LeaseReply::Granted(again) = lease(&mut registry, NOW + 4 * S, &caller(2), 1, 300 << 10) else { panic!() };
+    assert_eq!(again.first, first.first);
+}
+
+#[test]
+fn nobody_fetches_what_a_live_node_holds_completely() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    assert_eq!(lease(&mut registry, NOW, &caller(2), 1, 1 << 20), LeaseReply::Exhausted);
+    registry.report(NOW, &caller(2), peer(1)).unwrap();
+    assert!(matches!(lease(&mut registry, NOW, &caller(2), 1, 1 << 20), LeaseReply::Granted(_)));
+}
+
+#[test]
+fn pieces_of_one_who_gave_the_blob_up_are_free() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Partial);
+    let LeaseReply::Granted(first) = lease(&mut registry, NOW, &caller(1), 1, 1) else { panic!() };
+    let settlement = Settlement { lease: first.id, digest: digest(1), fetched: 1 };
+    registry.settle(NOW, &caller(1), settlement).unwrap();
+    assert_eq!(lease(&mut registry, NOW, &caller(2), 1, 1), LeaseReply::Exhausted);
+    registry.announce(NOW, &caller(1), &[(digest(1), None)]).unwrap();
+    assert!(matches!(lease(&mut registry, NOW, &caller(2), 1, 1), LeaseReply::Granted(_)));
+}
+
+#[test]
+fn lies_about_a_length_do_not_stop_the_others_and_are_bounded() {
+    let mut registry = registry();
+    let layout = |length| PieceLayout::new(length).unwrap();
+    for lie in 1..MAX_LENGTHS_PER_BLOB as u64 {
+        assert!(matches!(lease(&mut registry, NOW, &caller(1), 1, lie), LeaseReply::Granted(_)));
+    }
+    assert!(matches!(lease(&mut registry, NOW, &caller(2), 1, 5 << 20), LeaseReply::Granted(_)));
+    let request = LeaseRequest { digest: digest(1), length: 77, missing: Vec::new(), urgent: Vec::new() };
+    assert_eq!(registry.lease(NOW, &caller(1), &request, layout(77)), Err(Refusal::lengths()));
+}
+
+#[test]
+fn idle_books_are_forgotten() {
+    let mut registry = registry();
+    lease(&mut registry, NOW, &caller(1), 1, 1 << 20);
+    assert_eq!(registry.totals.books, 1);
+    let mut now = NOW;
+    while now < NOW + crate::limits::BOOK_IDLE + crate::limits::MAX_TERM {
+        now += 10 * S;
+        registry.heartbeat(now, &caller(1)).unwrap();
+        registry.tick(now);
+    }
+    assert_eq!((registry.totals.books, registry.counts().blobs), (0, 0));
+    assert_eq!(registry.counts().nodes, 1);
+}
+
+#[test]
+fn a_node_cannot_announce_more_than_its_share() {
+    let mut registry = registry();
+    let all: Vec<_> = (0..MAX_BLOBS_PER_NODE as u32).map(|blob| (digest(blob), Some(Holding::Partial))).collect();
+    registry.announce(NOW, &caller(1), &all).unwrap();
+    let more = [(digest(u32::MAX), Some(Holding::Partial))];
+    let refusal = registry.announce(NOW, &caller(1), &more).unwrap_err();
+    assert_eq!(refusal, Refusal::blobs(peer(1)));
+    assert!(refusal.to_string().contains(&peer(1).to_string()));
+    registry.announce(NOW, &caller(1), &all[..1]).unwrap();
+    assert_eq!(registry.counts().holders, MAX_BLOBS_PER_NODE);
+}
+
+#[test]
+fn groups_are_bounded() {
+    let mut registry = registry();
+    let of = |number: usize| Caller { group: format!("g{number}"), ..caller(1) };
+    for number in 0..MAX_GROUPS {
+        registry.heartbeat(NOW, &of(number)).unwrap();
+    }
+    let refusal = registry.heartbeat(NOW, &of(MAX_GROUPS));
+    assert_eq!(refusal, Err(Refusal::Full { what: "groups", limit: MAX_GROUPS }));
+    registry.heartbeat(NOW, &of(0)).unwrap();
+}
+
+#[test]
+fn a_holder_on_the_trackers_machine_is_reached_where_the_tracker_is() {
+    let mut registry = registry();
+    let loopback = Place { address: [127, 0, 0, 1].into(), ..caller(1).place };
+    let local = Caller { place: loopback, reached_at: [127, 0, 0, 1].into(), ..caller(1) };
+    hold(&mut registry, NOW, &local, 1, Holding::Complete);
+    let address = |registry: &mut Registry, asker: &Caller| {
+        registry.find(NOW, asker, digest(1)).unwrap().1.holders[0].address.to_string()
+    };
+    assert_eq!(address(&mut registry, &caller(2)), "10.255.255.1:7081");
+    let neighbour = Caller { node: peer(3), ..local };
+    assert_eq!(address(&mut registry, &neighbour), "127.0.0.1:7081");
+}
+
+#[test]
+fn a_node_that_serves_nobody_is_not_named() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &Caller { port: 0, ..caller(1) }, 1, Holding::Complete);
+    assert_eq!(names(&mut registry, NOW, &caller(2), 1), []);
+    assert!(matches!(lease(&mut registry, NOW, &caller(2), 1, 1 << 20), LeaseReply::Granted(_)));
+}
+
+#[test]
+fn the_snapshot_tells_what_is_there() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    hold(&mut registry, NOW, &caller(2), 1, Holding::Partial);
+    lease(&mut registry, NOW, &caller(2), 2, 1 << 20);
+    registry.report(NOW, &caller(2), peer(1)).unwrap();
+    let snapshot = registry.snapshot(NOW + S);
+    assert_eq!((snapshot.nodes, snapshot.blobs, snapshot.holders, snapshot.leases), (2, 2, 2, 1));
+    assert_eq!(snapshot.swarms[0].digest, digest(2), "the busiest first");
+    assert_eq!((snapshot.swarms[1].holders, snapshot.swarms[1].complete), (2, 1));
+    let one = snapshot.members.iter().find(|member| member.peer == peer(1)).unwrap();
+    assert_eq!((one.address.to_string(), one.silence, one.set_aside), ("10.0.1.1:7081".to_owned(), S, true));
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Announce { node: u32, blob: u32, holding: Option<bool> },
+    Sync { node: u32, blobs: BTreeSet<u32>, statement: Option<(u32, u32)> },
+    State { node: u32, subject: u32, object: u32 },
+    Lease { node: u32, blob: u32 },
+    Leave { node: u32 },
+    Restart { node: u32 },
+    Pass { seconds: u64 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let (node, blob) = (0_u32..8, 0_u32..5);
+    prop_oneof![
+        4 => (node.clone(), blob.clone(), any::<Option<bool>>())
+            .prop_map(|(node, blob, holding)| Op::Announce { node, blob, holding }),
+        1 => (node.clone(), prop::collection::btree_set(blob.clone(), 0..5), any::<Option<(u8, u8)>>())
+            .prop_map(|(node, blobs, vote)| Op::Sync {
+                node, blobs, statement: vote.map(|(subject, object)| (u32::from(subject % 5), u32::from(object % 3))),
+            }),
+        2 => (node.clone(), blob.clone(), 0_u32..3)
+            .prop_map(|(node, subject, object)| Op::State { node, subject, object }),
+        2 => (node.clone(), blob).prop_map(|(node, blob)| Op::Lease { node, blob }),
+        1 => node.clone().prop_map(|node| Op::Leave { node }),
+        1 => node.prop_map(|node| Op::Restart { node }),
+        2 => (0_u64..40).prop_map(|seconds| Op::Pass { seconds }),
+    ]
+}
+
+/// What the test knows of a node.
+#[derive(Default)]
+struct Known {
+    seen: Duration,
+    instance: u64,
+    holds: BTreeMap<u32, Holding>,
+    states: BTreeMap<u32, u32>,
+}
+
+fn statement(subject: u32, object: u32) -> Statement {
+    let (subject, object) = (digest(subject), digest(object + 100));
+    Statement { subject, kind: StatementKind::LayerIndex, object, length: 3 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Even nodes are of one group, odd ones of another. What is found is what the test remembers, no more and no less;
+    /// groups never mix; and when all are gone, nothing is left.
+    #[test]
+    fn agrees_with_a_naive_tracker(ops in prop::collection::vec(op(), 1..80)) {
+        let mut registry = registry();
+        let mut now = NOW;
+        let mut known: BTreeMap<u32, Known> = BTreeMap::new();
+        let mut instances = BTreeMap::<u32, u64>::new();
+        let of = |node: u32, instances: &BTreeMap<u32, u64>| Caller {
+            group: format!("group{}", node % 2),
+            instance: instances.get(&node).copied().unwrap_or_default(),
+            ..caller(node)
+        };
+        fn meet(known: &mut BTreeMap<u32, Known>, node: u32, instance: u64, now: Duration) -> &mut Known {
+            let entry = known.entry(node).or_default();
+            if entry.instance != instance || now.saturating_sub(entry.seen) >= NODE_TTL {
+                *entry = Known { instance, ..Known::default() };
+            }
+            entry.seen = now;
+            entry
+        }
+        for op in ops {
+            match op {
+                Op::Announce { node, blob, holding } => {
+                    let caller = of(node, &instances);
+                    let holding = holding.map(|all| if all { Holding::Complete } else { Holding::Partial });
+                    registry.announce(now, &caller, &[(digest(blob), holding)]).unwrap();
+                    let entry = meet(&mut known, node, caller.instance, now);
+                    match holding {
+                        Some(holding) => entry.holds.insert(blob, holding),
+                        None => entry.holds.remove(&blob),
+                    };
+                }
+                Op::Sync { node, blobs, statement: vote } => {
+                    let caller = of(node, &instances);
+                    let list: Vec<_> = blobs.iter().map(|blob| (digest(*blob), Holding::Partial)).collect();
+                    let statements: Vec<_> = vote.iter().map(|(subject, object)| statement(*subject, *object)).collect();
+                    registry.sync(now, &caller, &list, &statements).unwrap();
+                    let entry = meet(&mut known, node, caller.instance, now);
+                    entry.holds = blobs.into_iter().map(|blob| (blob, Holding::Partial)).collect();
+                    entry.states = vote.into_iter().collect();
+                }
+                Op::State { node, subject, object } => {
+                    let caller = of(node, &instances);
+                    registry.state(now, &caller, &[statement(subject, object)]).unwrap();
+                    meet(&mut known, node, caller.instance, now).states.insert(subject, object);
+                }
+                Op::Lease { node, blob } => {
+                    let caller = of(node, &instances);
+                    lease(&mut registry, now, &caller, blob, 2 << 20);
+                    meet(&mut known, node, caller.instance, now);
+                }
+                Op::Leave { node } => {
+                    registry.leave(&of(node, &instances));
+                    if known.get(&node).is_some_and(|entry| Some(&entry.instance) == instances.get(&node).or(Some(&0))) {
+                        known.remove(&node);
+                    }
+                }
+                Op::Restart { node } => *instances.entry(node).or_default() += 1,
+                Op::Pass { seconds } => {
+                    now += Duration::from_secs(seconds);
+                    registry.tick(now);
+                    known.retain(|_, entry| now.saturating_sub(entry.seen) < NODE_TTL);
+                }
+            }
+            prop_assert_eq!(registry.counts().nodes, known.len());
+            prop_assert_eq!(registry.counts().holders, known.values().map(|entry| entry.holds.len()).sum::<usize>());
+            for (asker, blob) in [(20, 0), (21, 1), (22, 2), (23, 3)] {
+                let asker = of(asker, &instances);
+                let (_, found) = registry.find(now, &asker, digest(blob)).unwrap();
+                registry.leave(&asker);
+                let same_group = |node: &u32| format!("group{}", node % 2) == asker.group;
+                let expected: BTreeSet<(PeerId, bool)> = known
+                    .iter()
+                    .filter(|(node, _)| same_group(node))
+                    .filter_map(|(node, entry)| Some((peer(*node), *entry.holds.get(&blob)? == Holding::Complete)))
+                    .collect();
+                let holders: BTreeSet<(PeerId, bool)> =
+                    found.holders.iter().map(|holder| (holder.peer, holder.holding == Holding::Complete)).collect();
+                prop_assert_eq!(holders, expected);
+                let mut tally = BTreeMap::<u32, u32>::new();
+                let votes = known.iter().filter(|(node, _)| same_group(node));
+                votes.filter_map(|(_, entry)| entry.states.get(&blob)).for_each(|object| *tally.entry(*object).or_default() += 1);
+                let said: BTreeMap<Digest, u32> =
+                    found.votes.iter().map(|vote| (vote.statement.object, vote.nodes)).collect();
+                let expected: BTreeMap<Digest, u32> =
+                    tally.into_iter().map(|(object, nodes)| (statement(blob, object).object, nodes)).collect();
+                prop_assert_eq!(said, expected);
+                prop_assert!(found.votes.len() <= MAX_OBJECTS_PER_SUBJECT);
+                prop_assert!(found.votes.is_sorted_by_key(|vote| std::cmp::Reverse(vote.nodes)));
+            }
+        }
+        registry.tick(now + NODE_TTL);
+        let counts = registry.counts();
+        prop_assert_eq!((counts.nodes, counts.blobs, counts.holders, counts.groups), (0, 0, 0, 0));
+        prop_assert_eq!((registry.totals.books, registry.totals.holdings), (0, 0));
+    }
+}
