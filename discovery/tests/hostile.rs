@@ -1,0 +1,254 @@
+//! What a tracker does with requests that no honest node sends: it says what is wrong, changes nothing, and goes on.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail as the test itself may")]
+
+use std::net::SocketAddr;
+
+use lapwing_discovery::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_REQUEST_BYTES, MAX_SYNC_MESSAGES};
+use lapwing_discovery::proto::tracker_service_client::TrackerServiceClient;
+use lapwing_discovery::proto::{
+    AnnounceRequest, Caller, FindRequest, HeartbeatRequest, Holding, HoldingState, LeaseRequest, ReportRequest, Run,
+    SettleRequest, StateRequest, Statement, StatementKind, SyncRequest, lease_reply::Outcome,
+};
+use lapwing_discovery::server::{Tracker, serve};
+use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_RUNS};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+type Client = TrackerServiceClient<Channel>;
+
+struct Running {
+    tracker: Tracker,
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn start_on(address: &str) -> Running {
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tracker = Tracker::new();
+    let serving = serve(listener, tracker.clone(), std::future::pending());
+    let task = tokio::spawn(async move { serving.await.unwrap() });
+    Running { tracker, address, task }
+}
+
+async fn start() -> (Running, Client) {
+    let running = start_on("127.0.0.1:0").await;
+    let client = Client::connect(format!("http://{}", running.address)).await.unwrap();
+    (running, client)
+}
+
+fn caller(node: u8) -> Caller {
+    Caller { node: vec![node; 32], group: "default".to_owned(), piece_port: 7081, ..Caller::default() }
+}
+
+fn holding(digest: Vec<u8>, state: i32) -> Holding {
+    Holding { digest, state }
+}
+
+const PARTIAL: i32 = HoldingState::Partial as i32;
+
+/// The refusal names the field, and nobody was registered.
+fn refused<T: std::fmt::Debug>(running: &Running, outcome: Result<T, Status>, code: Code, words: &str) {
+    let status = outcome.unwrap_err();
+    assert_eq!(status.code(), code, "{status}");
+    assert!(status.message().contains(words), "{status} does not say {words:?}");
+    assert_eq!(running.tracker.snapshot().nodes, 0, "{words}");
+}
+
+#[tokio::test]
+async fn callers_are_checked() {
+    let (running, mut client) = start().await;
+    let cases = [
+        (None, "caller: missing"),
+        (Some(Caller { node: vec![1; 31], ..caller(1) }), "caller.node: expected 32 bytes, got 31"),
+        (Some(Caller { node: Vec::new(), ..caller(1) }), "caller.node: expected 32 bytes, got 0"),
+        (Some(Caller { node: vec![1; 10_000], ..caller(1) }), "caller.node: expected 32 bytes, got 10000"),
+        (Some(Caller { group: String::new(), ..caller(1) }), "group"),
+        (Some(Caller { group: "../x".to_owned(), ..caller(1) }), "group"),
+        (Some(Caller { group: "g".repeat(1000), ..caller(1) }), "group"),
+        (Some(Caller { zone: "a\nb".to_owned(), ..caller(1) }), "zone"),
+        (Some(Caller { rack: "r".repeat(64), ..caller(1) }), "rack"),
+        (Some(Caller { piece_port: 65_536, ..caller(1) }), "piece_port: 65536 is no TCP port"),
+    ];
+    for (caller, words) in cases {
+        let outcome = client.heartbeat(HeartbeatRequest { caller }).await;
+        refused(&running, outcome, Code::InvalidArgument, words);
+    }
+    client.heartbeat(HeartbeatRequest { caller: Some(caller(1)) }).await.unwrap();
+    assert_eq!(running.tracker.snapshot().nodes, 1);
+}
+
+#[tokio::test]
+async fn digests_states_and_counts_are_checked() {
+    let (running, mut client) = start().await;
+    let caller = || Some(caller(1));
+    for (bad, words) in [
+        (holding(vec![1; 33], PARTIAL), "holdings.digest: expected 32 bytes, got 33"),
+        (holding(vec![1; 32], 0), "holdings.state: 0 is no state"),
+        (holding(vec![1; 32], 99), "holdings.state: 99 is no state"),
+    ] {
+        let outcome = client.announce(AnnounceRequest { caller: caller(), holdings: vec![bad] }).await;
+        refused(&running, outcome, Code::InvalidArgument, words);
+    }
+    let many = vec![holding(vec![1; 32], PARTIAL); MAX_ENTRIES_PER_MESSAGE + 1];
+    let outcome = client.announce(AnnounceRequest { caller: caller(), holdings: many }).await;
+    refused(&running, outcome, Code::ResourceExhausted, "holdings: 4097 entries, at most 4096");
+
+    let statement = Statement {
+        subject: vec![1; 32],
+        kind: StatementKind::Metainfo.into(),
+        object: vec![2; 32],
+        length: MAX_BLOB_LENGTH + 1,
+    };
+    for (bad, words) in [
+        (statement.clone(), "statement.length"),
+        (Statement { kind: 0, length: 1, ..statement.clone() }, "statement.kind: 0"),
+        (Statement { object: vec![2; 20], length: 1, ..statement }, "statement.object: expected 32 bytes"),
+    ] {
+        let outcome = client.state(StateRequest { caller: caller(), statements: vec![bad] }).await;
+        refused(&running, outcome, Code::InvalidArgument, words);
+    }
+    let outcome = client.find(FindRequest { caller: caller(), digest: b"sha256:00".to_vec() }).await;
+    refused(&running, outcome, Code::InvalidArgument, "digest: expected 32 bytes, got 9");
+    let outcome = client.report(ReportRequest { caller: caller(), peer: vec![] }).await;
+    refused(&running, outcome, Code::InvalidArgument, "peer: expected 32 bytes, got 0");
+}
+
+#[tokio::test]
+async fn lease_requests_are_checked() {
+    let (running, mut client) = start().await;
+    let run = |first, end| Run { first, end };
+    let good = LeaseRequest {
+        caller: Some(caller(1)),
+        digest: vec![1; 32],
+        length: 1 << 20,
+        missing: vec![run(0, 16)],
+        urgent: Vec::new(),
+    };
+    for (bad, code, words) in [
+        (LeaseRequest { length: u64::MAX, ..good.clone() }, Code::InvalidArgument, "length"),
+        (LeaseRequest { missing: vec![run(0, 17)], ..good.clone() }, Code::InvalidArgument, "within 16 pieces"),
+        (LeaseRequest { missing: vec![run(5, 5)], ..good.clone() }, Code::InvalidArgument, "missing"),
+        (LeaseRequest { missing: vec![run(5, 2)], ..good.clone() }, Code::InvalidArgument, "missing"),
+        (LeaseRequest { missing: vec![run(0, 4), run(3, 5)], ..good.clone() }, Code::InvalidArgument, "ascending"),
+        (LeaseRequest { urgent: vec![run(u32::MAX - 1, u32::MAX)], ..good.clone() }, Code::InvalidArgument, "urgent"),
+        (
+            LeaseRequest { missing: vec![run(0, 1); MAX_RUNS + 1], ..good.clone() },
+            Code::ResourceExhausted,
+            "missing: 65",
+        ),
+    ] {
+        refused(&running, client.lease(bad).await, code, words);
+    }
+    let Some(Outcome::Grant(grant)) = client.lease(good).await.unwrap().into_inner().outcome else { panic!() };
+    let settle =
+        |node, fetched| SettleRequest { caller: Some(caller(node)), digest: vec![1; 32], lease: grant.lease, fetched };
+    let stolen = client.settle(settle(2, 1)).await.unwrap_err();
+    assert_eq!((stolen.code(), stolen.message().contains("not the caller's")), (Code::InvalidArgument, true));
+    let excess = client.settle(settle(1, u32::MAX)).await.unwrap_err();
+    assert_eq!((excess.code(), excess.message().contains("of 2 pieces")), (Code::InvalidArgument, true));
+    client.settle(settle(1, 2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn oversized_messages_are_refused_before_they_are_read() {
+    let (running, mut client) = start().await;
+    let huge = holding(vec![1; MAX_REQUEST_BYTES], PARTIAL);
+    let outcome = client.announce(AnnounceRequest { caller: Some(caller(1)), holdings: vec![huge] }).await;
+    // tonic's code for a message above the limit.
+    refused(&running, outcome, Code::OutOfRange, "message length too large");
+    client.heartbeat(HeartbeatRequest { caller: Some(caller(1)) }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_listing_is_taken_whole_or_not_at_all() {
+    let (running, mut client) = start().await;
+    let message = |caller: Caller, digest: u8, state: HoldingState| SyncRequest {
+        caller: Some(caller),
+        holdings: vec![holding(vec![digest; 32], state.into())],
+        statements: Vec::new(),
+    };
+    let good = message(caller(1), 1, HoldingState::Complete);
+    for (stream, code, words) in [
+        (Vec::new(), Code::InvalidArgument, "no message"),
+        (vec![good.clone(), message(caller(2), 2, HoldingState::Complete)], Code::InvalidArgument, "caller changed"),
+        (vec![good.clone(), message(caller(1), 2, HoldingState::Gone)], Code::InvalidArgument, "GONE"),
+        (vec![good.clone(); MAX_SYNC_MESSAGES + 1], Code::ResourceExhausted, "more than 64 messages"),
+        (
+            (0..17)
+                .map(|_| SyncRequest {
+                    caller: Some(caller(1)),
+                    holdings: vec![holding(vec![1; 32], PARTIAL); MAX_ENTRIES_PER_MESSAGE],
+                    statements: Vec::new(),
+                })
+                .collect(),
+            Code::ResourceExhausted,
+            "at most 65536 blobs",
+        ),
+    ] {
+        refused(&running, client.sync(tokio_stream::iter(stream)).await, code, words);
+    }
+    client.sync(tokio_stream::iter([good])).await.unwrap();
+    assert_eq!(running.tracker.snapshot().holders, 1);
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_protocol_end_their_own_connection_only() {
+    let (running, mut client) = start().await;
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff"]
+    {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+        let mut answer = Vec::new();
+        // Closed or reset: either ends the reading.
+        let _ = stream.read_to_end(&mut answer).await;
+    }
+    client.heartbeat(HeartbeatRequest { caller: Some(caller(1)) }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_socket_for_both_families_sees_plain_addresses() {
+    let running = start_on("[::]:0").await;
+    let port = running.address.port();
+    let mut v4 = Client::connect(format!("http://127.0.0.1:{port}")).await.unwrap();
+    let mut v6 = Client::connect(format!("http://[::1]:{port}")).await.unwrap();
+    v4.heartbeat(HeartbeatRequest { caller: Some(caller(4)) }).await.unwrap();
+    v6.heartbeat(HeartbeatRequest { caller: Some(caller(6)) }).await.unwrap();
+    let mut addresses: Vec<String> =
+        running.tracker.snapshot().members.iter().map(|member| member.address.to_string()).collect();
+    addresses.sort();
+    assert_eq!(addresses, ["127.0.0.1:7081", "[::1]:7081"]);
+}
+
+#[tokio::test]
+async fn calls_and_sizes_are_counted() {
+    let (running, mut client) = start().await;
+    let holdings = vec![holding(vec![1; 32], PARTIAL), holding(vec![2; 32], PARTIAL)];
+    client.announce(AnnounceRequest { caller: Some(caller(1)), holdings }).await.unwrap();
+    client.find(FindRequest { caller: None, digest: vec![1; 32] }).await.unwrap_err();
+    running.tracker.tick();
+    let mut registry = prometheus_client::registry::Registry::default();
+    running.tracker.metrics().register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        "lapwing_tracker_nodes 1",
+        "lapwing_tracker_blobs 2",
+        "lapwing_tracker_holders 2",
+        r#"lapwing_tracker_calls_total{method="announce",outcome="ok"} 1"#,
+        r#"lapwing_tracker_calls_total{method="find",outcome="invalid_argument"} 1"#,
+        "lapwing_tracker_leases_granted_total 0",
+    ] {
+        assert!(text.lines().any(|is| is == line), "{line} is not in\n{text}");
+    }
+}
