@@ -375,4 +375,5 @@ impl LeaseBook {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "pieces are wanted as lists of runs, and one run is a list")]
 mod tests;

@@ -78,7 +78,7 @@ fn cold_start(askers: u32, pieces: u32, piece: Duration, dying: &HashSet<u32>) -
     let mut own: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     let mut outcome = Outcome { fetched: BTreeMap::new(), leases: BTreeMap::new(), asks: 0, end: Duration::ZERO };
     let mut queue: BinaryHeap<std::cmp::Reverse<(Duration, Event)>> = BinaryHeap::new();
-    let mut at = |queue: &mut BinaryHeap<_>, when: Duration, event: Event| queue.push(std::cmp::Reverse((when, event)));
+    let at = |queue: &mut BinaryHeap<_>, when: Duration, event: Event| queue.push(std::cmp::Reverse((when, event)));
     for asker in 0..askers {
         at(&mut queue, Duration::from_micros(u64::from(asker)), Event::Ask(asker));
     }

@@ -337,102 +337,120 @@ fn statement(subject: u32, object: u32) -> Statement {
     Statement { subject, kind: StatementKind::LayerIndex, object, length: 3 }
 }
 
+fn group_of(node: u32) -> String {
+    format!("group{}", node % 2)
+}
+
+/// A tracker that is as simple as can be. Even nodes are of one group, odd ones of another.
+struct Model {
+    now: Duration,
+    known: BTreeMap<u32, Known>,
+    instances: BTreeMap<u32, u64>,
+}
+
+impl Model {
+    fn instance(&self, node: u32) -> u64 {
+        self.instances.get(&node).copied().unwrap_or_default()
+    }
+
+    fn caller(&self, node: u32) -> Caller {
+        Caller { group: group_of(node), instance: self.instance(node), ..caller(node) }
+    }
+
+    fn meet(&mut self, node: u32) -> &mut Known {
+        let (now, instance) = (self.now, self.instance(node));
+        let known = self.known.entry(node).or_default();
+        if known.instance != instance || now.saturating_sub(known.seen) >= NODE_TTL {
+            *known = Known { instance, ..Known::default() };
+        }
+        known.seen = now;
+        known
+    }
+
+    fn apply(&mut self, registry: &mut Registry, op: Op) {
+        match op {
+            Op::Announce { node, blob, holding } => {
+                let holding = holding.map(|all| if all { Holding::Complete } else { Holding::Partial });
+                registry.announce(self.now, &self.caller(node), &[(digest(blob), holding)]).unwrap();
+                let known = self.meet(node);
+                match holding {
+                    Some(holding) => known.holds.insert(blob, holding),
+                    None => known.holds.remove(&blob),
+                };
+            }
+            Op::Sync { node, blobs, statement: vote } => {
+                let list: Vec<_> = blobs.iter().map(|blob| (digest(*blob), Holding::Partial)).collect();
+                let statements: Vec<_> = vote.iter().map(|(subject, object)| statement(*subject, *object)).collect();
+                registry.sync(self.now, &self.caller(node), &list, &statements).unwrap();
+                let known = self.meet(node);
+                known.holds = blobs.into_iter().map(|blob| (blob, Holding::Partial)).collect();
+                known.states = vote.into_iter().collect();
+            }
+            Op::State { node, subject, object } => {
+                registry.state(self.now, &self.caller(node), &[statement(subject, object)]).unwrap();
+                self.meet(node).states.insert(subject, object);
+            }
+            Op::Lease { node, blob } => {
+                lease(registry, self.now, &self.caller(node), blob, 2 << 20);
+                self.meet(node);
+            }
+            Op::Leave { node } => {
+                registry.leave(&self.caller(node));
+                if self.known.get(&node).is_some_and(|known| known.instance == self.instance(node)) {
+                    self.known.remove(&node);
+                }
+            }
+            Op::Restart { node } => *self.instances.entry(node).or_default() += 1,
+            Op::Pass { seconds } => {
+                self.now += Duration::from_secs(seconds);
+                registry.tick(self.now);
+                let now = self.now;
+                self.known.retain(|_, known| now.saturating_sub(known.seen) < NODE_TTL);
+            }
+        }
+    }
+
+    /// What a node of number `asker`, which holds nothing, is told of `blob` is what the model knows.
+    fn check(&self, registry: &mut Registry, asker: u32, blob: u32) {
+        let asker = self.caller(asker);
+        let (_, found) = registry.find(self.now, &asker, digest(blob)).unwrap();
+        registry.leave(&asker);
+        let group = || self.known.iter().filter(|(node, _)| group_of(**node) == asker.group);
+
+        let holds = |(node, known): (&u32, &Known)| Some((peer(*node), *known.holds.get(&blob)? == Holding::Complete));
+        let expected: BTreeSet<(PeerId, bool)> = group().filter_map(holds).collect();
+        let holders = found.holders.iter().map(|holder| (holder.peer, holder.holding == Holding::Complete));
+        assert_eq!(holders.collect::<BTreeSet<_>>(), expected);
+
+        let mut expected = BTreeMap::<Digest, u32>::new();
+        for object in group().filter_map(|(_, known)| known.states.get(&blob)) {
+            *expected.entry(statement(blob, *object).object).or_default() += 1;
+        }
+        let said = found.votes.iter().map(|vote| (vote.statement.object, vote.nodes));
+        assert_eq!(said.collect::<BTreeMap<_, _>>(), expected);
+        assert!(found.votes.len() <= MAX_OBJECTS_PER_SUBJECT);
+        assert!(found.votes.is_sorted_by_key(|vote| std::cmp::Reverse(vote.nodes)));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Even nodes are of one group, odd ones of another. What is found is what the test remembers, no more and no less;
-    /// groups never mix; and when all are gone, nothing is left.
+    /// What is found is what the model knows, no more and no less; groups never mix; and when all are gone, nothing is
+    /// left.
     #[test]
     fn agrees_with_a_naive_tracker(ops in prop::collection::vec(op(), 1..80)) {
         let mut registry = registry();
-        let mut now = NOW;
-        let mut known: BTreeMap<u32, Known> = BTreeMap::new();
-        let mut instances = BTreeMap::<u32, u64>::new();
-        let of = |node: u32, instances: &BTreeMap<u32, u64>| Caller {
-            group: format!("group{}", node % 2),
-            instance: instances.get(&node).copied().unwrap_or_default(),
-            ..caller(node)
-        };
-        fn meet(known: &mut BTreeMap<u32, Known>, node: u32, instance: u64, now: Duration) -> &mut Known {
-            let entry = known.entry(node).or_default();
-            if entry.instance != instance || now.saturating_sub(entry.seen) >= NODE_TTL {
-                *entry = Known { instance, ..Known::default() };
-            }
-            entry.seen = now;
-            entry
-        }
+        let mut model = Model { now: NOW, known: BTreeMap::new(), instances: BTreeMap::new() };
         for op in ops {
-            match op {
-                Op::Announce { node, blob, holding } => {
-                    let caller = of(node, &instances);
-                    let holding = holding.map(|all| if all { Holding::Complete } else { Holding::Partial });
-                    registry.announce(now, &caller, &[(digest(blob), holding)]).unwrap();
-                    let entry = meet(&mut known, node, caller.instance, now);
-                    match holding {
-                        Some(holding) => entry.holds.insert(blob, holding),
-                        None => entry.holds.remove(&blob),
-                    };
-                }
-                Op::Sync { node, blobs, statement: vote } => {
-                    let caller = of(node, &instances);
-                    let list: Vec<_> = blobs.iter().map(|blob| (digest(*blob), Holding::Partial)).collect();
-                    let statements: Vec<_> = vote.iter().map(|(subject, object)| statement(*subject, *object)).collect();
-                    registry.sync(now, &caller, &list, &statements).unwrap();
-                    let entry = meet(&mut known, node, caller.instance, now);
-                    entry.holds = blobs.into_iter().map(|blob| (blob, Holding::Partial)).collect();
-                    entry.states = vote.into_iter().collect();
-                }
-                Op::State { node, subject, object } => {
-                    let caller = of(node, &instances);
-                    registry.state(now, &caller, &[statement(subject, object)]).unwrap();
-                    meet(&mut known, node, caller.instance, now).states.insert(subject, object);
-                }
-                Op::Lease { node, blob } => {
-                    let caller = of(node, &instances);
-                    lease(&mut registry, now, &caller, blob, 2 << 20);
-                    meet(&mut known, node, caller.instance, now);
-                }
-                Op::Leave { node } => {
-                    registry.leave(&of(node, &instances));
-                    if known.get(&node).is_some_and(|entry| Some(&entry.instance) == instances.get(&node).or(Some(&0))) {
-                        known.remove(&node);
-                    }
-                }
-                Op::Restart { node } => *instances.entry(node).or_default() += 1,
-                Op::Pass { seconds } => {
-                    now += Duration::from_secs(seconds);
-                    registry.tick(now);
-                    known.retain(|_, entry| now.saturating_sub(entry.seen) < NODE_TTL);
-                }
-            }
-            prop_assert_eq!(registry.counts().nodes, known.len());
-            prop_assert_eq!(registry.counts().holders, known.values().map(|entry| entry.holds.len()).sum::<usize>());
+            model.apply(&mut registry, op);
+            let holders: usize = model.known.values().map(|known| known.holds.len()).sum();
+            prop_assert_eq!((registry.counts().nodes, registry.counts().holders), (model.known.len(), holders));
             for (asker, blob) in [(20, 0), (21, 1), (22, 2), (23, 3)] {
-                let asker = of(asker, &instances);
-                let (_, found) = registry.find(now, &asker, digest(blob)).unwrap();
-                registry.leave(&asker);
-                let same_group = |node: &u32| format!("group{}", node % 2) == asker.group;
-                let expected: BTreeSet<(PeerId, bool)> = known
-                    .iter()
-                    .filter(|(node, _)| same_group(node))
-                    .filter_map(|(node, entry)| Some((peer(*node), *entry.holds.get(&blob)? == Holding::Complete)))
-                    .collect();
-                let holders: BTreeSet<(PeerId, bool)> =
-                    found.holders.iter().map(|holder| (holder.peer, holder.holding == Holding::Complete)).collect();
-                prop_assert_eq!(holders, expected);
-                let mut tally = BTreeMap::<u32, u32>::new();
-                let votes = known.iter().filter(|(node, _)| same_group(node));
-                votes.filter_map(|(_, entry)| entry.states.get(&blob)).for_each(|object| *tally.entry(*object).or_default() += 1);
-                let said: BTreeMap<Digest, u32> =
-                    found.votes.iter().map(|vote| (vote.statement.object, vote.nodes)).collect();
-                let expected: BTreeMap<Digest, u32> =
-                    tally.into_iter().map(|(object, nodes)| (statement(blob, object).object, nodes)).collect();
-                prop_assert_eq!(said, expected);
-                prop_assert!(found.votes.len() <= MAX_OBJECTS_PER_SUBJECT);
-                prop_assert!(found.votes.is_sorted_by_key(|vote| std::cmp::Reverse(vote.nodes)));
+                model.check(&mut registry, asker, blob);
             }
         }
-        registry.tick(now + NODE_TTL);
+        registry.tick(model.now + NODE_TTL);
         let counts = registry.counts();
         prop_assert_eq!((counts.nodes, counts.blobs, counts.holders, counts.groups), (0, 0, 0, 0));
         prop_assert_eq!((registry.totals.books, registry.totals.holdings), (0, 0));
