@@ -1,0 +1,170 @@
+//! The registry mirror: the pull side of the OCI distribution API on a local port, for containerd and dockerd.
+//!
+//! * [`request`], [`range`], [`answer`]: what is asked for, which bytes of it, and the form of a refusal
+//! * [`manifest`]: manifests, tags and referrers, passed through; what they teach goes to the [`ImageObserver`]
+//! * [`blob`]: blobs, authorized by their registry and streamed out of the swarm; [`proof`]: when its word is not enough
+//!
+//! The client is a container runtime that has another host to go to. So the rule everywhere: answer before
+//! [`MirrorSettings::first_byte`], with the right bytes or an error; never 429 (containerd would ask us again), never
+//! 404 for what the registry has, never 200 to a range, and once bytes flow, cut the connection rather than err
+//! (`hosts.toml` and `fetcher.go` of containerd 2.1). What registries answer is logged, since containerd hides it.
+//!
+//! Whoever reaches this port may use it: it belongs on loopback. Nothing here survives a restart, and nothing needs to.
+
+use std::future::IntoFuture as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::body::HttpBody as _;
+use axum::extract::{Request, State};
+use axum::http::header::CONTENT_LENGTH;
+use axum::http::{HeaderValue, Method};
+use axum::response::Response;
+use lapwing_p2p::node::{Blob, Node};
+use lapwing_plugins::registry::{Registries, RegistryName, RepositoryName};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Image;
+
+mod answer;
+mod blob;
+mod manifest;
+mod metrics;
+mod proof;
+mod range;
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use metrics::MirrorMetrics;
+
+use answer::Refusal;
+use request::{Asked, Thing};
+
+/// How long running transfers may go on after the shutdown began.
+const LAST_TRANSFERS: Duration = Duration::from_secs(2);
+
+/// What an operator may set.
+#[derive(Debug, Clone)]
+pub(crate) struct MirrorSettings {
+    /// The registry meant by requests without `ns`, as dockerd sends them.
+    pub default_registry: RegistryName,
+    /// How long until the first byte of an answer, after which the runtime is sent to its next host.
+    pub first_byte: Duration,
+}
+
+/// Whoever wants to know what passes.
+pub(crate) trait ImageObserver: Send + Sync + 'static {
+    /// A client was given the manifest of an image, and its config is here too, so that
+    /// [`Catalog::learn`](crate::catalog::Catalog::learn) can take it up. Runs on a thread that may block for a moment;
+    /// the client is given the config only when this is done, or after a short while.
+    fn image_seen(&self, image: &Image);
+
+    /// A client that may have it has begun to pull a blob, or a range of it: a layer mostly. Called for each request.
+    fn blob_opened(&self, registry: &RegistryName, repo: &RepositoryName, blob: &Arc<Blob>);
+}
+
+/// See the module's documentation.
+pub(crate) struct Mirror {
+    settings: MirrorSettings,
+    registries: Arc<Registries>,
+    node: Arc<Node>,
+    observer: Arc<dyn ImageObserver>,
+    metrics: MirrorMetrics,
+    learning: manifest::Learning,
+    proofs: proof::Proofs,
+}
+
+impl Mirror {
+    pub(crate) fn new(
+        settings: MirrorSettings,
+        registries: Arc<Registries>,
+        node: Arc<Node>,
+        observer: Arc<dyn ImageObserver>,
+        metrics: MirrorMetrics,
+    ) -> Arc<Self> {
+        let (learning, proofs) = (manifest::Learning::default(), proof::Proofs::new());
+        Arc::new(Self { settings, registries, node, observer, metrics, learning, proofs })
+    }
+}
+
+/// Serves until `shutdown`; transfers that then do not end soon are cut, and resumed by the client elsewhere.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    mirror: Arc<Mirror>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let router = Router::new().fallback(handle).with_state(mirror);
+    let server = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let cut = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(LAST_TRANSFERS).await;
+    };
+    tokio::select! {
+        ended = server.into_future() => Ok(ended?),
+        () = cut => Ok(()),
+    }
+}
+
+async fn handle(State(mirror): State<Arc<Mirror>>, request: Request) -> Response {
+    let deadline = Instant::now() + mirror.settings.first_byte;
+    let (kind, answer) = match request::parse(&request, &mirror.settings.default_registry) {
+        Err(refusal) => ("other", Err(refusal)),
+        Ok(None) => ("ping", Ok(ping())),
+        Ok(Some(asked)) => {
+            let kind = asked.thing.kind();
+            (kind, mirror.within(deadline, asked).await)
+        }
+    };
+    let answer = answer.unwrap_or_else(Refusal::into_response);
+    mirror.metrics.count_answer(kind, answer.status());
+    strip_body(request.method(), answer)
+}
+
+impl Mirror {
+    async fn within(self: &Arc<Self>, deadline: Instant, asked: Asked) -> Result<Response, Refusal> {
+        let (shown, kind) = (asked.to_string(), asked.thing.kind());
+        let answering = async {
+            match &asked.thing {
+                Thing::Blob(digest) => self.blob(&asked, *digest).await,
+                _ => self.pass_through(&asked).await,
+            }
+        };
+        let answer = tokio::time::timeout_at(deadline, answering).await.unwrap_or_else(|_| {
+            let waited = self.settings.first_byte;
+            Err(Refusal::unavailable(format!("{shown}: no answer from registry or peers within {waited:?}")))
+        });
+        match &answer {
+            Ok(response) => {
+                tracing::info!(repo = %asked.repository, asked = %shown, kind, status = response.status().as_u16(), "mirror answers");
+            }
+            Err(refusal) => {
+                tracing::info!(repo = %asked.repository, asked = %shown, kind, %refusal, "mirror sends the client on");
+            }
+        }
+        answer
+    }
+}
+
+fn ping() -> Response {
+    let mut response = Response::new(Body::from("{}"));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
+    response.headers_mut().insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
+    response
+}
+
+/// An answer to HEAD has the headers of GET and no body.
+fn strip_body(method: &Method, response: Response) -> Response {
+    if method != Method::HEAD {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
+    Response::from_parts(parts, Body::empty())
+}

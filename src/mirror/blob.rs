@@ -1,0 +1,131 @@
+//! Blobs: may this client have it, then out of the swarm.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::node::{Blob, Priority, ReadError};
+
+use super::Mirror;
+use super::answer::Refusal;
+use super::metrics::MirrorMetrics;
+use super::range::{Wanted, wanted};
+use super::request::Asked;
+
+impl Mirror {
+    /// The right to a blob is asked of its registry first, whatever of it is here: an answer then says no more than
+    /// the registry's own would.
+    pub(super) async fn blob(self: &Arc<Self>, asked: &Asked, digest: Digest) -> Result<Response, Refusal> {
+        let credential = self.registries.client_credential(&asked.registry, asked.authorization());
+        let grant = self.registries.authorize(&asked.registry, &asked.repository, digest, &credential).await?;
+        let length = grant.length;
+        let etag = format!("\"{digest}\"");
+        let (status, range) = match wanted(&asked.headers, length, &etag) {
+            Wanted::Whole => (StatusCode::OK, 0..length),
+            Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+            Wanted::Unsatisfiable => return Err(Refusal::range_not_satisfiable(length)),
+        };
+        let body = if asked.head || range.is_empty() {
+            Body::empty()
+        } else {
+            let origin = self
+                .registries
+                .origin(&asked.registry, &asked.repository, digest, length, credential)
+                .map_err(|error| Refusal::unavailable(error.to_string()))?;
+            let origin = Arc::new(origin);
+            let blob = self.node.open(digest, length, Some(origin.clone()))?;
+            if !grant.listed {
+                self.proofs.require(&asked.registry, &blob, origin.as_ref()).await?;
+            }
+            self.observer.blob_opened(&asked.registry, &asked.repository, &blob);
+            self.learning.settled(digest).await;
+            if range == (0..length) {
+                blob.want_all(Priority::Bulk);
+            }
+            self.flow(asked, &blob, range.clone()).await?
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
+        let text = |text: String| HeaderValue::try_from(text).map_err(|error| Refusal::unavailable(error.to_string()));
+        headers.insert("docker-content-digest", text(digest.to_string())?);
+        headers.insert(ETAG, text(etag)?);
+        if status == StatusCode::PARTIAL_CONTENT {
+            headers.insert(CONTENT_RANGE, text(format!("bytes {}-{}/{length}", range.start, range.end - 1))?);
+        }
+        Ok(response)
+    }
+
+    /// The body, whose first bytes are here already: until they are, the answer can still be an error.
+    async fn flow(&self, asked: &Asked, blob: &Arc<Blob>, range: Range<u64>) -> Result<Body, Refusal> {
+        let mut stream = Box::pin(blob.stream(range.clone(), Priority::Bulk));
+        let first = match stream.next().await {
+            Some(first) => first?,
+            None => return Err(Refusal::unavailable(format!("{asked}: the swarm gave no bytes"))),
+        };
+        let transfer = Transfer {
+            shown: asked.to_string(),
+            blob: blob.clone(),
+            left: range.end - range.start,
+            range,
+            metrics: self.metrics.clone(),
+        };
+        let whole = futures_util::stream::once(async { Ok(first) }).chain(stream);
+        Ok(Body::from_stream(transfer.watch(whole)))
+    }
+}
+
+/// Says in the log how a transfer ended, and counts its bytes.
+struct Transfer {
+    shown: String,
+    blob: Arc<Blob>,
+    range: Range<u64>,
+    left: u64,
+    metrics: MirrorMetrics,
+}
+
+impl Transfer {
+    /// Passes the stream on; an error ends it, which cuts the connection.
+    fn watch(
+        mut self,
+        stream: impl Stream<Item = Result<Bytes, ReadError>> + Send + 'static,
+    ) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + 'static {
+        stream.map(move |item| {
+            match &item {
+                Ok(bytes) => {
+                    self.left = self.left.saturating_sub(bytes.len() as u64);
+                    self.metrics.count_bytes(bytes.len() as u64);
+                }
+                Err(error) => {
+                    tracing::warn!(digest = %self.blob.digest(), asked = %self.shown, %error, "transfer is cut; the client resumes elsewhere");
+                    self.metrics.count_cut();
+                }
+            }
+            item
+        })
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let sources = self.blob.sources();
+        tracing::info!(
+            digest = %self.blob.digest(),
+            asked = %self.shown,
+            bytes = self.range.end - self.range.start - self.left,
+            missing_bytes = self.left,
+            bytes_from_peers = sources.bytes_from_peers,
+            bytes_from_origin = sources.bytes_from_origin,
+            "blob transfer ended"
+        );
+    }
+}
