@@ -237,7 +237,11 @@ fn apply(record: &mut Record, name: &str, labels: &Labels, paths: &[String]) -> 
 
 impl RemoteSnapshot {
     /// The name under which a remote snapshot with the directory `id` is committed.
+    ///
+    /// It sorts before all names of containerd, which begin with a namespace and so with a letter or digit: of several
+    /// snapshots with the wanted label and parent, containerd takes the first in the list, and another namespace may
+    /// have unpacked the same layer.
     pub fn name_for(id: u64) -> String {
-        format!("remote-{id}")
+        format!("+remote-{id}")
     }
 }
