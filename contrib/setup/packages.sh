@@ -12,6 +12,11 @@ pigz gzip zstd tar xz-utils jq bc curl ca-certificates
 gcc libc6-dev make pkg-config git shellcheck
 "
 
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "packages.sh: no 'cargo' on the PATH: install Rust 1.95 or newer first (the distribution's is too old)" >&2
+    exit 1
+fi
+
 if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
     # shellcheck disable=SC2086 # on one line
     echo "packages.sh: this is no Debian; install the counterparts of these packages yourself:" $packages >&2
