@@ -90,17 +90,6 @@ impl TrackerClient {
         Ok(Arc::new(Self { shared, tasks }))
     }
 
-    /// Tells the trackers that `peer` did not answer, or answered wrongly. They stop naming it: to this node for a
-    /// minute, to others until it is heard from again.
-    pub async fn report(&self, peer: PeerId) -> Result<(), DiscoveryError> {
-        self.tell(|link| {
-            let request =
-                proto::ReportRequest { caller: Some(self.shared.caller.clone()), peer: peer.as_bytes().to_vec() };
-            async move { Ok(link.client().report(request).await?.map(|reply| reply.registration)) }
-        })
-        .await
-    }
-
     /// Takes this node off the trackers' lists, at once, and stops telling them anything. Call it last: a later question
     /// would register the node again.
     pub async fn leave(&self) -> Result<(), DiscoveryError> {
@@ -258,6 +247,16 @@ impl Discovery for TrackerClient {
                 fetched: settlement.fetched,
             };
             async move { Ok(link.client().settle(request).await?.map(|reply| reply.registration)) }
+        }))
+    }
+
+    /// Is told to every tracker. They stop naming the peer: to this node for a minute, to others until it is heard from
+    /// again.
+    fn report(&self, peer: PeerId) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        Box::pin(self.tell(move |link| {
+            let caller = Some(self.shared.caller.clone());
+            let request = proto::ReportRequest { caller, peer: peer.as_bytes().to_vec() };
+            async move { Ok(link.client().report(request).await?.map(|reply| reply.registration)) }
         }))
     }
 }

@@ -51,7 +51,7 @@ pub const MAX_HOLDERS_PER_ANSWER: usize = 64;
 /// Of these, at most one in so many is drawn from the far ones when there are more than fit.
 pub const FAR_SHARE: usize = 4;
 /// Most holders looked at for one answer; of more, a random stretch is taken.
-pub const MAX_HOLDERS_SCANNED: usize = 4096;
+pub const MAX_HOLDERS_SCANNED: usize = 2048;
 /// Most nodes, and most blobs, in one snapshot for the admin page.
 pub const MAX_SNAPSHOT_ROWS: usize = 1000;
 
@@ -63,6 +63,8 @@ pub const NODE_TTL: Duration = Duration::from_secs(55);
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often the tracker looks for what has expired.
 pub const TICK: Duration = Duration::from_secs(1);
+/// Most nodes of a group forgotten in one tick, since the state is locked meanwhile; nobody is sent to the others either.
+pub const MAX_EXPIRED_PER_TICK: usize = 256;
 /// How long one reporter alone keeps a peer from everybody's answers.
 pub const QUARANTINE: Duration = Duration::from_secs(10);
 /// How long a report keeps the peer from the reporter's own answers.
@@ -71,7 +73,10 @@ pub const GRUDGE: Duration = Duration::from_secs(60);
 pub const MAX_REPORTS_PER_NODE: usize = 8;
 /// Grudges that are remembered of one node.
 pub const MAX_GRUDGES_PER_NODE: usize = 256;
-/// A node with one reporter that also was silent for so long (it missed a heartbeat) loses its leases.
+/// A node that was silent for so long, well beyond a heartbeat, is not counted on: it loses its leases, and what it
+/// fetched or holds may be leased again.
+pub const UNREPORTED_SILENCE: Duration = Duration::from_secs(30);
+/// The same with one reporter: it has missed a heartbeat.
 pub const SUSPECT_SILENCE: Duration = Duration::from_secs(20);
 /// The same with two reporters: one that takes part in a cold start is heard from many times a second.
 pub const CONFIRMED_SILENCE: Duration = Duration::from_secs(3);

@@ -223,6 +223,25 @@ async fn a_silent_node_is_gone_within_a_minute() {
 }
 
 #[tokio::test]
+async fn nodes_that_were_forgotten_tell_everything_again() {
+    let seconds = Arc::new(AtomicU64::new(0));
+    let clock = seconds.clone();
+    let tracker = Tracker::with_clock(Arc::new(move || Duration::from_secs(clock.load(Ordering::SeqCst))));
+    let running = Running::start(tracker).await;
+    let digest = Digest::of(b"layer");
+    let quick = ClientConfig { heartbeat: Duration::from_millis(20), ..config(&[running.address], 1) };
+    let node = TrackerClient::new(quick).unwrap();
+    node.announce(digest, Some(Holding::Complete)).await.unwrap();
+    until_current(&[&node]).await;
+    let asker = running.client(2);
+    assert_eq!(holders(&asker, digest).await, [peer(1)]);
+    // As if the node had been asleep: its next heartbeat comes too late, over a connection that still stands.
+    seconds.store(100, Ordering::SeqCst);
+    until("told again", || async { holders(&asker, digest).await == [peer(1)] }).await;
+    running.kill().await;
+}
+
+#[tokio::test]
 async fn a_reported_peer_is_kept_from_everybody_at_once() {
     let running = Running::start(Tracker::new()).await;
     let digest = Digest::of(b"layer");

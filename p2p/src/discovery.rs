@@ -144,6 +144,12 @@ pub trait Discovery: Send + Sync + 'static {
 
     /// Ends a lease.
     fn settle(&self, settlement: Settlement) -> BoxFuture<'_, Result<(), DiscoveryError>>;
+
+    /// Tells that `peer` did not answer, or answered wrongly, so that it is not named again for now. A discovery that keeps
+    /// no account of failures takes no notice.
+    fn report(&self, _peer: PeerId) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// Discovery gave no answer.

@@ -15,7 +15,8 @@ use super::votes::Cast;
 use super::{Caller, Refusal, Registration, Totals};
 use crate::lease::{LeaseBook, Wanted};
 use crate::limits::{
-    MAX_BLOBS_PER_NODE, MAX_BOOKS, MAX_HOLDINGS, MAX_LENGTHS_PER_BLOB, MAX_NODES, MAX_STATEMENTS_PER_NODE,
+    MAX_BLOBS_PER_NODE, MAX_BOOKS, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_LENGTHS_PER_BLOB, MAX_NODES,
+    MAX_STATEMENTS_PER_NODE,
 };
 
 /// One group. Nodes and blobs have small numbers here, which are used again; nothing refers to a number that is free.
@@ -194,8 +195,8 @@ impl Group {
     }
 
     pub(super) fn tick(&mut self, now: Duration, totals: &mut Totals) {
-        let gone: Vec<u32> = self.nodes.iter().filter(|(_, node)| node.is_gone(now)).map(|(index, _)| index).collect();
-        for node in gone {
+        let gone = self.nodes.iter().filter(|(_, node)| node.is_gone(now)).map(|(index, _)| index);
+        for node in gone.take(MAX_EXPIRED_PER_TICK).collect::<Vec<_>>() {
             self.remove_node(totals, node);
         }
         let suspect = self.nodes.iter().filter(|(_, node)| node.is_suspect(now) && !node.books.is_empty());
@@ -246,7 +247,9 @@ impl Group {
     fn has_complete_holder(&self, now: Duration, asker: u32, digest: Digest) -> bool {
         let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return false };
         blob.complete_holders().filter(|holder| *holder != asker).any(|holder| {
-            self.nodes.get(holder).is_some_and(|holder| holder.serves(now) && !asking.has_grudge(now, holder.peer))
+            self.nodes.get(holder).is_some_and(|holder| {
+                holder.serves(now) && !holder.is_suspect(now) && !asking.has_grudge(now, holder.peer)
+            })
         })
     }
 

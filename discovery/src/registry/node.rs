@@ -10,6 +10,7 @@ use lapwing_p2p::identity::PeerId;
 use super::nearness::Place;
 use crate::limits::{
     CONFIRMED_SILENCE, GRUDGE, MAX_GRUDGES_PER_NODE, MAX_REPORTS_PER_NODE, NODE_TTL, QUARANTINE, SUSPECT_SILENCE,
+    UNREPORTED_SILENCE,
 };
 
 /// A peer that this node reported.
@@ -78,11 +79,11 @@ impl Node {
         self.reporters.len() >= 2 || self.quarantined_until > now
     }
 
-    /// Whether it is as good as dead: reported, and silent since.
+    /// Whether nobody should count on it: it is silent for longer than it should be, the sooner if it was reported.
     pub(super) fn is_suspect(&self, now: Duration) -> bool {
         let silence = now.saturating_sub(self.last_seen);
         match self.reporters.len() {
-            0 => false,
+            0 => silence >= UNREPORTED_SILENCE,
             1 => silence >= SUSPECT_SILENCE,
             _ => silence >= CONFIRMED_SILENCE,
         }

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limits::{
-    GRUDGE, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT, MAX_REPORTS_PER_NODE, NODE_TTL, QUARANTINE,
+    GRUDGE, MAX_EXPIRED_PER_TICK, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT, MAX_REPORTS_PER_NODE, NODE_TTL,
+    QUARANTINE, UNREPORTED_SILENCE,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -191,6 +192,28 @@ fn nobody_fetches_what_a_live_node_holds_completely() {
     assert_eq!(lease(&mut registry, NOW, &caller(2), 1, 1 << 20), LeaseReply::Exhausted);
     registry.report(NOW, &caller(2), peer(1)).unwrap();
     assert!(matches!(lease(&mut registry, NOW, &caller(2), 1, 1 << 20), LeaseReply::Granted(_)));
+}
+
+#[test]
+fn a_holder_that_misses_its_heartbeat_is_not_counted_on() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    let silent = NOW + UNREPORTED_SILENCE;
+    assert_eq!(lease(&mut registry, silent - S, &caller(2), 1, 1 << 20), LeaseReply::Exhausted);
+    assert!(matches!(lease(&mut registry, silent, &caller(2), 1, 1 << 20), LeaseReply::Granted(_)));
+    assert_eq!(names(&mut registry, silent, &caller(2), 1), [peer(1)], "but it may be tried");
+}
+
+#[test]
+fn many_that_fall_silent_together_are_forgotten_in_turns() {
+    let mut registry = registry();
+    let many = MAX_EXPIRED_PER_TICK + 1;
+    for number in 0..many as u32 {
+        hold(&mut registry, NOW, &caller(number), 1, Holding::Complete);
+    }
+    assert_eq!(registry.tick(NOW + NODE_TTL).nodes, MAX_EXPIRED_PER_TICK);
+    assert_eq!(names(&mut registry, NOW + NODE_TTL, &caller(5000), 1), []);
+    assert_eq!(registry.tick(NOW + NODE_TTL).nodes, 1);
 }
 
 #[test]
