@@ -31,7 +31,7 @@
 //! 112   4  length of the file table as stored, T
 //! 116   4  length of the file table itself
 //! 120      S spans of 88 bytes
-//!              0   8  offset in the layer of the first compressed byte
+//!              0   8  offset in the layer of the first compressed byte: where the span before ends, or on its last byte
 //!              8   4  length of the compressed bytes
 //!             12   4  length of the output; spans follow each other in the tar without gaps
 //!             16   2  length of the window as stored, 0 for none

@@ -196,7 +196,7 @@ impl Scanner {
             return Err(self.unsupported(format!("extended header of {left} bytes")));
         }
         if left == 0 {
-            return self.finish_meta(header.flag, Vec::new());
+            return self.finish_meta(header.flag, &[]);
         }
         self.state = State::Meta { flag: header.flag, left, bytes: Vec::with_capacity(left as usize) };
         Ok(())
@@ -209,16 +209,16 @@ impl Scanner {
             self.state = State::Meta { flag, left: left - taken, bytes };
             return Ok(());
         }
-        self.finish_meta(flag, bytes)
+        self.finish_meta(flag, &bytes)
     }
 
-    fn finish_meta(&mut self, flag: u8, bytes: Vec<u8>) -> Result<(), TarError> {
+    fn finish_meta(&mut self, flag: u8, bytes: &[u8]) -> Result<(), TarError> {
         match flag {
-            b'L' => self.long_name = header::text(&bytes).to_vec(),
-            b'K' => self.long_link = header::text(&bytes).to_vec(),
-            b'x' => self.pax = Some(Pax::parse(&bytes).map_err(|problem| self.bad(problem))?),
+            b'L' => self.long_name = header::text(bytes).to_vec(),
+            b'K' => self.long_link = header::text(bytes).to_vec(),
+            b'x' => self.pax = Some(Pax::parse(bytes).map_err(|problem| self.bad(problem))?),
             _ => {
-                if !Pax::parse(&bytes).map_err(|problem| self.bad(problem))?.is_plain() {
+                if !Pax::parse(bytes).map_err(|problem| self.bad(problem))?.is_plain() {
                     return Err(self.unsupported("a global extended header that changes entries".to_owned()));
                 }
                 self.pax = None;

@@ -176,8 +176,8 @@ fn decode_span(
     if !is_bounded || bits > 7 || zeros != [0; 5] {
         return Err(malformed("span with impossible numbers"));
     }
-    if before.is_some_and(|span| start < span.compressed.end - u64::from(bits > 0)) {
-        return Err(malformed("spans overlap in the layer"));
+    if before.is_some_and(|span| start != span.compressed.end - u64::from(bits > 0)) {
+        return Err(malformed("spans do not follow each other in the layer"));
     }
     Ok(Span {
         compressed: start..end,

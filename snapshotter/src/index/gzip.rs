@@ -82,7 +82,7 @@ impl GzipReader {
         self.place = match (self.place, first) {
             (Place::Start, _) | (Place::Between, 0x1f) => Place::Member,
             (Place::Between | Place::Zeros, 0) => Place::Zeros,
-            _ => return Err(Corrupt("neither a member nor zeros after the last member".to_owned())),
+            _ => return Err(Corrupt("garbage after the last member".to_owned())),
         };
         Ok(())
     }

@@ -10,6 +10,9 @@ use crate::tree::{Entry, Extent, Kind};
 /// Fewest bytes that a record has.
 const MIN_RECORD_BYTES: usize = 9;
 
+/// Names and values.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What a record is relative to.
 #[derive(Default)]
 struct Context {
@@ -180,9 +183,9 @@ impl<'a> Reader<'a> {
         Ok(extents)
     }
 
-    fn xattrs(&mut self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, String> {
+    fn xattrs(&mut self) -> Result<Xattrs, String> {
         let count = self.at_most((self.bytes.len() / 2) as u64, "number of extended attributes")?;
-        let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut xattrs = Xattrs::new();
         for _ in 0..count {
             let name = self.bytes(MAX_XATTR_NAME_BYTES)?;
             let value = self.bytes(MAX_XATTR_VALUE_BYTES)?;
@@ -235,5 +238,72 @@ impl<'a> Reader<'a> {
         let (taken, rest) = self.bytes.split_at_checked(length).ok_or("it ends too early")?;
         self.bytes = rest;
         Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entries() -> Vec<Entry> {
+        let entry = |path: &str, kind: Kind| Entry {
+            path: path.into(),
+            kind,
+            mode: 0o4755,
+            uid: 1000,
+            gid: u32::MAX,
+            mtime: 1_700_000_000,
+            mtime_nanos: 5,
+            xattrs: vec![(b"user.a".to_vec(), vec![0; 300]), (b"user.b".to_vec(), Vec::new())],
+        };
+        let extent = |file_offset, tar_offset, length| Extent { file_offset, tar_offset, length };
+        let mut entries = vec![
+            entry("", Kind::Directory),
+            entry("usr/bin", Kind::Directory),
+            entry("usr/bin/a", Kind::File { size: 10, extents: vec![extent(0, 1536, 10)] }),
+            entry("usr/sparse", Kind::File { size: 100, extents: vec![extent(5, 2048, 5), extent(50, 2053, 50)] }),
+            entry("usr/empty", Kind::File { size: 0, extents: Vec::new() }),
+            entry("l", Kind::Symlink(b"../x".to_vec())),
+            entry("h", Kind::Hardlink(b"usr/bin/a".to_vec())),
+            entry("c", Kind::CharDevice { major: 1, minor: 3 }),
+            entry("b", Kind::BlockDevice { major: 8, minor: u32::MAX }),
+            entry("f", Kind::Fifo),
+        ];
+        entries[3].mtime = i64::MIN;
+        entries[4].mtime = i64::MAX;
+        entries
+    }
+
+    #[test]
+    fn gives_back_what_it_took() {
+        let table = encode(&entries());
+        assert_eq!(decode(&table, 10, 4096).unwrap(), entries());
+        assert!(decode(&table, 9, 4096).is_err(), "bytes left over");
+        assert!(decode(&table, 11, 4096).is_err(), "too few records");
+        assert!(decode(&table, 10, 2100).is_err(), "extents beyond the tar");
+        for end in 0..table.len() {
+            assert!(decode(&table[..end], 10, 4096).is_err(), "cut at {end}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn changed_tables_never_panic_and_have_one_form(at in 0usize..10_000, byte in any::<u8>()) {
+            let mut table = encode(&entries());
+            let length = table.len();
+            table[at % length] = byte;
+            if let Ok(entries) = decode(&table, 10, 4096) {
+                prop_assert_eq!(encode(&entries), table);
+            }
+        }
+
+        #[test]
+        fn arbitrary_tables_never_panic(table in proptest::collection::vec(any::<u8>(), 0..300), count in 0usize..20) {
+            if let Ok(entries) = decode(&table, count, 1 << 40) {
+                prop_assert_eq!(encode(&entries), table);
+            }
+        }
     }
 }

@@ -27,8 +27,7 @@ impl Pax {
         let mut pax = Self::default();
         let mut pairs: Vec<&[u8]> = Vec::new();
         while !records.is_empty() {
-            let (key, value, rest) = record(records)?;
-            records = rest;
+            let (key, value) = record(&mut records)?;
             match key {
                 b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
                     let is_length = key.ends_with(b"numbytes");
@@ -92,7 +91,7 @@ impl Pax {
 }
 
 /// Splits `LENGTH KEY=VALUE\n` off; LENGTH counts the whole record.
-fn record(records: &[u8]) -> Result<(&[u8], &[u8], &[u8]), String> {
+fn record<'a>(records: &mut &'a [u8]) -> Result<(&'a [u8], &'a [u8]), String> {
     let bad = || "malformed PAX record".to_owned();
     let blank = records.iter().take(20).position(|byte| *byte == b' ').ok_or_else(bad)?;
     let length = usize::try_from(integer(&records[..blank])?).map_err(|_| bad())?;
@@ -107,7 +106,8 @@ fn record(records: &[u8]) -> Result<(&[u8], &[u8], &[u8]), String> {
     if key.is_empty() || key.contains(&0) || (is_text && value.contains(&0)) {
         return Err(bad());
     }
-    Ok((key, value, rest))
+    *records = rest;
+    Ok((key, value))
 }
 
 /// A decimal number.

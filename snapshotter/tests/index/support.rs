@@ -1,6 +1,7 @@
 //! Layers to try and checks that all of them must pass.
 
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Stdio};
 
 use flate2::write::GzEncoder;
@@ -59,10 +60,21 @@ pub(crate) fn command(program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8
     output.stdout
 }
 
-/// The tar that GNU tar makes of directories on this machine.
-pub(crate) fn tar_of(paths: &[&str]) -> Vec<u8> {
-    let arguments = [&["-c", "--ignore-failed-read", "-P"], paths].concat();
-    command("tar", &arguments, b"")
+/// A tar by GNU tar of programs on this machine, at least `length` bytes if it has so many.
+pub(crate) fn tar_of_programs(length: u64) -> Vec<u8> {
+    let mut files: Vec<_> = std::fs::read_dir("/usr/bin").unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut names = Vec::new();
+    let mut total = 0;
+    for file in files {
+        let size = std::fs::symlink_metadata(&file).unwrap().len();
+        if total < length && size < length / 4 {
+            total += size;
+            names.extend_from_slice(file.as_os_str().as_bytes());
+            names.push(b'\n');
+        }
+    }
+    command("tar", &["-c", "-P", "-T", "-"], &names)
 }
 
 /// One gzip member by zlib-rs.
@@ -86,7 +98,7 @@ pub(crate) fn noise(length: usize, mut seed: u64) -> Vec<u8> {
 /// Bytes that compress as text does, with references near and far.
 pub(crate) fn text(length: usize, seed: u64) -> Vec<u8> {
     let choices = noise(length / 4 + 1, seed);
-    let words: Vec<String> = (0..256).map(|word| format!("{:x} ", word * word * 2_654_435 % 1_000_003)).collect();
+    let words: Vec<String> = (0..256u64).map(|word| format!("{:x} ", word * word * 2_654_435 % 1_000_003)).collect();
     let mut bytes: Vec<u8> = choices.iter().flat_map(|choice| words[usize::from(*choice)].bytes()).collect();
     bytes.truncate(length);
     bytes
