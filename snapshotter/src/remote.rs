@@ -12,7 +12,7 @@
 //! Labels come from image authors. Here they are compared and stored, and never become paths, addresses or credentials.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures_core::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
@@ -56,8 +56,9 @@ pub trait RemoteLayers: Send + Sync + 'static {
     /// The layer that turns the target's parent into its chain id, provided that it can be mounted now.
     fn resolve<'a>(&'a self, target: &'a Target<'a>) -> BoxFuture<'a, Result<Digest, Fallback>>;
 
-    /// Mounts `layer` read-only at the directory `at`. The error says what failed and what would help.
-    fn mount(&self, layer: &Digest, at: &Path) -> Result<(), String>;
+    /// Mounts `layer` read-only at the directory `at`, over the layers with the roots `lowers`, the uppermost first: what
+    /// the layer does not say of its directories is taken from there. The error says what failed and what would help.
+    fn mount(&self, layer: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), String>;
 
     /// Detaches what is mounted at `at` (lazily: containers may still use it), and lets go of what served it.
     fn unmount(&self, at: &Path);

@@ -152,7 +152,8 @@ impl Shared {
     fn restore(&self) -> Result<usize, SnapshotError> {
         let mut failed = 0;
         for remote in self.graph.remotes()? {
-            if let Err(error) = self.ensure_mounted(remote.id, &remote.layer) {
+            let chain = self.graph.parent_chain(&remote.name)?;
+            if let Err(error) = self.ensure_chain(&chain) {
                 tracing::warn!(snapshot = remote.id, digest = %remote.layer, %error, "layer not mounted yet");
                 failed += 1;
             }
@@ -160,16 +161,22 @@ impl Shared {
         Ok(failed)
     }
 
-    /// Mounts a remote snapshot's layer unless it is mounted.
-    pub(crate) fn ensure_mounted(&self, id: u64, layer: &Digest) -> Result<(), SnapshotError> {
+    /// Mounts a remote snapshot's layer over `ancestors` unless this process did.
+    pub(crate) fn ensure_mounted(&self, id: u64, layer: &Digest, ancestors: &[Ancestor]) -> Result<(), SnapshotError> {
         let at = self.directories.files(id);
-        let mounted = self.layers.ensure(id, layer, &at);
+        let lowers = || ancestors.iter().map(|ancestor| self.directories.files(ancestor.id)).collect();
+        let mounted = self.layers.ensure(id, layer, &at, lowers);
         mounted.map_err(|message| SnapshotError::Mount { layer: *layer, at, message })
     }
 
-    fn ensure_chain(&self, ancestors: &[Ancestor]) -> Result<(), SnapshotError> {
-        let remote = ancestors.iter().filter_map(|ancestor| Some((ancestor.id, ancestor.layer?)));
-        remote.into_iter().try_for_each(|(id, layer)| self.ensure_mounted(id, &layer))
+    /// Mounts the remote snapshots of a chain (uppermost first) that are not mounted, from the lowest up.
+    pub(crate) fn ensure_chain(&self, chain: &[Ancestor]) -> Result<(), SnapshotError> {
+        for (position, ancestor) in chain.iter().enumerate().rev() {
+            if let Some(layer) = &ancestor.layer {
+                self.ensure_mounted(ancestor.id, layer, &chain[position + 1..])?;
+            }
+        }
+        Ok(())
     }
 
     /// Detaches and deletes the directory of a snapshot that is not, or no longer, in the graph.

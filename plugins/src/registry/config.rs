@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// `[registries]`: which registries the node talks to, and how.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RegistriesConfig {
     /// `[registries.hosts."docker.io"]`: registries by the name that images carry and containerd sends as `ns`:
     /// `docker.io`, `reg.example:443`, `10.0.0.1:5000`. Default: none, which is enough for public registries.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub hosts: BTreeMap<String, RegistryConfig>,
     /// `[registries.others]`: the rule for every registry not listed.
     pub others: OthersConfig,
@@ -32,8 +33,8 @@ impl Default for RegistriesConfig {
 }
 
 /// One registry.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RegistryConfig {
     /// `host[:port]` to connect to. Default: the name itself (`registry-1.docker.io` for `docker.io`).
     pub host: Option<String>,
@@ -60,8 +61,8 @@ pub struct RegistryConfig {
 }
 
 /// The rule for registries that have no entry of their own: https, anonymous or with the client's own credentials.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct OthersConfig {
     /// Talk to registries that are not listed. Default true.
     pub enabled: bool,

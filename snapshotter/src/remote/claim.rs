@@ -62,16 +62,18 @@ impl Wish {
 
     fn look_up(&self, shared: &Shared) -> Result<Found, SnapshotError> {
         if let Some(remote) = shared.graph.remote(&self.chain_id, &self.parent)? {
-            shared.ensure_mounted(remote.id, &remote.layer)?;
+            shared.ensure_chain(&shared.graph.parent_chain(&remote.name)?)?;
             return Ok(Found::Remote);
         }
         Ok(Found::Parent(shared.graph.chain_id(&self.parent)?))
     }
 
     fn mount(&self, shared: &Shared, layer: &Digest) -> Result<(), SnapshotError> {
+        let ancestors = shared.graph.parent_chain(&self.parent)?;
+        shared.ensure_chain(&ancestors)?;
         let id = shared.graph.allocate_id();
         shared.directories.create(id, Kind::Committed, None)?;
-        let recorded = shared.ensure_mounted(id, layer).and_then(|()| {
+        let recorded = shared.ensure_mounted(id, layer, &ancestors).and_then(|()| {
             let new = NewSnapshot { id, parent: &self.parent, labels: &self.labels, now: SystemTime::now() };
             Ok(shared.graph.insert_remote(&RemoteSnapshot::name_for(id), layer, &new)?)
         });

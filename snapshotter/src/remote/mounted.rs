@@ -1,6 +1,7 @@
 //! Keeps the mount points of remote snapshots mounted.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lapwing_p2p::digest::Digest;
@@ -14,6 +15,9 @@ const STRIPES: usize = 16;
 /// The mount points of remote snapshots, and who can mount them.
 pub(crate) struct MountedLayers {
     layers: Option<Arc<dyn RemoteLayers>>,
+    /// Snapshots that this process mounted. A mount that a former process left answers for its metadata and gives EIO for
+    /// its data, so it is replaced rather than trusted.
+    ours: Mutex<HashSet<u64>>,
     /// Held while one snapshot's directory is mounted or unmounted, so that two requests do not stack two mounts. The
     /// one lock here that is held across I/O: local mounts only, and only those who want the same directory wait.
     stripes: [Mutex<()>; STRIPES],
@@ -21,7 +25,7 @@ pub(crate) struct MountedLayers {
 
 impl MountedLayers {
     pub(crate) fn new(layers: Option<Arc<dyn RemoteLayers>>) -> Self {
-        Self { layers, stripes: Default::default() }
+        Self { layers, ours: Mutex::default(), stripes: Default::default() }
     }
 
     pub(crate) fn layers(&self) -> Option<&Arc<dyn RemoteLayers>> {
@@ -33,24 +37,40 @@ impl MountedLayers {
         self.stripes[stripe].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Mounts `layer` at `at`, the directory of the snapshot `id`, unless it is mounted there in working order.
-    pub(crate) fn ensure(&self, id: u64, layer: &Digest, at: &Path) -> Result<(), String> {
-        if matches!(mountpoint::state(at), MountState::Mounted) {
+    fn ours(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_ours(&self, id: u64, at: &Path) -> bool {
+        self.ours().contains(&id) && matches!(mountpoint::state(at), MountState::Mounted)
+    }
+
+    /// Mounts `layer` at `at`, the directory of the snapshot `id`, unless this process did and it is in working order.
+    pub(crate) fn ensure(
+        &self,
+        id: u64,
+        layer: &Digest,
+        at: &Path,
+        lowers: impl FnOnce() -> Vec<PathBuf>,
+    ) -> Result<(), String> {
+        if self.is_ours(id, at) {
             return Ok(());
         }
         let layers = self.layers.as_ref().ok_or("lazy mounts are switched off; remove the image and pull it again")?;
         let _one_at_a_time = self.lock(id);
-        match mountpoint::state(at) {
-            MountState::Mounted => return Ok(()),
-            MountState::NotMounted => {}
-            MountState::Broken(error) => {
-                tracing::warn!(digest = %layer, mount = %at.display(), %error, "mount is dead, mounting anew");
-                layers.unmount(at);
-            }
+        if self.is_ours(id, at) {
+            return Ok(());
         }
-        layers.mount(layer, at)?;
+        if !matches!(mountpoint::state(at), MountState::NotMounted) {
+            tracing::info!(digest = %layer, mount = %at.display(), "replacing the mount of a former process");
+            layers.unmount(at);
+        }
+        layers.mount(layer, at, &lowers())?;
         match mountpoint::state(at) {
-            MountState::Mounted => Ok(()),
+            MountState::Mounted => {
+                self.ours().insert(id);
+                Ok(())
+            }
             MountState::NotMounted => {
                 Err("the mount is not to be seen; do daemon and containerd share a mount namespace?".to_owned())
             }
@@ -61,6 +81,7 @@ impl MountedLayers {
     /// Detaches whatever is mounted at `at`. Never fails: what cannot be detached is logged and kept from deletion.
     pub(crate) fn release(&self, id: u64, at: &Path) {
         let _one_at_a_time = self.lock(id);
+        self.ours().remove(&id);
         if let Some(layers) = &self.layers {
             layers.unmount(at);
         }

@@ -63,7 +63,7 @@ impl RemoteLayers for Directories {
         })
     }
 
-    fn mount(&self, layer: &Digest, at: &Path) -> Result<(), String> {
+    fn mount(&self, layer: &Digest, at: &Path, _: &[std::path::PathBuf]) -> Result<(), String> {
         if self.broken.load(Ordering::SeqCst) {
             return Err("out of order".to_owned());
         }
