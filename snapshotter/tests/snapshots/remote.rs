@@ -89,6 +89,22 @@ async fn the_same_target_is_claimed_once_for_each_parent() {
 }
 
 #[tokio::test]
+async fn the_claimed_snapshot_is_listed_before_an_unpacked_one() {
+    if !may_mount("the_claimed_snapshot_is_listed_before_an_unpacked_one") {
+        return;
+    }
+    let mut rig = Rig::start().await;
+    let label = (REF_LABEL, chain_id("layer"));
+    rig.prepare("0/1/extract", "", &[(label.0, &label.1)]).await.unwrap();
+    rig.commit_with("0/1/extract", "0/2/unpacked", &[(label.0, &label.1)]).await.unwrap();
+    rig.layer(&label.1, "layer");
+    assert_eq!(code(rig.extract("a/3/extract", "", &label.1).await), Code::AlreadyExists);
+    let names: Vec<_> = rig.target(&label.1, "").await.into_iter().map(|info| info.name).collect();
+    let claimed = rig.snapshotter.remote_snapshots().unwrap().remove(0).name;
+    assert_eq!(names, [claimed, "0/2/unpacked".to_owned()]);
+}
+
+#[tokio::test]
 async fn concurrent_claims_of_one_target_make_one_snapshot() {
     if !may_mount("concurrent_claims_of_one_target_make_one_snapshot") {
         return;

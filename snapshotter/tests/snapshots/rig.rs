@@ -179,6 +179,13 @@ impl Rig {
         self.client.commit(request).await.map(|_| ())
     }
 
+    pub(crate) async fn commit_with(&mut self, key: &str, name: &str, labels: &[(&str, &str)]) -> Result<(), Status> {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let (key, name) = (key.to_owned(), name.to_owned());
+        let request = CommitSnapshotRequest { key, name, labels, ..CommitSnapshotRequest::default() };
+        self.client.commit(request).await.map(|_| ())
+    }
+
     pub(crate) async fn remove(&mut self, key: &str) -> Result<(), Status> {
         let request = RemoveSnapshotRequest { key: key.to_owned(), ..RemoveSnapshotRequest::default() };
         self.client.remove(request).await.map(|_| ())
