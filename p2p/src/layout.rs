@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use crate::limits::MAX_BLOB_LENGTH;
+use crate::limits::{MAX_BLOB_LENGTH, MAX_PIECE_LENGTH};
 
 const SMALL_BLOB: u64 = 256 * 1024;
 const MIN_PIECE: u64 = 64 * 1024;
-const MAX_PIECE: u64 = 1024 * 1024;
 
 /// The position of a piece in its blob, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,7 +36,7 @@ impl PieceLayout {
         let piece_length = if length <= SMALL_BLOB {
             SMALL_BLOB
         } else {
-            nearest_power_of_two(length / 512).clamp(MIN_PIECE, MAX_PIECE)
+            nearest_power_of_two(length / 512).clamp(MIN_PIECE, MAX_PIECE_LENGTH)
         };
         Ok(Self { length, piece_length })
     }
@@ -54,7 +53,7 @@ impl PieceLayout {
 
     /// Number of pieces; an empty blob has none.
     pub const fn piece_count(&self) -> u32 {
-        // At most MAX_BLOB_LENGTH / MAX_PIECE pieces: fits.
+        // At most MAX_BLOB_LENGTH / MAX_PIECE_LENGTH pieces: fits.
         self.length.div_ceil(self.piece_length) as u32
     }
 
@@ -95,7 +94,7 @@ mod tests {
             (64 << 20, 128 << 10),
             (100 << 20, 256 << 10),
             (256 << 20, 512 << 10),
-            (10 << 30, MAX_PIECE),
+            (10 << 30, MAX_PIECE_LENGTH),
         ];
         for (length, piece_length) in cases {
             assert_eq!(PieceLayout::new(length).unwrap().piece_length(), piece_length, "{length}");

@@ -2,7 +2,7 @@
 //!
 //! * [`digest`], [`layout`], [`bitfield`]: what a blob and its pieces are called
 //! * [`store`]: the chunk store, the one copy of every byte on this machine
-//! * [`identity`], [`verify`]: who states which hash, and what is believed
+//! * [`identity`], [`statement`], [`verify`]: who states which hash, and what is believed
 //! * [`wire`]: the framing that peers speak
 //! * [`swarm`]: the deterministic scheduler: events and time in, actions out
 //! * [`origin`], [`discovery`]: the two contracts that somebody else fulfils
@@ -21,6 +21,8 @@ pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod origin;
+pub mod statement;
 pub mod store;
 pub mod swarm;
 pub mod verify;
+pub mod wire;

@@ -14,3 +14,39 @@ pub const MAX_BITMAP_FILE_LENGTH: u64 = 48 + (1 << 20) / 8 + 4;
 
 /// Most blobs of the chunk store whose data file is kept open though nobody uses it.
 pub const MAX_IDLE_OPEN_BLOBS: usize = 512;
+
+/// Longest piece, in bytes.
+pub const MAX_PIECE_LENGTH: u64 = 1 << 20;
+
+/// Most pieces announced in one `Have` frame.
+pub const MAX_HAVES: usize = 1024;
+
+/// Longest frame body of the piece wire that is not a piece, in bytes: a `Hello` with the bitfield of the longest blob.
+pub const MAX_CONTROL_FRAME: usize = 4 + 32 + 8 + (1 << 20) / 8;
+
+/// Longest frame body that carries a piece, in bytes.
+pub const MAX_PIECE_FRAME: usize = 9 + 128 + MAX_PIECE_LENGTH as usize;
+
+/// Most blobs that one connection may speak of.
+pub const MAX_BLOBS_PER_CONNECTION: usize = 4096;
+
+/// Most requests of one peer that wait for an upload slot.
+pub const MAX_QUEUED_REQUESTS: usize = 256;
+
+/// Most frames that wait to be written to one peer; a peer that reads slower than that is dropped.
+pub const MAX_QUEUED_FRAMES: usize = 4096;
+
+/// Most peers whose offences are remembered.
+pub const MAX_OFFENDERS: usize = 4096;
+
+/// Most bytes of pieces, over all blobs, that are held aside because no trusted hash of them is known yet.
+pub const MAX_ASIDE_BYTES: u64 = 32 << 20;
+
+/// Most peers of a blob that are remembered beyond those that are connected.
+pub const MAX_KNOWN_HOLDERS: usize = 256;
+
+/// Most piece lessees remembered of a blob.
+pub const MAX_LESSEES: usize = 4096;
+
+/// Longest file that remembers which objects derive from which blobs, in bytes.
+pub const MAX_DERIVED_FILE_LENGTH: u64 = 64 << 20;

@@ -1,0 +1,408 @@
+//! The piece wire: what two peers say to each other over one TCP connection.
+//!
+//! Pure: bytes in, frames out, and back. Integers are big-endian. After the [`handshake`] each side sends frames:
+//!
+//! ```text
+//! kind: u8 | length of the body: u32 | body
+//!
+//! 1 Hello    blob: u32, digest: 32, length: u64, bitfield       takes part in a blob and has these pieces
+//! 2 Have     blob: u32, piece: u32 ...                          has got these since
+//! 3 Request  blob: u32, piece: u32, urgent: u8
+//! 4 Cancel   blob: u32, piece: u32
+//! 5 NotHere  digest: 32, piece: u32                             refuses a request, or with piece 2^32-1 the whole blob
+//! 6 Piece    blob: u32, piece: u32, stated: u8, [statement: 128], the bytes
+//! 7 Ping
+//! 8 Bye
+//! ```
+//!
+//! A blob's number is chosen by whoever says it, in the `Hello` that precedes, and holds for that direction. A peer
+//! names content by digest and index only: never a path, a URL or an address.
+
+pub mod handshake;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+
+use crate::bitfield::{Bitfield, InvalidBitfield};
+use crate::digest::Digest;
+use crate::layout::{PieceIndex, PieceLayout, TooLong};
+use crate::limits::{MAX_CONTROL_FRAME, MAX_HAVES, MAX_PIECE_FRAME};
+use crate::statement::{PieceStatement, STATEMENT_LENGTH};
+
+/// Bytes before the body of a frame.
+pub const HEADER_LENGTH: usize = 5;
+
+const HELLO: u8 = 1;
+const HAVE: u8 = 2;
+const REQUEST: u8 = 3;
+const CANCEL: u8 = 4;
+const NOT_HERE: u8 = 5;
+const PIECE: u8 = 6;
+const PING: u8 = 7;
+const BYE: u8 = 8;
+
+const WHOLE_BLOB: u32 = u32::MAX;
+
+/// The number that one side of a connection gave to a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlobNumber(pub u32);
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// The sender takes part in the swarm of a blob.
+    Hello {
+        /// The number the sender gives it.
+        blob: BlobNumber,
+        /// Its name.
+        digest: Digest,
+        /// How it is cut.
+        layout: PieceLayout,
+        /// The pieces that the sender serves.
+        have: Bitfield,
+    },
+    /// The sender has got more pieces.
+    Have {
+        /// The sender's number of the blob.
+        blob: BlobNumber,
+        /// The new pieces.
+        pieces: Vec<PieceIndex>,
+    },
+    /// The sender wants a piece.
+    Request {
+        /// The sender's number of the blob.
+        blob: BlobNumber,
+        /// Which.
+        piece: PieceIndex,
+        /// Whether a read is blocked on it.
+        urgent: bool,
+    },
+    /// The sender no longer wants it.
+    Cancel {
+        /// The sender's number of the blob.
+        blob: BlobNumber,
+        /// Which.
+        piece: PieceIndex,
+    },
+    /// The sender does not give that.
+    NotHere {
+        /// The blob.
+        digest: Digest,
+        /// The piece; none for all of the blob.
+        piece: Option<PieceIndex>,
+    },
+    /// A piece that was asked for.
+    Piece {
+        /// The sender's number of the blob.
+        blob: BlobNumber,
+        /// Which.
+        piece: PieceIndex,
+        /// Who states its hash; none where the receiver needs nobody's word.
+        statement: Option<PieceStatement>,
+        /// Its bytes.
+        bytes: Bytes,
+    },
+    /// Nothing, so that the receiver knows the sender is alive.
+    Ping,
+    /// The sender closes the connection and means it.
+    Bye,
+}
+
+/// Bytes that are no frame. The connection cannot go on after any of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A kind that this version does not know.
+    #[error("frame of unknown kind {0}; the peer speaks another version")]
+    Kind(u8),
+    /// A body longer than its kind allows.
+    #[error("frame of kind {kind} announces {length} bytes, more than the limit of {limit}")]
+    TooLong {
+        /// The kind.
+        kind: u8,
+        /// What it announced.
+        length: u32,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// A body that ends early or has bytes left over.
+    #[error("body of a frame of kind {0} has the wrong length")]
+    Length(u8),
+    /// A flag that is neither 0 nor 1.
+    #[error("a flag of a frame is neither 0 nor 1")]
+    Flag,
+    /// A blob longer than any may be.
+    #[error(transparent)]
+    Blob(#[from] TooLong),
+    /// A bitfield that does not fit its blob.
+    #[error(transparent)]
+    Bitfield(#[from] InvalidBitfield),
+}
+
+/// The first bytes of a frame, checked: it is safe to allocate [`Self::length`] bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    kind: u8,
+    length: u32,
+}
+
+impl Header {
+    /// Reads a header and checks the announced length against the limit of its kind.
+    pub fn decode(bytes: [u8; HEADER_LENGTH]) -> Result<Self, WireError> {
+        let [kind, length @ ..] = bytes;
+        let length = u32::from_be_bytes(length);
+        let limit = match kind {
+            HELLO => MAX_CONTROL_FRAME,
+            HAVE => 4 + 4 * MAX_HAVES,
+            REQUEST => 9,
+            CANCEL => 8,
+            NOT_HERE => 36,
+            PIECE => MAX_PIECE_FRAME,
+            PING | BYE => 0,
+            _ => return Err(WireError::Kind(kind)),
+        };
+        if length as usize > limit {
+            return Err(WireError::TooLong { kind, length, limit });
+        }
+        Ok(Self { kind, length })
+    }
+
+    /// Length of the body in bytes.
+    pub const fn length(&self) -> usize {
+        self.length as usize
+    }
+}
+
+impl Frame {
+    /// Appends the frame, header and all.
+    pub fn encode(&self, out: &mut BytesMut) {
+        let start = out.len();
+        out.put_u8(self.kind());
+        out.put_u32(0);
+        match self {
+            Self::Hello { blob, digest, layout, have } => {
+                out.put_u32(blob.0);
+                out.put_slice(digest.as_bytes());
+                out.put_u64(layout.length());
+                out.put_slice(have.as_bytes());
+            }
+            Self::Have { blob, pieces } => {
+                out.put_u32(blob.0);
+                pieces.iter().for_each(|piece| out.put_u32(piece.0));
+            }
+            Self::Request { blob, piece, urgent } => {
+                out.put_u32(blob.0);
+                out.put_u32(piece.0);
+                out.put_u8(u8::from(*urgent));
+            }
+            Self::Cancel { blob, piece } => {
+                out.put_u32(blob.0);
+                out.put_u32(piece.0);
+            }
+            Self::NotHere { digest, piece } => {
+                out.put_slice(digest.as_bytes());
+                out.put_u32(piece.map_or(WHOLE_BLOB, |piece| piece.0));
+            }
+            Self::Piece { blob, piece, statement, bytes } => {
+                put_piece_head(out, *blob, *piece, statement.as_ref());
+                out.put_slice(bytes);
+            }
+            Self::Ping | Self::Bye => {}
+        }
+        let length = (out.len() - start - HEADER_LENGTH) as u32;
+        out[start + 1..start + HEADER_LENGTH].copy_from_slice(&length.to_be_bytes());
+    }
+
+    /// Everything of a `Piece` frame before its bytes, which the caller writes itself.
+    pub fn encode_piece_head(
+        out: &mut BytesMut,
+        blob: BlobNumber,
+        piece: PieceIndex,
+        statement: Option<&PieceStatement>,
+        piece_length: usize,
+    ) {
+        out.put_u8(PIECE);
+        out.put_u32((9 + statement.map_or(0, |_| STATEMENT_LENGTH) + piece_length) as u32);
+        put_piece_head(out, blob, piece, statement);
+    }
+
+    /// Reads the body that follows `header`; exactly [`Header::length`] bytes.
+    pub fn decode(header: Header, mut body: Bytes) -> Result<Self, WireError> {
+        let short = WireError::Length(header.kind);
+        if body.len() != header.length() {
+            return Err(short);
+        }
+        let number = |body: &mut Bytes| body.try_get_u32().map_err(|_| short);
+        let frame = match header.kind {
+            HELLO => return Self::decode_hello(body),
+            HAVE => {
+                let blob = BlobNumber(number(&mut body)?);
+                let mut pieces = Vec::with_capacity(body.len() / 4);
+                while !body.is_empty() {
+                    pieces.push(PieceIndex(number(&mut body)?));
+                }
+                Self::Have { blob, pieces }
+            }
+            REQUEST => Self::Request {
+                blob: BlobNumber(number(&mut body)?),
+                piece: PieceIndex(number(&mut body)?),
+                urgent: flag(&mut body)?,
+            },
+            CANCEL => Self::Cancel { blob: BlobNumber(number(&mut body)?), piece: PieceIndex(number(&mut body)?) },
+            NOT_HERE => {
+                let digest = digest(&mut body).ok_or(short)?;
+                let piece = number(&mut body)?;
+                Self::NotHere { digest, piece: (piece != WHOLE_BLOB).then_some(PieceIndex(piece)) }
+            }
+            PIECE => {
+                let (blob, piece) = (BlobNumber(number(&mut body)?), PieceIndex(number(&mut body)?));
+                let statement = if flag(&mut body)? { Some(statement(&mut body).ok_or(short)?) } else { None };
+                return Ok(Self::Piece { blob, piece, statement, bytes: body });
+            }
+            PING => Self::Ping,
+            BYE => Self::Bye,
+            kind => return Err(WireError::Kind(kind)),
+        };
+        if body.is_empty() { Ok(frame) } else { Err(short) }
+    }
+
+    fn decode_hello(mut body: Bytes) -> Result<Self, WireError> {
+        let short = WireError::Length(HELLO);
+        let blob = BlobNumber(body.try_get_u32().map_err(|_| short)?);
+        let digest = digest(&mut body).ok_or(short)?;
+        let layout = PieceLayout::new(body.try_get_u64().map_err(|_| short)?)?;
+        let have = Bitfield::from_bytes(layout.piece_count(), &body)?;
+        Ok(Self::Hello { blob, digest, layout, have })
+    }
+
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::Hello { .. } => HELLO,
+            Self::Have { .. } => HAVE,
+            Self::Request { .. } => REQUEST,
+            Self::Cancel { .. } => CANCEL,
+            Self::NotHere { .. } => NOT_HERE,
+            Self::Piece { .. } => PIECE,
+            Self::Ping => PING,
+            Self::Bye => BYE,
+        }
+    }
+}
+
+fn put_piece_head(out: &mut BytesMut, blob: BlobNumber, piece: PieceIndex, statement: Option<&PieceStatement>) {
+    out.put_u32(blob.0);
+    out.put_u32(piece.0);
+    out.put_u8(u8::from(statement.is_some()));
+    if let Some(statement) = statement {
+        out.put_slice(&statement.encode());
+    }
+}
+
+fn flag(body: &mut Bytes) -> Result<bool, WireError> {
+    match body.try_get_u8() {
+        Ok(0) => Ok(false),
+        Ok(1) => Ok(true),
+        _ => Err(WireError::Flag),
+    }
+}
+
+fn digest(body: &mut Bytes) -> Option<Digest> {
+    let bytes = *body.first_chunk()?;
+    body.advance(bytes.len());
+    Some(Digest::from_bytes(bytes))
+}
+
+fn statement(body: &mut Bytes) -> Option<PieceStatement> {
+    let statement = PieceStatement::decode(body.first_chunk()?);
+    body.advance(STATEMENT_LENGTH);
+    Some(statement)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frames() -> impl Strategy<Value = Frame> {
+        let id = any::<u32>().prop_map(BlobNumber);
+        let piece = any::<u32>().prop_map(PieceIndex);
+        let digest = any::<[u8; 32]>().prop_map(Digest::from_bytes);
+        let statement = any::<[u8; STATEMENT_LENGTH]>().prop_map(|bytes| PieceStatement::decode(&bytes));
+        prop_oneof![
+            (id.clone(), digest.clone(), 0u64..(1 << 32), any::<bool>()).prop_map(|(blob, digest, length, full)| {
+                let layout = PieceLayout::new(length).unwrap();
+                let count = layout.piece_count();
+                let have = if full { Bitfield::full(count) } else { Bitfield::empty(count) };
+                Frame::Hello { blob, digest, layout, have }
+            }),
+            (id.clone(), prop::collection::vec(piece.clone(), 0..50))
+                .prop_map(|(blob, pieces)| Frame::Have { blob, pieces }),
+            (id.clone(), piece.clone(), any::<bool>()).prop_map(|(blob, piece, urgent)| Frame::Request {
+                blob,
+                piece,
+                urgent
+            }),
+            (id.clone(), piece.clone()).prop_map(|(blob, piece)| Frame::Cancel { blob, piece }),
+            (digest, prop::option::of((0..u32::MAX).prop_map(PieceIndex)))
+                .prop_map(|(digest, piece)| Frame::NotHere { digest, piece }),
+            (id, piece, prop::option::of(statement), prop::collection::vec(any::<u8>(), 0..300)).prop_map(
+                |(blob, piece, statement, bytes)| Frame::Piece { blob, piece, statement, bytes: bytes.into() }
+            ),
+            Just(Frame::Ping),
+            Just(Frame::Bye),
+        ]
+    }
+
+    fn decode(mut bytes: Bytes) -> Result<(Frame, Bytes), WireError> {
+        let header = Header::decode(*bytes.first_chunk().unwrap())?;
+        bytes.advance(HEADER_LENGTH);
+        let body = bytes.split_to(header.length());
+        Ok((Frame::decode(header, body)?, bytes))
+    }
+
+    proptest! {
+        #[test]
+        fn reads_what_it_writes(frames in prop::collection::vec(frames(), 1..5)) {
+            let mut out = BytesMut::new();
+            frames.iter().for_each(|frame| frame.encode(&mut out));
+            let mut rest = out.freeze();
+            for frame in frames {
+                let (read, after) = decode(rest).unwrap();
+                prop_assert_eq!(read, frame);
+                rest = after;
+            }
+            prop_assert!(rest.is_empty());
+        }
+
+        #[test]
+        fn the_head_of_a_piece_is_that_of_its_frame(blob: u32, piece: u32, stated: bool, bytes: Vec<u8>) {
+            let (blob, piece) = (BlobNumber(blob), PieceIndex(piece));
+            let statement = stated.then(|| PieceStatement::decode(&[9; STATEMENT_LENGTH]));
+            let (mut head, mut whole) = (BytesMut::new(), BytesMut::new());
+            Frame::encode_piece_head(&mut head, blob, piece, statement.as_ref(), bytes.len());
+            head.put_slice(&bytes);
+            Frame::Piece { blob, piece, statement, bytes: bytes.into() }.encode(&mut whole);
+            prop_assert_eq!(head, whole);
+        }
+
+        /// What is accepted is the encoding of what was read, and nothing else; and no input panics.
+        #[test]
+        fn arbitrary_bytes_are_a_frame_or_an_error(kind in 0u8..10, body in prop::collection::vec(any::<u8>(), 0..400)) {
+            let mut head = [kind, 0, 0, 0, 0];
+            head[1..].copy_from_slice(&(body.len() as u32).to_be_bytes());
+            let Ok(header) = Header::decode(head) else { return Ok(()) };
+            if let Ok(frame) = Frame::decode(header, body.clone().into()) {
+                let mut out = BytesMut::new();
+                frame.encode(&mut out);
+                prop_assert_eq!(&out[HEADER_LENGTH..], &body[..]);
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_are_bounded_before_anything_is_allocated() {
+        for kind in [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE] {
+            let head = [kind, 0xff, 0xff, 0xff, 0xff];
+            assert!(matches!(Header::decode(head), Err(WireError::TooLong { .. })), "{kind}");
+        }
+        assert_eq!(Header::decode([0, 0, 0, 0, 0]), Err(WireError::Kind(0)));
+    }
+}
