@@ -1,0 +1,311 @@
+//! Discovery and the origin: when to ask whom, and what an answer changes.
+//!
+//! The origin is asked only for pieces that somebody wants and no connected peer has, and only with a lease. Without
+//! one in three cases: discovery does not answer; nothing at all came for long, whatever discovery says; or all the
+//! blob's bytes were proven wrong, so that other nodes' are not taken any more.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::blob::{Transfer, Transfers};
+use super::pick::Mean;
+use super::{Action, FoundPeers, Priority, Swarm, TransferId};
+use crate::digest::Digest;
+use crate::discovery::{Holding, LeaseReply, LeaseRequest, Settlement};
+use crate::layout::PieceIndex;
+use crate::limits::MAX_RUNS;
+use crate::origin::OriginError;
+
+/// Pauses between questions to discovery while a blob arrives: the swarm forms in the first moments.
+const FIND_PAUSES: [Duration; 4] =
+    [Duration::from_millis(100), Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
+/// Shortest pause between two questions about one blob.
+const FIND_FLOOR: Duration = Duration::from_millis(100);
+/// How long complete holders may take to connect before the origin is asked; also how long metainfo may take.
+const GRACE: Duration = Duration::from_secs(1);
+const METAINFO_GRACE: Duration = Duration::from_secs(5);
+/// Without any piece for so long the origin is asked without a lease.
+const STALL: Duration = Duration::from_secs(15);
+/// How long readers wait for peers after the origin has refused for good.
+const REFUSED_GRACE: Duration = Duration::from_secs(5);
+/// Bytes of one transfer without a lease.
+const UNLEASED_RUN_BYTES: u64 = 8 << 20;
+/// Transfers without a lease start spread over this time, so that nodes that lost their tracker do not start as one.
+const UNLEASED_JITTER: Duration = Duration::from_millis(300);
+const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
+const BACKOFF_CEILING: Duration = Duration::from_secs(10);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+const WAIT_FLOOR: Duration = Duration::from_millis(20);
+const WAIT_CEILING: Duration = Duration::from_secs(5);
+const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the scheduler knows of a blob's origin.
+#[derive(Debug, Default)]
+pub(super) struct OriginSide {
+    pub(super) known: bool,
+    pub(super) transfers: Transfers,
+    pub(super) grace_until: Duration,
+    metainfo_until: Duration,
+    asking: bool,
+    ask_after: Duration,
+    pause_until: Duration,
+    failures: u32,
+    whole_only: bool,
+    refused: Option<(OriginError, Duration)>,
+    told_at: Option<Duration>,
+    first_byte: Mean,
+    rest: Mean,
+    /// Whether the pieces that reads wait for were named in the last request.
+    pub(super) urgent_told: bool,
+}
+
+impl OriginSide {
+    pub(super) fn progress(&mut self, piece: PieceIndex, now: Duration) {
+        let transfer = self.transfers.values_mut().find(|transfer| transfer.pieces.contains(&piece.0));
+        if let Some(transfer) = transfer {
+            transfer.last_progress = now;
+        }
+    }
+
+    /// Transfers at once: two where the origin takes long to begin, so that one covers the other's silence.
+    fn streams(&self) -> usize {
+        match (self.first_byte.get(), self.rest.get()) {
+            _ if self.whole_only => 1,
+            (Some(first), Some(rest)) if first * 10 > rest => 2,
+            _ => 1,
+        }
+    }
+}
+
+impl Swarm {
+    pub(super) fn origin_known(&mut self, digest: Digest) {
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        blob.origin.known = true;
+        blob.origin.refused = None;
+        blob.origin.failures = 0;
+        blob.origin.pause_until = Duration::ZERO;
+        if blob.is_active() {
+            self.announce(digest, Holding::Partial);
+            self.consider_origin(digest);
+        }
+    }
+
+    /// Somebody wants pieces that are missing: take part.
+    pub(super) fn join(&mut self, digest: Digest) {
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let offers = blob.origin.known || !blob.have.is_empty();
+        if self.now >= blob.find.last + FIND_PAUSES[FIND_PAUSES.len() - 1] {
+            blob.find.next = self.now;
+            blob.find.count = 0;
+        }
+        self.find_if_due(digest);
+        if offers {
+            self.announce(digest, Holding::Partial);
+        }
+        if self.discovery_down {
+            self.ask_everybody(digest);
+        }
+        self.connect(digest);
+        self.consider_origin(digest);
+    }
+
+    pub(super) fn find_if_due(&mut self, digest: Digest) {
+        let now = self.now;
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        if blob.find.asking || now < blob.find.next || !blob.is_active() {
+            return;
+        }
+        blob.find.asking = true;
+        blob.find.last = now;
+        self.actions.push(Action::Find(digest));
+    }
+
+    pub(super) fn find_again(&mut self, digest: Digest) {
+        if let Some(blob) = self.blobs.get_mut(&digest) {
+            blob.find.next = blob.find.next.min(blob.find.last + FIND_FLOOR);
+        }
+        self.find_if_due(digest);
+    }
+
+    pub(super) fn found(&mut self, digest: Digest, found: Option<FoundPeers>) {
+        self.discovery_down = found.is_none();
+        let jitter = 750 + self.rng.u32(..500);
+        let now = self.now;
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let first = !blob.find.answered;
+        let pause = FIND_PAUSES[(blob.find.count as usize).min(FIND_PAUSES.len() - 1)];
+        blob.find.asking = false;
+        blob.find.answered = true;
+        blob.find.count += 1;
+        blob.find.next = now + pause * jitter / 1000;
+        let Some(found) = found else {
+            blob.find.next = now + FIND_PAUSES[FIND_PAUSES.len() - 1] * jitter / 1000;
+            self.ask_everybody(digest);
+            return self.consider_origin(digest);
+        };
+        blob.verifiable = found.verifiable || blob.layout.piece_count() <= 1;
+        blob.metainfo_pending = found.metainfo_pending;
+        if first {
+            blob.origin.metainfo_until = now + METAINFO_GRACE;
+            if found.holders.iter().any(|holder| holder.holding == Holding::Complete && holder.peer != self.me) {
+                blob.origin.grace_until = now + GRACE;
+            }
+        }
+        self.learn(digest, &found.holders);
+        self.connect(digest);
+        self.consider_origin(digest);
+    }
+
+    /// Decides whether the origin is to be asked for something now.
+    pub(super) fn consider_origin(&mut self, digest: Digest) {
+        let (now, down) = (self.now, self.discovery_down);
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let origin = &blob.origin;
+        let informed = blob.find.answered || down || blob.origin_only;
+        let pending = blob.metainfo_pending && now < origin.metainfo_until;
+        if !origin.known || !informed || pending || now < origin.grace_until.max(origin.pause_until) {
+            return;
+        }
+        if blob.have.is_full() {
+            return;
+        }
+        let missing = blob.unserved(now, MAX_RUNS, |_| true);
+        let Some(first) = missing.first().cloned() else { return };
+        if blob.origin.refused.is_some() {
+            return self.refuse(digest);
+        }
+        let urgent = blob.unserved(now, MAX_RUNS, |want| want.priority == Priority::Fault);
+        let stalled = now >= blob.last_progress + STALL;
+        let streams = blob.origin.streams() + if urgent.is_empty() { 0 } else { 2 };
+        if blob.origin.transfers.len() >= streams {
+            return;
+        }
+        if down || blob.origin_only || stalled {
+            return self.fetch_unleased(digest, urgent.first().cloned().unwrap_or(first), !urgent.is_empty());
+        }
+        if blob.origin.asking || (now < blob.origin.ask_after && (urgent.is_empty() || blob.origin.urgent_told)) {
+            return;
+        }
+        blob.origin.asking = true;
+        blob.origin.urgent_told = !urgent.is_empty();
+        let length = blob.layout.length();
+        self.actions.push(Action::Lease(LeaseRequest { digest, length, missing, urgent }));
+    }
+
+    fn fetch_unleased(&mut self, digest: Digest, run: Range<u32>, urgent: bool) {
+        let delay = if urgent { Duration::ZERO } else { UNLEASED_JITTER * self.rng.u32(..1000) / 1000 };
+        if self.unleased >= self.config.unleased_streams.max(1) {
+            return;
+        }
+        let Some(blob) = self.blobs.get(&digest) else { return };
+        let pieces = (UNLEASED_RUN_BYTES / blob.layout.piece_length()).max(1) as u32;
+        // Runs that follow one another need no spreading any more.
+        let delay = if blob.origin.rest.get().is_some() { Duration::ZERO } else { delay };
+        let run = run.start..run.end.min(run.start + pieces);
+        self.unleased += 1;
+        self.transfer(digest, run, None, delay);
+    }
+
+    fn transfer(&mut self, digest: Digest, run: Range<u32>, lease: Option<(u64, Range<u32>)>, delay: Duration) {
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let transfer = TransferId(self.next_transfer);
+        self.next_transfer += 1;
+        let pieces = if blob.origin.whole_only { 0..blob.layout.piece_count() } else { run };
+        let leased = lease.is_some();
+        let started = self.now + delay;
+        let state = Transfer { lease, pieces: pieces.clone(), started, last_progress: started, first_byte: None };
+        blob.origin.transfers.insert(transfer, state);
+        self.actions.push(Action::Transfer { digest, transfer, pieces, delay, leased });
+    }
+
+    pub(super) fn leased(&mut self, digest: Digest, reply: Option<LeaseReply>) {
+        let now = self.now;
+        let jitter = 750 + self.rng.u32(..500);
+        let answered = reply.is_some();
+        self.discovery_down = !answered;
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        blob.origin.asking = false;
+        let pause = match reply {
+            Some(LeaseReply::Granted(lease)) => {
+                let end = lease.first.0.saturating_add(lease.count).min(blob.layout.piece_count());
+                if lease.first.0 < end {
+                    blob.origin.ask_after = Duration::ZERO;
+                    let run = lease.first.0..end;
+                    self.transfer(digest, run.clone(), Some((lease.id, run)), Duration::ZERO);
+                    return self.consider_origin(digest);
+                }
+                WAIT_CEILING
+            }
+            Some(LeaseReply::Wait(pause)) => pause.clamp(WAIT_FLOOR, WAIT_CEILING) * jitter / 1000,
+            Some(LeaseReply::Exhausted) => EXHAUSTED_PAUSE * jitter / 1000,
+            None => Duration::ZERO,
+        };
+        blob.origin.ask_after = now + pause;
+        if answered {
+            // Others have or fetch what is missing here: find out who they are.
+            self.find_again(digest);
+        } else {
+            self.consider_origin(digest);
+        }
+    }
+
+    pub(super) fn first_byte(&mut self, digest: Digest, transfer: TransferId) {
+        let now = self.now;
+        let Some(origin) = self.blobs.get_mut(&digest).map(|blob| &mut blob.origin) else { return };
+        if let Some(transfer) = origin.transfers.get_mut(&transfer) {
+            transfer.first_byte = Some(now);
+            transfer.last_progress = now;
+            origin.first_byte.add(now.saturating_sub(transfer.started));
+        }
+    }
+
+    pub(super) fn transfer_ended(&mut self, digest: Digest, transfer: TransferId, outcome: Result<(), OriginError>) {
+        let now = self.now;
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let Some(ended) = blob.origin.transfers.remove(&transfer) else { return };
+        match ended.lease {
+            Some((lease, run)) => {
+                let fetched = run.take_while(|&piece| blob.have.get(PieceIndex(piece))).count() as u32;
+                self.actions.push(Action::Settle(Settlement { lease, digest, fetched }));
+            }
+            None => self.unleased -= 1,
+        }
+        match outcome {
+            Ok(()) => {
+                blob.origin.failures = 0;
+                if let Some(first) = ended.first_byte {
+                    blob.origin.rest.add(now.saturating_sub(first));
+                }
+            }
+            Err(error) => self.origin_failed(digest, error),
+        }
+        self.consider_origin(digest);
+    }
+
+    fn origin_failed(&mut self, digest: Digest, error: OriginError) {
+        let (now, lot) = (self.now, 500 + self.rng.u32(..1000));
+        let Some(origin) = self.blobs.get_mut(&digest).map(|blob| &mut blob.origin) else { return };
+        origin.failures += 1;
+        match error {
+            OriginError::Busy { retry_after, .. } => origin.pause_until = now + retry_after.min(MAX_RETRY_AFTER),
+            OriginError::NoRanges { .. } if !origin.whole_only => origin.whole_only = true,
+            OriginError::Unavailable { .. } | OriginError::NoRanges { .. } => {
+                let backoff = BACKOFF_FLOOR * (1 << origin.failures.min(10));
+                origin.pause_until = now + backoff.min(BACKOFF_CEILING) * lot / 1000;
+            }
+            OriginError::NotFound { .. } | OriginError::Unauthorized { .. } => origin.refused = Some((error, now)),
+        }
+    }
+
+    /// The origin has refused for good: tell readers, unless peers may still come up with the pieces.
+    fn refuse(&mut self, digest: Digest) {
+        let now = self.now;
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let Some((error, since)) = blob.origin.refused.clone() else { return };
+        let hopeless = blob.trades.is_empty() || now >= since + REFUSED_GRACE;
+        if hopeless && blob.origin.told_at.is_none_or(|told| now >= told + FIND_PAUSES[1]) {
+            blob.origin.told_at = Some(now);
+            self.actions.push(Action::Fail { digest, error });
+        }
+    }
+}
