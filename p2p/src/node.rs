@@ -1,25 +1,59 @@
-//! The shell of sockets and tasks around the swarm.
+//! The node: sockets and tasks around the [swarm](crate::swarm).
+//!
+//! Every event goes through [`Node::drive`], which asks the scheduler under one short lock what to do and does it; what
+//! takes time runs in tasks that report by the next event. Bytes go from a connection or an origin to the chunk store,
+//! and readers take them from there; nothing is shown or passed on that was not checked (see `trust`).
+//!
+//! After a crash: pieces of the last two seconds, or 64 MiB, may be fetched again. What was complete is announced anew.
+//! Who vouched for the pieces of an incomplete blob is forgotten: the node vouches for them itself then.
 
+mod aside;
 mod blob;
 mod config;
+mod connection;
+mod derived;
 mod error;
+mod finding;
+mod hashing;
+mod intake;
+mod keeping;
+mod perform;
+mod transfer;
+mod trust;
 
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::bitfield::Bitfield;
 use crate::digest::Digest;
-use crate::discovery::{Discovery, StatementKind};
+use crate::discovery::{Discovery, Holding, Statement, StatementKind};
 use crate::identity::PeerId;
+use crate::layout::{PieceIndex, PieceLayout};
 use crate::metrics::Metrics;
 use crate::origin::Origin;
 use crate::store::ChunkStore;
+use crate::swarm::{Event, Swarm, SwarmConfig, WantId};
+use crate::verify::{Metainfo, piece_hash};
 
 pub use crate::swarm::Priority;
 pub use blob::{Blob, Sources};
 pub use config::NodeConfig;
 pub use error::{NodeError, OpenError, ReadError};
+
+use blob::lock;
+use connection::{Link, Queues};
+use derived::Derived;
 
 /// One line of [`Node::blobs`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,11 +76,30 @@ pub struct BlobStatus {
     pub active: bool,
 }
 
-/// A node of the swarm.
+/// A node of the swarm. Call [`Node::shutdown`] before the last handle goes.
 pub struct Node {
     config: NodeConfig,
     store: Arc<ChunkStore>,
+    discovery: Arc<dyn Discovery>,
+    metrics: Arc<Metrics>,
     local_addr: SocketAddr,
+    started: Instant,
+    inner: Mutex<Inner>,
+    derived: Derived,
+    connections: Arc<Semaphore>,
+    aside_bytes: AtomicU64,
+    next_id: AtomicU64,
+    wake: Notify,
+    flush_now: Notify,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What the scheduler's decisions change. Never held across I/O.
+struct Inner {
+    swarm: Swarm,
+    blobs: HashMap<Digest, Arc<Blob>>,
+    links: HashMap<PeerId, Link>,
 }
 
 impl Node {
@@ -57,8 +110,45 @@ impl Node {
         discovery: Arc<dyn Discovery>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, NodeError> {
-        let _ = (config, store, discovery, metrics);
-        todo!()
+        let bind = |source| NodeError::Bind { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+        let local_addr = listener.local_addr().map_err(bind)?;
+        let swarm_config = SwarmConfig {
+            upload_slots: config.upload_slots,
+            max_peers_per_blob: config.max_peers_per_blob,
+            max_connections: config.max_connections,
+            unleased_streams: config.origin_streams_without_tracker,
+            ban: config.ban,
+            seed: fastrand::u64(..),
+        };
+        let swarm = Swarm::new(config.identity.id(), swarm_config);
+        let derived = {
+            let store = Arc::clone(&store);
+            let root = store.root().to_owned();
+            tokio::task::spawn_blocking(move || Derived::load(&root)).await
+        };
+        let node = Arc::new(Self {
+            derived: derived.unwrap_or_else(|_| Derived::load(store.root())),
+            connections: Arc::new(Semaphore::new(config.max_connections)),
+            config,
+            store,
+            discovery,
+            metrics,
+            local_addr,
+            started: Instant::now(),
+            inner: Mutex::new(Inner { swarm, blobs: HashMap::new(), links: HashMap::new() }),
+            aside_bytes: AtomicU64::new(0),
+            next_id: AtomicU64::new(0),
+            wake: Notify::new(),
+            flush_now: Notify::new(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        node.spawn(keeping::accept(Arc::clone(&node), listener));
+        node.spawn(keeping::tick(Arc::clone(&node)));
+        node.spawn(keeping::flush(Arc::clone(&node)));
+        node.spawn(Arc::clone(&node).announce_stored());
+        Ok(node)
     }
 
     /// Where the piece wire listens.
@@ -77,36 +167,290 @@ impl Node {
     }
 
     /// Opens a blob; it joins the swarm at the first want. All opens of a digest share one state; a later origin
-    /// replaces an older one, since its credentials are fresher.
+    /// replaces an older one, since its credentials are fresher. Opens a few files, so it may block for a moment.
     pub fn open(
         self: &Arc<Self>,
         digest: Digest,
         length: u64,
         origin: Option<Arc<dyn Origin>>,
     ) -> Result<Arc<Blob>, OpenError> {
-        let _ = (digest, length, origin);
-        todo!()
+        let blob = self.open_shared(digest, length)?;
+        if let Some(origin) = origin {
+            *lock(&blob.origin) = Some(origin);
+            *lock(&blob.origin_error) = None;
+            self.drive(Event::OriginKnown(digest));
+        }
+        Ok(blob)
+    }
+
+    fn open_shared(self: &Arc<Self>, digest: Digest, length: u64) -> Result<Arc<Blob>, OpenError> {
+        let checked = |blob: Arc<Blob>| {
+            if blob.length() != length {
+                return Err(OpenError::LengthMismatch { digest, open: blob.length(), asked: length });
+            }
+            *lock(&blob.last_open) = Instant::now();
+            Ok(blob)
+        };
+        if let Some(blob) = self.open_blob(&digest) {
+            return checked(blob);
+        }
+        let blob = Arc::new(Blob::new(self, self.store.open_pinned(&digest, length)?));
+        if let Some(metainfo) = blob.stored.metainfo() {
+            lock(&blob.trust).set_metainfo(metainfo);
+        }
+        let opened = {
+            let mut inner = lock(&self.inner);
+            let opened = Arc::clone(inner.blobs.entry(digest).or_insert(blob));
+            let (have, verified) = (opened.stored.have(), opened.is_verified());
+            self.dispatch(&mut inner, Event::Opened { digest, layout: opened.layout, have, verified });
+            opened
+        };
+        if opened.stored.is_complete() {
+            self.hash_as_it_comes(&opened);
+        }
+        checked(opened)
     }
 
     /// Stores an object that derives from the blob `subject`, announces it and states it; its digest is returned.
-    pub async fn publish(&self, kind: StatementKind, subject: Digest, object: Bytes) -> Result<Digest, NodeError> {
-        let _ = (kind, subject, object);
-        todo!()
+    pub async fn publish(
+        self: &Arc<Self>,
+        kind: StatementKind,
+        subject: Digest,
+        object: Bytes,
+    ) -> Result<Digest, NodeError> {
+        let length = object.len() as u64;
+        let digest = Digest::of(&object);
+        let layout = PieceLayout::new(length).map_err(crate::store::StoreError::from)?;
+        let hashes = (0..layout.piece_count()).map(|piece| layout.range(PieceIndex(piece)));
+        let hashes = hashes.map(|range| piece_hash(&object[range.start as usize..range.end as usize])).collect();
+        let statement = Statement { subject, kind, object: digest, length };
+        let node = Arc::clone(self);
+        let stored = tokio::task::spawn_blocking(move || {
+            node.store.insert(&digest, &object)?;
+            if let Err(error) = node.derived.remember(statement) {
+                tracing::warn!(%digest, %error, "derived object is not remembered over a restart");
+            }
+            Ok::<_, NodeError>(())
+        });
+        if let Ok(stored) = stored.await {
+            stored?;
+        }
+        self.proclaim(digest, statement).await;
+        if layout.piece_count() > 1
+            && let Ok(metainfo) = Metainfo::new(digest, length, hashes)
+        {
+            // Ends: a metainfo is a thousandth of its blob, and a single piece needs none.
+            Box::pin(self.publish(StatementKind::Metainfo, digest, metainfo.encode().into())).await?;
+        }
+        Ok(digest)
     }
 
-    /// The object of that kind that derives from `subject`: a local one, or that with most votes.
+    /// Tells discovery of a derived object that is here.
+    async fn proclaim(&self, digest: Digest, statement: Statement) {
+        let announced = self.discovery.announce(digest, Some(Holding::Complete)).await;
+        let stated = self.discovery.state(statement).await;
+        if let Err(error) = announced.and(stated) {
+            tracing::debug!(%digest, %error, "derived object is not known to discovery yet");
+        }
+    }
+
+    /// The object of that kind that derives from `subject`: a local one, or that with most votes. Its bytes come when
+    /// they are read.
     pub async fn derived(self: &Arc<Self>, subject: Digest, kind: StatementKind) -> Option<Arc<Blob>> {
-        let _ = (subject, kind);
-        todo!()
+        let known = self.derived.get(subject, kind);
+        let here = |&(object, _): &(Digest, u64)| self.store.get(&object).is_some_and(|blob| blob.is_verified());
+        if let Some((object, length)) = known.filter(here) {
+            return self.open(object, length, None).ok();
+        }
+        let found = self.discovery.find(subject).await.unwrap_or_default();
+        let voted = found.votes.iter().map(|vote| vote.statement).find(|s| s.kind == kind && s.subject == subject);
+        let (object, length) = voted.map(|statement| (statement.object, statement.length)).or(known)?;
+        let blob = self.open(object, length, None).ok()?;
+        if let Some(statement) = voted {
+            let node = Arc::clone(self);
+            self.spawn_blocking(move || {
+                if let Err(error) = node.derived.remember(statement) {
+                    tracing::debug!(%error, "derived object is not remembered over a restart");
+                }
+            });
+        }
+        Some(blob)
     }
 
     /// Flushes, withdraws from discovery, and closes all connections.
-    pub async fn shutdown(&self) {
-        todo!()
+    pub async fn shutdown(self: &Arc<Self>) {
+        const PATIENCE: Duration = Duration::from_secs(3);
+        let announced: Vec<Digest> = self.store.list().into_iter().map(|blob| blob.digest).collect();
+        let withdraw = async {
+            for digest in announced {
+                if self.discovery.announce(digest, None).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, withdraw).await;
+        for blob in self.open_blobs() {
+            blob.fail(ReadError::ShutDown);
+        }
+        for link in lock(&self.inner).links.values() {
+            link.closing.cancel();
+        }
+        self.stopping.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(PATIENCE, self.tasks.wait()).await;
+        self.flush_all().await;
     }
 
     /// What it holds and does.
     pub fn blobs(&self) -> Vec<BlobStatus> {
-        todo!()
+        let stored = self.store.list();
+        let inner = lock(&self.inner);
+        let status = |summary: crate::store::BlobSummary| {
+            let sources = inner.blobs.get(&summary.digest).map(|blob| blob.sources()).unwrap_or_default();
+            BlobStatus {
+                digest: summary.digest,
+                length: summary.length,
+                have: summary.have_bytes,
+                verified: summary.verified,
+                peers: inner.swarm.peers_of(&summary.digest),
+                bytes_from_peers: sources.bytes_from_peers,
+                bytes_from_origin: sources.bytes_from_origin,
+                active: inner.swarm.is_active(&summary.digest),
+            }
+        };
+        stored.into_iter().map(status).collect()
+    }
+
+    /// Tells the scheduler what happened and does what it says.
+    fn drive(self: &Arc<Self>, event: Event) {
+        self.dispatch(&mut lock(&self.inner), event);
+    }
+
+    fn dispatch(self: &Arc<Self>, inner: &mut Inner, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in inner.swarm.on_event(self.elapsed(), event) {
+                self.perform(inner, action, &mut events);
+            }
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn next_want(&self) -> WantId {
+        WantId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Registers that pieces are wanted.
+    fn want(self: &Arc<Self>, blob: &Arc<Blob>, id: WantId, pieces: Range<u32>, priority: Priority) {
+        self.hash_as_it_comes(blob);
+        self.drive(Event::Want { digest: blob.digest, id, pieces, priority });
+        self.wake.notify_one();
+    }
+
+    fn open_blob(&self, digest: &Digest) -> Option<Arc<Blob>> {
+        lock(&self.inner).blobs.get(digest).cloned()
+    }
+
+    fn open_blobs(&self) -> Vec<Arc<Blob>> {
+        lock(&self.inner).blobs.values().cloned().collect()
+    }
+
+    fn peers_of(&self, digest: &Digest) -> usize {
+        lock(&self.inner).swarm.peers_of(digest)
+    }
+
+    fn is_active(&self, digest: &Digest) -> bool {
+        lock(&self.inner).swarm.is_active(digest)
+    }
+
+    /// The blob, if that piece was asked of that peer.
+    fn expecting(&self, peer: PeerId, digest: &Digest, piece: PieceIndex) -> Option<Arc<Blob>> {
+        let inner = lock(&self.inner);
+        inner.swarm.expects(peer, digest, piece).then(|| inner.blobs.get(digest).cloned()).flatten()
+    }
+
+    /// Stops asking for a blob that its origin serves wrong.
+    fn give_up(self: &Arc<Self>, blob: &Blob) {
+        self.drive(Event::Unwant { digest: blob.digest, id: blob.forget_want() });
+    }
+
+    /// A peer said hello: it may speak of a blob that is only in the store so far.
+    async fn greeted(self: &Arc<Self>, peer: PeerId, digest: Digest, layout: PieceLayout, have: Bitfield) {
+        let node = Arc::clone(self);
+        let open = move || match node.open_blob(&digest) {
+            Some(blob) => (blob.layout == layout).then_some(blob),
+            None => {
+                let stored = node.store.get(&digest)?;
+                (stored.layout() == layout).then(|| node.open_shared(digest, layout.length()).ok()).flatten()
+            }
+        };
+        let blob = tokio::task::spawn_blocking(open).await.ok().flatten();
+        if blob.is_some() {
+            self.drive(Event::Hello { peer, digest, have });
+        } else if let Some(link) = lock(&self.inner).links.get(&peer) {
+            link.send(crate::wire::Frame::NotHere { digest, piece: None });
+        }
+    }
+
+    /// Registers a connection. Of two connections between the same two nodes that stays which the lesser one opened;
+    /// of two opened by the same one, the newer.
+    fn link_up(self: &Arc<Self>, peer: PeerId, initiator: PeerId) -> Option<(u64, Queues)> {
+        let mut inner = lock(&self.inner);
+        if let Some(present) = inner.links.get(&peer) {
+            if present.initiator < initiator {
+                return None;
+            }
+            present.closing.cancel();
+            inner.links.remove(&peer);
+            self.metrics.peers.dec();
+            self.dispatch(&mut inner, Event::PeerDown(peer));
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (link, queues) = Link::new(id, initiator, self.stopping.child_token());
+        inner.links.insert(peer, link);
+        self.metrics.peers.inc();
+        self.dispatch(&mut inner, Event::PeerUp(peer));
+        Some((id, queues))
+    }
+
+    fn link_down(self: &Arc<Self>, peer: PeerId, id: u64) {
+        let mut inner = lock(&self.inner);
+        if inner.links.get(&peer).is_some_and(|link| link.id == id) {
+            inner.links.remove(&peer);
+            self.metrics.peers.dec();
+            self.dispatch(&mut inner, Event::PeerDown(peer));
+        }
+    }
+
+    /// Tells discovery what a former process left.
+    async fn announce_stored(self: Arc<Self>) {
+        for blob in self.store.list().into_iter().filter(|blob| blob.verified) {
+            if let Err(error) = self.discovery.announce(blob.digest, Some(Holding::Complete)).await {
+                tracing::debug!(digest = %blob.digest, %error, "announcement failed");
+            }
+        }
+        for statement in self.derived.all() {
+            if self.store.get(&statement.object).is_some_and(|blob| blob.is_verified()) {
+                self.proclaim(statement.object, statement).await;
+            }
+        }
+    }
+
+    /// Runs a task until it ends or the node stops.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.stopping.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
+        self.tasks.spawn_blocking(work);
     }
 }

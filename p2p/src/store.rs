@@ -170,6 +170,12 @@ impl ChunkStore {
         Ok(store)
     }
 
+    /// The directory it is in, for small files that belong beside the blobs.
+    pub fn root(&self) -> &Path {
+        // BlobRoot adds two directories.
+        self.root.path.ancestors().nth(2).unwrap_or(&self.root.path)
+    }
+
     fn adopt(&self, digest: Digest, found: &disk::Found) {
         let disk::Found { bitmap, last_use, .. } = found;
         let have_bytes = byte_count(bitmap.layout, &bitmap.have);

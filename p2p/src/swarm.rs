@@ -167,6 +167,13 @@ impl Swarm {
         self.blobs.get(digest).is_some_and(BlobState::is_active)
     }
 
+    /// Whether nothing of that blob is wanted, traded or under way, so that it may be closed.
+    pub fn is_quiet(&self, digest: &Digest) -> bool {
+        self.blobs.get(digest).is_none_or(|blob| {
+            blob.wants.is_empty() && blob.trades.is_empty() && blob.origin.transfers.is_empty() && !blob.find.asking
+        })
+    }
+
     /// Number of connected peers that take part in that blob.
     pub fn peers_of(&self, digest: &Digest) -> usize {
         self.blobs.get(digest).map_or(0, |blob| blob.trades.len())
@@ -176,6 +183,11 @@ impl Swarm {
         match event {
             Event::Opened { digest, layout, have, verified } => {
                 self.blobs.entry(digest).or_insert_with(|| BlobState::new(layout, have, verified));
+            }
+            Event::Closed(digest) => {
+                if self.is_quiet(&digest) {
+                    self.blobs.remove(&digest);
+                }
             }
             Event::OriginKnown(digest) => self.origin_known(digest),
             Event::Want { digest, id, pieces, priority } => {

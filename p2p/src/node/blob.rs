@@ -1,14 +1,23 @@
 //! One blob as its readers see it.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures_core::Stream;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::Node;
+use super::aside::Aside;
 use super::error::ReadError;
+use super::trust::Trust;
 use crate::digest::Digest;
-use crate::swarm::Priority;
+use crate::layout::{PieceIndex, PieceLayout};
+use crate::origin::{Origin, OriginError};
+use crate::store::{Pin, StoredBlob};
+use crate::swarm::{Event, Priority, WantId};
 
 /// Where the bytes of a blob came from, since this process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,13 +28,90 @@ pub struct Sources {
     pub bytes_from_origin: u64,
 }
 
-/// A blob that can be read while it arrives.
+/// What readers wait on.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Whether the whole matched its digest.
+    pub(super) verified: bool,
+    /// Grows when pieces that may have been given to readers turn out wrong.
+    pub(super) revocations: u32,
+    /// Grows with each failure.
+    pub(super) failures: u64,
+    /// The last failure: for those who waited when it came.
+    pub(super) failure: Option<ReadError>,
+}
+
+/// A blob that can be read while it arrives. While somebody holds it, its pieces are not evicted.
 pub struct Blob {
-    digest: Digest,
-    length: u64,
+    pub(super) digest: Digest,
+    pub(super) layout: PieceLayout,
+    pub(super) node: Weak<Node>,
+    pub(super) stored: Arc<StoredBlob>,
+    pub(super) trust: Mutex<Trust>,
+    pub(super) aside: Mutex<Aside>,
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) origin: Mutex<Option<Arc<dyn Origin>>>,
+    pub(super) origin_error: Mutex<Option<OriginError>>,
+    pub(super) hashing: AtomicBool,
+    pub(super) loading_metainfo: AtomicBool,
+    pub(super) mismatches: AtomicU32,
+    pub(super) first_lessee: AtomicBool,
+    pub(super) unflushed_bytes: AtomicU64,
+    pub(super) bytes_from_peers: AtomicU64,
+    pub(super) bytes_from_origin: AtomicU64,
+    pub(super) last_open: Mutex<Instant>,
+    _pin: Pin,
+    all: WantId,
+    wants_all: Mutex<Option<Priority>>,
+}
+
+/// Wants pieces as long as it lives.
+struct Wanting {
+    blob: Arc<Blob>,
+    id: WantId,
+}
+
+impl Drop for Wanting {
+    fn drop(&mut self) {
+        if let Some(node) = self.blob.node.upgrade() {
+            node.drive(Event::Unwant { digest: self.blob.digest, id: self.id });
+        }
+    }
+}
+
+/// Locks, also after another thread panicked: every change under these locks is complete at each step.
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Blob {
+    pub(super) fn new(node: &Arc<Node>, pin: Pin) -> Self {
+        let stored = Arc::clone(pin.blob());
+        let (digest, layout) = (stored.digest(), stored.layout());
+        Self {
+            digest,
+            layout,
+            node: Arc::downgrade(node),
+            trust: Mutex::new(Trust::new(digest, layout)),
+            aside: Mutex::new(Aside::default()),
+            progress: watch::Sender::new(Progress { verified: stored.is_verified(), ..Progress::default() }),
+            origin: Mutex::new(None),
+            origin_error: Mutex::new(None),
+            hashing: AtomicBool::new(false),
+            loading_metainfo: AtomicBool::new(false),
+            mismatches: AtomicU32::new(0),
+            first_lessee: AtomicBool::new(false),
+            unflushed_bytes: AtomicU64::new(0),
+            bytes_from_peers: AtomicU64::new(0),
+            bytes_from_origin: AtomicU64::new(0),
+            last_open: Mutex::new(Instant::now()),
+            all: node.next_want(),
+            wants_all: Mutex::new(None),
+            stored,
+            _pin: pin,
+        }
+    }
+
     /// Its name.
     pub fn digest(&self) -> Digest {
         self.digest
@@ -33,18 +119,23 @@ impl Blob {
 
     /// Its length in bytes.
     pub fn length(&self) -> u64 {
-        self.length
+        self.layout.length()
     }
 
     /// Whether all of it is here and matched the digest.
     pub fn is_verified(&self) -> bool {
-        todo!()
+        self.progress.borrow().verified
     }
 
-    /// Bytes of the blob; waits until their pieces are here, each checked.
+    /// Bytes of the blob; waits until their pieces are here, each checked. Taken back when the future is dropped.
     pub async fn read(self: &Arc<Self>, range: Range<u64>, priority: Priority) -> Result<Bytes, ReadError> {
-        let _ = (range, priority);
-        todo!()
+        self.check(&range)?;
+        let pieces = self.layout.pieces(range.clone());
+        if self.missing(&pieces) > 0 {
+            let _wanting = self.want(pieces.clone(), priority);
+            self.arrival(pieces).await?;
+        }
+        self.read_stored(range).await
     }
 
     /// The bytes in order, in chunks of at most one piece, as they arrive. When the range is the whole blob, the last
@@ -54,28 +145,234 @@ impl Blob {
         range: Range<u64>,
         priority: Priority,
     ) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + use<> + 'static {
-        let _ = (range, priority);
-        futures_util::stream::empty()
+        let reader = BlobStream {
+            next: range.start,
+            whole: range == (0..self.length()),
+            revocations: self.progress.borrow().revocations,
+            wanting: None,
+            blob: Arc::clone(self),
+            priority,
+            range,
+        };
+        futures_util::stream::unfold(Some(reader), |reader| async move {
+            let mut reader = reader?;
+            match reader.next_chunk().await {
+                Ok(Some(bytes)) => Some((Ok(bytes), Some(reader))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        })
     }
 
     /// Lets all of it come; returns at once.
     pub fn want_all(self: &Arc<Self>, priority: Priority) {
-        let _ = priority;
-        todo!()
+        let Some(node) = self.node.upgrade() else { return };
+        {
+            let mut wanted = lock(&self.wants_all);
+            if wanted.is_some_and(|wanted| wanted <= priority) {
+                return;
+            }
+            *wanted = Some(priority);
+        }
+        let pieces = 0..self.layout.piece_count();
+        node.want(self, self.all, pieces, priority);
     }
 
     /// Lets all of it come and waits until the digest matched.
     pub async fn verified(self: &Arc<Self>) -> Result<(), ReadError> {
-        todo!()
+        if self.is_verified() {
+            return Ok(());
+        }
+        self.want_all(Priority::Bulk);
+        self.arrival(0..self.layout.piece_count()).await?;
+        self.proof().await
     }
 
     /// Whether this node was granted the lease of piece 0: by convention it builds what derives from the blob.
     pub fn was_first_lessee(&self) -> bool {
-        todo!()
+        self.first_lessee.load(Ordering::Relaxed)
     }
 
     /// Where its bytes came from.
     pub fn sources(&self) -> Sources {
-        todo!()
+        Sources {
+            bytes_from_peers: self.bytes_from_peers.load(Ordering::Relaxed),
+            bytes_from_origin: self.bytes_from_origin.load(Ordering::Relaxed),
+        }
+    }
+
+    fn check(&self, range: &Range<u64>) -> Result<(), ReadError> {
+        if range.start > range.end || range.end > self.length() {
+            return Err(ReadError::OutOfRange { digest: self.digest, range: range.clone(), length: self.length() });
+        }
+        Ok(())
+    }
+
+    fn want(self: &Arc<Self>, pieces: Range<u32>, priority: Priority) -> Option<Wanting> {
+        let node = self.node.upgrade()?;
+        let id = node.next_want();
+        node.want(self, id, pieces, priority);
+        Some(Wanting { blob: Arc::clone(self), id })
+    }
+
+    fn missing(&self, pieces: &Range<u32>) -> usize {
+        match pieces.len() {
+            0..16 => pieces.clone().filter(|&piece| !self.stored.has(PieceIndex(piece))).count(),
+            _ => {
+                let have = self.stored.have();
+                pieces.clone().filter(|&piece| !have.get(PieceIndex(piece))).count()
+            }
+        }
+    }
+
+    /// Waits until all `pieces` are here. The deadline starts anew with each of them that comes.
+    async fn arrival(&self, pieces: Range<u32>) -> Result<(), ReadError> {
+        let mut progress = self.progress.subscribe();
+        let failures = progress.borrow_and_update().failures;
+        let mut missing = self.missing(&pieces);
+        while missing > 0 {
+            let deadline = Instant::now() + self.read_deadline()?;
+            loop {
+                match tokio::time::timeout_at(deadline, progress.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return Err(ReadError::ShutDown),
+                    Err(_) => return Err(self.late(self.bytes(&pieces))),
+                }
+                self.failure_since(failures, &progress.borrow_and_update())?;
+                let left = self.missing(&pieces);
+                if left != missing {
+                    missing = left;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the digest of the whole was computed and matched; everything is here.
+    async fn proof(&self) -> Result<(), ReadError> {
+        let mut progress = self.progress.subscribe();
+        let failures = progress.borrow().failures;
+        loop {
+            {
+                let now = progress.borrow_and_update();
+                if now.verified {
+                    return Ok(());
+                }
+                self.failure_since(failures, &now)?;
+            }
+            match tokio::time::timeout(self.read_deadline()?, progress.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(ReadError::ShutDown),
+                Err(_) => return Err(self.late(0..self.length())),
+            }
+        }
+    }
+
+    fn failure_since(&self, failures: u64, progress: &Progress) -> Result<(), ReadError> {
+        match &progress.failure {
+            Some(error) if progress.failures > failures => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_deadline(&self) -> Result<std::time::Duration, ReadError> {
+        self.node.upgrade().map(|node| node.config.read_deadline).ok_or(ReadError::ShutDown)
+    }
+
+    fn bytes(&self, pieces: &Range<u32>) -> Range<u64> {
+        self.layout.range(PieceIndex(pieces.start)).start..self.layout.range(PieceIndex(pieces.end)).start
+    }
+
+    fn late(&self, range: Range<u64>) -> ReadError {
+        let digest = self.digest;
+        if let Some(source) = lock(&self.origin_error).clone() {
+            return ReadError::Origin { digest, source };
+        }
+        let (waited, peers) = self
+            .node
+            .upgrade()
+            .map_or_else(Default::default, |node| (node.config.read_deadline, node.peers_of(&digest)));
+        ReadError::Deadline { digest, range, waited, peers }
+    }
+
+    async fn read_stored(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
+        let stored = Arc::clone(&self.stored);
+        tokio::task::spawn_blocking(move || stored.read_at(range))
+            .await
+            .map_err(|_| ReadError::ShutDown)?
+            .map_err(ReadError::from)
+    }
+
+    /// Takes back [`Self::want_all`]; its want is returned, to be taken back from the scheduler.
+    pub(super) fn forget_want(&self) -> WantId {
+        *lock(&self.wants_all) = None;
+        self.all
+    }
+
+    /// Tells those who wait now that they wait in vain.
+    pub(super) fn fail(&self, error: ReadError) {
+        self.progress.send_modify(|progress| {
+            progress.failures += 1;
+            progress.failure = Some(error);
+        });
+    }
+}
+
+/// The state of one [`Blob::stream`].
+struct BlobStream {
+    blob: Arc<Blob>,
+    range: Range<u64>,
+    next: u64,
+    priority: Priority,
+    whole: bool,
+    revocations: u32,
+    wanting: Option<Wanting>,
+}
+
+impl BlobStream {
+    async fn next_chunk(&mut self) -> Result<Option<Bytes>, ReadError> {
+        self.blob.check(&self.range)?;
+        if self.next >= self.range.end {
+            return Ok(None);
+        }
+        let layout = self.blob.layout;
+        let rest = layout.pieces(self.next..self.range.end);
+        let piece = rest.start..rest.start + 1;
+        if self.wanting.is_none() && self.blob.missing(&rest) > 0 {
+            self.wanting = self.blob.want(rest.clone(), self.priority);
+        }
+        while self.blob.missing(&piece) > 0 {
+            self.blob.progress_in(&rest).await?;
+        }
+        let end = layout.range(PieceIndex(piece.start)).end.min(self.range.end);
+        if self.whole && end == self.range.end {
+            self.blob.proof().await?;
+        }
+        let bytes = self.blob.read_stored(self.next..end).await?;
+        if self.blob.progress.borrow().revocations != self.revocations {
+            return Err(ReadError::Revoked { digest: self.blob.digest });
+        }
+        self.next = end;
+        Ok(Some(bytes))
+    }
+}
+
+impl Blob {
+    /// Waits until any of `pieces` has come.
+    async fn progress_in(&self, pieces: &Range<u32>) -> Result<(), ReadError> {
+        let mut progress = self.progress.subscribe();
+        let failures = progress.borrow_and_update().failures;
+        let missing = self.missing(pieces);
+        let first = pieces.start..pieces.start + 1;
+        let deadline = Instant::now() + self.read_deadline()?;
+        while self.missing(&first) > 0 && self.missing(pieces) == missing {
+            match tokio::time::timeout_at(deadline, progress.changed()).await {
+                Ok(Ok(())) => self.failure_since(failures, &progress.borrow_and_update())?,
+                Ok(Err(_)) => return Err(ReadError::ShutDown),
+                Err(_) => return Err(self.late(self.bytes(pieces))),
+            }
+        }
+        Ok(())
     }
 }

@@ -54,6 +54,8 @@ pub enum Event {
         /// Whether the whole matched its digest.
         verified: bool,
     },
+    /// Nobody here holds the blob open any more. Ignored while something of it is under way.
+    Closed(Digest),
     /// The blob has an origin now, or one with fresher credentials.
     OriginKnown(Digest),
     /// Somebody wants pieces.

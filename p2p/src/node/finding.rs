@@ -1,0 +1,113 @@
+//! Questions to discovery, and the metainfo that its answers lead to.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::Node;
+use super::blob::{Blob, lock};
+use crate::digest::Digest;
+use crate::discovery::{Found, Holder, LeaseReply, LeaseRequest, StatementKind};
+use crate::limits::MAX_METAINFO_LENGTH;
+use crate::swarm::{Event, FoundPeers, Priority};
+use crate::verify::Metainfo;
+
+/// Discovery promises to answer within seconds; after that it counts as silent.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the metainfo may take to come.
+const METAINFO_PATIENCE: Duration = Duration::from_secs(10);
+/// Different metainfo tried of what votes name.
+const MAX_CANDIDATES: usize = 3;
+
+impl Node {
+    pub(super) async fn find(self: Arc<Self>, blob: Arc<Blob>) {
+        let digest = blob.digest;
+        let found = timeout(PATIENCE, self.discovery.find(digest)).await;
+        let found = match found {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                tracing::debug!(%digest, %error, "discovery does not answer");
+                return self.drive(Event::Found { digest, found: None });
+            }
+            Err(_) => return self.drive(Event::Found { digest, found: None }),
+        };
+        let (news, can_verify) = {
+            let mut trust = lock(&blob.trust);
+            (trust.add_lessees(&found.lessees), trust.needs_no_word())
+        };
+        let candidates = if can_verify { Vec::new() } else { candidates(&blob, &found) };
+        let loads = !candidates.is_empty() && !blob.loading_metainfo.swap(true, Ordering::AcqRel);
+        let peers = FoundPeers {
+            holders: found.holders.clone(),
+            // With discovery at hand who may vouch for a piece is known when the piece has come.
+            verifiable: candidates.is_empty() || lock(&blob.trust).can_verify(),
+            metainfo_pending: !candidates.is_empty(),
+        };
+        self.drive(Event::Found { digest, found: Some(peers) });
+        if news {
+            self.judge_aside(&blob).await;
+        }
+        if loads {
+            self.load_metainfo(&blob, candidates, &found.holders).await;
+            blob.loading_metainfo.store(false, Ordering::Release);
+        }
+    }
+
+    /// Fetches the metainfo through the swarm, as any blob, and checks that it speaks of this one.
+    async fn load_metainfo(self: &Arc<Self>, blob: &Arc<Blob>, candidates: Vec<(Digest, u64)>, holders: &[Holder]) {
+        let digest = blob.digest;
+        for (object, length) in candidates {
+            let Ok(encoded) = self.open(object, length, None) else { continue };
+            // Who has the blob has its metainfo: no need to ask discovery first.
+            let peers = FoundPeers { holders: holders.to_vec(), verifiable: true, metainfo_pending: false };
+            self.drive(Event::Found { digest: object, found: Some(peers) });
+            let read = timeout(METAINFO_PATIENCE, encoded.read(0..length, Priority::ReadAhead)).await;
+            let Ok(Ok(bytes)) = read else {
+                tracing::debug!(%digest, %object, "metainfo does not come");
+                continue;
+            };
+            let accepted = match Metainfo::decode(&bytes) {
+                Ok(metainfo) => lock(&blob.trust).set_metainfo(metainfo),
+                Err(_) => false,
+            };
+            if accepted {
+                break;
+            }
+            tracing::warn!(%digest, %object, "what is stated to be the metainfo of this blob is not");
+        }
+        self.drive(Event::Verifiable { digest, verifiable: lock(&blob.trust).can_verify() });
+        self.judge_aside(blob).await;
+    }
+
+    pub(super) async fn ask_lease(self: Arc<Self>, request: LeaseRequest) {
+        let digest = request.digest;
+        let reply = match timeout(PATIENCE, self.discovery.lease(request)).await {
+            Ok(Ok(reply)) => Some(reply),
+            Ok(Err(error)) => {
+                tracing::debug!(%digest, %error, "discovery gives no lease");
+                None
+            }
+            Err(_) => None,
+        };
+        if let Some(LeaseReply::Granted(lease)) = &reply {
+            tracing::debug!(%digest, first = lease.first.0, count = lease.count, "lease granted");
+        }
+        self.drive(Event::Leased { digest, reply });
+    }
+}
+
+/// The metainfo that votes name, most votes first.
+fn candidates(blob: &Blob, found: &Found) -> Vec<(Digest, u64)> {
+    let trust = lock(&blob.trust);
+    let statements = found.votes.iter().map(|vote| vote.statement);
+    let usable = statements.filter(|statement| {
+        statement.kind == StatementKind::Metainfo
+            && statement.subject == blob.digest
+            && statement.length <= MAX_METAINFO_LENGTH as u64
+            && statement.object != blob.digest
+            && !trust.is_refuted(&statement.object)
+    });
+    usable.map(|statement| (statement.object, statement.length)).take(MAX_CANDIDATES).collect()
+}

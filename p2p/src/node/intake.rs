@@ -1,0 +1,128 @@
+//! The way of a piece into the store: judged, written, then told.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Node;
+use super::aside::Undecided;
+use super::blob::{Blob, lock};
+use super::trust::Verdict;
+use crate::digest::Digest;
+use crate::identity::PeerId;
+use crate::layout::PieceIndex;
+use crate::limits::MAX_ASIDE_BYTES;
+use crate::metrics::Source;
+use crate::statement::PieceStatement;
+use crate::store::StoreError;
+use crate::swarm::{Event, PieceSource};
+
+/// After so many new bytes of a blob they are made durable at once.
+const FLUSH_BYTES: u64 = 64 << 20;
+
+impl Node {
+    /// Takes a piece that a peer sent. One that nobody asked for is dropped.
+    pub(super) async fn take_piece(
+        self: &Arc<Self>,
+        peer: PeerId,
+        digest: Digest,
+        piece: PieceIndex,
+        statement: Option<PieceStatement>,
+        bytes: Bytes,
+    ) {
+        let Some(blob) = self.expecting(peer, &digest, piece) else { return };
+        self.judge(blob, Undecided { peer, piece, bytes, statement, since: Instant::now() }).await;
+    }
+
+    /// Judges a piece and does what follows.
+    async fn judge(self: &Arc<Self>, blob: Arc<Blob>, undecided: Undecided) {
+        let (peer, piece) = (undecided.peer, undecided.piece);
+        let digest = blob.digest;
+        let judged = tokio::task::spawn_blocking({
+            let blob = Arc::clone(&blob);
+            move || {
+                let verdict = lock(&blob.trust).judge(piece, &undecided.bytes, undecided.statement.as_ref());
+                let written = match verdict {
+                    Verdict::Good => blob.stored.write_piece(piece, &undecided.bytes).map(drop),
+                    Verdict::Bad | Verdict::Unknown => Ok(()),
+                };
+                (verdict, written, undecided)
+            }
+        });
+        let Ok((verdict, written, undecided)) = judged.await else { return };
+        match verdict {
+            Verdict::Good => {
+                if let Err(error) = written {
+                    self.drive(Event::Unusable { peer, digest, piece });
+                    return self.store_failed(&blob, error);
+                }
+                let bytes = undecided.bytes.len() as u64;
+                blob.bytes_from_peers.fetch_add(bytes, Ordering::Relaxed);
+                self.metrics.count_bytes(Source::peer, bytes);
+                self.arrived(&blob, piece, PieceSource::Peer(peer), bytes);
+            }
+            Verdict::Bad => {
+                self.metrics.bad_pieces.inc();
+                let stated_by = undecided.statement.map(|statement| statement.signer.to_string());
+                tracing::warn!(%digest, piece = piece.0, %peer, stated_by, "piece from a peer does not match, dropped");
+                self.drive(Event::Bad { peer, digest, piece });
+            }
+            Verdict::Unknown => self.set_aside(&blob, undecided),
+        }
+    }
+
+    fn set_aside(self: &Arc<Self>, blob: &Arc<Blob>, undecided: Undecided) {
+        let bytes = undecided.bytes.len() as u64;
+        let (peer, piece, digest) = (undecided.peer, undecided.piece, blob.digest);
+        if self.aside_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_ASIDE_BYTES {
+            self.aside_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.metrics.unverifiable_pieces.inc();
+            return self.drive(Event::Unusable { peer, digest, piece });
+        }
+        lock(&blob.aside).add(undecided);
+        self.drive(Event::FindAgain(digest));
+    }
+
+    /// Judges again what waited, now that more is known.
+    pub(super) async fn judge_aside(self: &Arc<Self>, blob: &Arc<Blob>) {
+        let waiting = lock(&blob.aside).take();
+        for undecided in waiting {
+            self.aside_bytes.fetch_sub(undecided.bytes.len() as u64, Ordering::Relaxed);
+            let (peer, piece, since) = (undecided.peer, undecided.piece, undecided.since);
+            if self.expecting(peer, &blob.digest, piece).is_some() {
+                // Keeps its age: judging does not buy time.
+                self.judge(Arc::clone(blob), Undecided { since, ..undecided }).await;
+            }
+        }
+    }
+
+    /// Gives up on what waited too long.
+    pub(super) fn drop_expired_aside(self: &Arc<Self>, blob: &Blob, now: Instant) {
+        let expired = lock(&blob.aside).expired(now);
+        for undecided in expired {
+            self.aside_bytes.fetch_sub(undecided.bytes.len() as u64, Ordering::Relaxed);
+            self.metrics.unverifiable_pieces.inc();
+            let (peer, piece, digest) = (undecided.peer, undecided.piece, blob.digest);
+            tracing::debug!(%digest, piece = piece.0, %peer, "nobody trusted states the hash of this piece, dropped");
+            self.drive(Event::Unusable { peer, digest, piece });
+        }
+    }
+
+    /// A piece is in the store: tell the scheduler, then the readers.
+    pub(super) fn arrived(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, source: PieceSource, bytes: u64) {
+        self.drive(Event::Stored { digest: blob.digest, piece, source });
+        let before = blob.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before < FLUSH_BYTES && before + bytes >= FLUSH_BYTES {
+            self.flush_now.notify_one();
+        }
+        blob.progress.send_modify(|_| {});
+    }
+
+    /// The store could not take a piece: readers are told what to do about it.
+    pub(super) fn store_failed(&self, blob: &Blob, error: StoreError) {
+        tracing::warn!(digest = %blob.digest, %error, "piece cannot be stored");
+        blob.fail(error.into());
+    }
+}

@@ -1,0 +1,98 @@
+//! What a node does by the clock: ticks for the scheduler, flushes, expiry, closing what nobody uses.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::Node;
+use super::blob::{Blob, lock};
+use crate::swarm::Event;
+
+const BUSY_TICK: Duration = Duration::from_millis(20);
+const IDLE_TICK: Duration = Duration::from_millis(500);
+const FLUSH: Duration = Duration::from_secs(2);
+/// A blob that nobody holds stays open for so long, since peers often come back to it.
+const LINGER: Duration = Duration::from_secs(60);
+
+pub(super) async fn accept(node: Arc<Node>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => node.spawn(Arc::clone(&node).accepted(stream, address)),
+            Err(error) => {
+                tracing::warn!(%error, "piece wire cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+pub(super) async fn tick(node: Arc<Node>) {
+    loop {
+        let busy = node.tick();
+        tokio::select! {
+            () = tokio::time::sleep(if busy { BUSY_TICK } else { IDLE_TICK }) => {}
+            () = node.wake.notified(), if !busy => {}
+        }
+    }
+}
+
+pub(super) async fn flush(node: Arc<Node>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(FLUSH) => {}
+            () = node.flush_now.notified() => {}
+        }
+        node.flush_all().await;
+        node.close_unused();
+    }
+}
+
+impl Node {
+    fn tick(self: &Arc<Self>) -> bool {
+        self.drive(Event::Tick);
+        let now = Instant::now();
+        for blob in self.open_blobs() {
+            self.drop_expired_aside(&blob, now);
+        }
+        let inner = lock(&self.inner);
+        self.metrics.active_blobs.set(inner.swarm.active_blobs() as i64);
+        inner.swarm.is_busy()
+    }
+
+    /// Makes durable what has come. A failure is told to the blob's readers.
+    pub(super) async fn flush_all(self: &Arc<Self>) {
+        let unflushed = |blob: &Arc<Blob>| blob.unflushed_bytes.swap(0, Ordering::Relaxed) > 0;
+        for blob in self.open_blobs().into_iter().filter(unflushed) {
+            let stored = Arc::clone(&blob.stored);
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || stored.flush()).await {
+                self.store_failed(&blob, error);
+            }
+        }
+    }
+
+    /// Closes blobs that nobody holds, wants or trades, so that their pieces may be evicted.
+    fn close_unused(&self) {
+        let mut inner = lock(&self.inner);
+        let inner = &mut *inner;
+        let now = Instant::now();
+        let unused = |blob: &Arc<Blob>| {
+            // The map's own handle is the only one, and new ones are given out under this lock alone.
+            Arc::strong_count(blob) == 1
+                && now >= *lock(&blob.last_open) + LINGER
+                && blob.unflushed_bytes.load(Ordering::Relaxed) == 0
+        };
+        let closing: Vec<_> = inner
+            .blobs
+            .iter()
+            .filter(|(digest, blob)| unused(blob) && inner.swarm.is_quiet(digest))
+            .map(|(&digest, _)| digest)
+            .collect();
+        for digest in closing {
+            inner.blobs.remove(&digest);
+            inner.swarm.on_event(self.elapsed(), Event::Closed(digest));
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Carries out what the scheduler decides. Runs under the node's lock, so it only queues and spawns.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::connection::{self, ConnectionError};
+use super::error::ReadError;
+use super::{Inner, Node};
+use crate::identity::PeerId;
+use crate::limits::MAX_HAVES;
+use crate::swarm::{Action, CloseReason, Event};
+use crate::wire::Frame;
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+impl Node {
+    /// Carries out one action; what follows from it at once goes to `events`.
+    pub(super) fn perform(self: &Arc<Self>, inner: &mut Inner, action: Action, events: &mut VecDeque<Event>) {
+        match action {
+            Action::Dial { peer, address } => self.spawn(Arc::clone(self).dial(peer, address)),
+            Action::Close { peer, reason } => {
+                if let Some(link) = inner.links.remove(&peer) {
+                    link.closing.cancel();
+                    self.metrics.peers.dec();
+                }
+                tracing::debug!(%peer, ?reason, "connection closed");
+                if reason == CloseReason::Banned {
+                    events.push_back(Event::PeerDown(peer));
+                }
+            }
+            Action::Banned(peer) => {
+                self.metrics.bans.inc();
+                tracing::warn!(%peer, "peer is refused for {:?} after repeated wrong pieces", self.config.ban);
+            }
+            Action::Upload { peer, digest, piece } => {
+                if !inner.links.get(&peer).is_some_and(|link| link.upload(digest, piece)) {
+                    events.push_back(Event::Sent { peer });
+                }
+            }
+            Action::SayHello { .. }
+            | Action::SayHave { .. }
+            | Action::SayNotHere { .. }
+            | Action::Request { .. }
+            | Action::Cancel { .. } => self.say(inner, action),
+            _ => self.consult(inner, action),
+        }
+    }
+
+    /// Actions that are a frame to a peer.
+    fn say(&self, inner: &mut Inner, action: Action) {
+        match action {
+            Action::SayHello { peer, digest, have } => {
+                let Some(layout) = inner.blobs.get(&digest).map(|blob| blob.layout) else { return };
+                let Some(link) = inner.links.get_mut(&peer) else { return };
+                if let Some(blob) = link.assign(digest) {
+                    link.send(Frame::Hello { blob, digest, layout, have });
+                }
+            }
+            Action::SayHave { peer, digest, pieces } => {
+                let Some(link) = inner.links.get(&peer) else { return };
+                let Some(blob) = link.number(&digest) else { return };
+                for pieces in pieces.chunks(MAX_HAVES) {
+                    link.send(Frame::Have { blob, pieces: pieces.to_vec() });
+                }
+            }
+            Action::SayNotHere { peer, digest, piece } => {
+                if let Some(link) = inner.links.get(&peer) {
+                    link.send(Frame::NotHere { digest, piece });
+                }
+            }
+            Action::Request { peer, digest, piece, urgent, hedge } => {
+                if hedge {
+                    self.metrics.hedges.inc();
+                }
+                let Some(link) = inner.links.get(&peer) else { return };
+                if let Some(blob) = link.number(&digest) {
+                    link.send(Frame::Request { blob, piece, urgent });
+                }
+            }
+            Action::Cancel { peer, digest, piece } => {
+                let Some(link) = inner.links.get(&peer) else { return };
+                if let Some(blob) = link.number(&digest) {
+                    link.send(Frame::Cancel { blob, piece });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Actions that ask discovery or the origin, or tell readers.
+    fn consult(self: &Arc<Self>, inner: &Inner, action: Action) {
+        match action {
+            Action::Find(digest) => {
+                if let Some(blob) = inner.blobs.get(&digest) {
+                    self.spawn(Arc::clone(self).find(Arc::clone(blob)));
+                }
+            }
+            Action::Announce { digest, holding } => {
+                let discovery = Arc::clone(&self.discovery);
+                self.spawn(async move {
+                    if let Err(error) = discovery.announce(digest, Some(holding)).await {
+                        tracing::debug!(%digest, %error, "announcement failed");
+                    }
+                });
+            }
+            Action::Lease(request) => self.spawn(Arc::clone(self).ask_lease(request)),
+            Action::Settle(settlement) => {
+                let discovery = Arc::clone(&self.discovery);
+                self.spawn(async move {
+                    if let Err(error) = discovery.settle(settlement).await {
+                        tracing::debug!(digest = %settlement.digest, %error, "lease cannot be settled");
+                    }
+                });
+            }
+            Action::Transfer { digest, transfer, pieces, delay, leased } => {
+                if let Some(blob) = inner.blobs.get(&digest) {
+                    let blob = Arc::clone(blob);
+                    self.spawn(Arc::clone(self).transfer(blob, transfer, pieces, delay, leased));
+                }
+            }
+            Action::Fail { digest, error } => {
+                if let Some(blob) = inner.blobs.get(&digest) {
+                    blob.fail(ReadError::Origin { digest, source: error });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn dial(self: Arc<Self>, peer: PeerId, address: SocketAddr) {
+        let connected = async {
+            let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+                return Err(ConnectionError::TimedOut);
+            };
+            let connecting = timeout(DIAL_TIMEOUT, TcpStream::connect(address));
+            let mut stream = connecting.await.map_err(|_| ConnectionError::TimedOut)??;
+            let found = connection::shake_hands(&mut stream, &self.config.identity).await?;
+            if found != peer {
+                return Err(ConnectionError::SomebodyElse { found, expected: peer });
+            }
+            Ok((permit, stream))
+        };
+        match connected.await {
+            Ok((permit, stream)) => {
+                self.serve(stream, peer, self.id()).await;
+                drop(permit);
+            }
+            Err(error) => {
+                tracing::debug!(%peer, %address, %error, "peer cannot be reached");
+                self.drive(Event::DialFailed(peer));
+            }
+        }
+    }
+
+    /// Takes a connection that somebody opened to this node.
+    pub(super) async fn accepted(self: Arc<Self>, mut stream: TcpStream, address: SocketAddr) {
+        // Beyond the limit connections are closed at once: the peer tries another.
+        let Ok(_permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
+        match connection::shake_hands(&mut stream, &self.config.identity).await {
+            Ok(peer) => self.serve(stream, peer, peer).await,
+            Err(error) => tracing::debug!(%address, %error, "connection refused"),
+        }
+    }
+
+    /// Runs a connection until it ends.
+    async fn serve(self: &Arc<Self>, stream: TcpStream, peer: PeerId, initiator: PeerId) {
+        let Some((id, queues)) = self.link_up(peer, initiator) else { return };
+        if let Err(error) = connection::run(self, stream, peer, queues).await {
+            tracing::debug!(%peer, %error, "connection ended");
+        }
+        self.link_down(peer, id);
+    }
+}

@@ -1,0 +1,129 @@
+//! One ranged transfer from an origin: its bytes become pieces, stored and served one by one as they complete.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use tokio::time::timeout;
+
+use super::Node;
+use super::blob::{Blob, lock};
+use crate::layout::PieceIndex;
+use crate::metrics::Source;
+use crate::origin::{Origin, OriginError};
+use crate::store::StoreError;
+use crate::swarm::{Event, PieceSource, TransferId};
+use crate::verify::piece_hash;
+
+/// An origin that sends nothing for so long is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+
+impl Node {
+    /// Fetches `pieces` and reports how it ended.
+    pub(super) async fn transfer(
+        self: Arc<Self>,
+        blob: Arc<Blob>,
+        transfer: TransferId,
+        pieces: Range<u32>,
+        delay: Duration,
+        leased: bool,
+    ) {
+        tokio::time::sleep(delay).await;
+        if !leased {
+            self.metrics.unleased_fetches.inc();
+            tracing::debug!(digest = %blob.digest, ?pieces, "fetching from the origin without a lease");
+        }
+        if pieces.contains(&0) {
+            blob.first_lessee.store(true, Ordering::Relaxed);
+        }
+        let digest = blob.digest;
+        let outcome = self.fetch(&blob, transfer, pieces).await;
+        if let Err(error) = &outcome {
+            self.metrics.count_origin_error(error);
+            tracing::debug!(%digest, %error, "transfer from the origin failed");
+        }
+        *lock(&blob.origin_error) = outcome.as_ref().err().cloned();
+        self.drive(Event::TransferEnded { digest, transfer, outcome });
+    }
+
+    async fn fetch(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        transfer: TransferId,
+        pieces: Range<u32>,
+    ) -> Result<(), OriginError> {
+        let digest = blob.digest;
+        let Some(origin) = lock(&blob.origin).clone() else { return Ok(()) };
+        let end = blob.layout.range(PieceIndex(pieces.end - 1)).end;
+        let range = blob.layout.range(PieceIndex(pieces.start)).start..end;
+        let silent = || unavailable(&*origin, format!("silent for {SILENCE:?}"));
+        let mut stream = timeout(SILENCE, origin.fetch(range)).await.map_err(|_| silent())??;
+        let mut assembled = BytesMut::new();
+        let mut first = true;
+        for piece in pieces.map(PieceIndex) {
+            let length = {
+                let range = blob.layout.range(piece);
+                (range.end - range.start) as usize
+            };
+            while assembled.len() < length {
+                let chunk = match timeout(SILENCE, stream.next()).await.map_err(|_| silent())? {
+                    Some(Ok(chunk)) => chunk,
+                    Some(Err(error)) => return Err(unavailable(&*origin, error.to_string())),
+                    None => return Err(unavailable(&*origin, "the body was cut short".to_owned())),
+                };
+                if std::mem::take(&mut first) {
+                    self.drive(Event::FirstByte { digest, transfer });
+                }
+                self.metrics.count_bytes(Source::origin, chunk.len() as u64);
+                blob.bytes_from_origin.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                assembled.extend_from_slice(&chunk);
+            }
+            let bytes = assembled.copy_to_bytes(length);
+            self.keep(blob, piece, bytes).await.map_err(|error| unavailable(&*origin, error))?;
+            if !self.is_active(&digest) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a piece of the origin's and vouches for it.
+    async fn keep(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, bytes: Bytes) -> Result<(), String> {
+        let length = bytes.len() as u64;
+        let identity = Arc::clone(&self.config.identity);
+        let stored = tokio::task::spawn_blocking({
+            let blob = Arc::clone(blob);
+            move || {
+                let hash = piece_hash(&bytes);
+                if blob.stored.has(piece) {
+                    return Ok(false);
+                }
+                blob.stored.write_piece(piece, &bytes)?;
+                if !lock(&blob.trust).vouch(&identity, piece, hash) {
+                    let digest = blob.digest;
+                    tracing::warn!(%digest, piece = piece.0, "metainfo contradicts the origin, not believed any more");
+                }
+                Ok::<_, StoreError>(true)
+            }
+        });
+        match stored.await {
+            Ok(Ok(_)) => {
+                self.arrived(blob, piece, PieceSource::Origin, length);
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                let text = error.to_string();
+                self.store_failed(blob, error);
+                Err(text)
+            }
+            Err(_) => Err("the node is shutting down".to_owned()),
+        }
+    }
+}
+
+fn unavailable(origin: &dyn Origin, reason: String) -> OriginError {
+    OriginError::Unavailable { origin: origin.describe(), reason }
+}

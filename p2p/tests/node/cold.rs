@@ -1,0 +1,124 @@
+//! Nodes that start together, and what comes after.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::{Holding, StatementKind};
+use lapwing_p2p::node::Priority;
+
+use crate::support::{Handle, MemoryOrigin, Tracker, content, start};
+
+const LENGTH: usize = 12 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_nodes_fetch_the_blob_about_once() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(LENGTH, 1);
+    let digest = Digest::of(&bytes);
+    let origin = MemoryOrigin::new(bytes.clone());
+    let directories: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut nodes = Vec::new();
+    for directory in &directories {
+        nodes.push(start(&tracker, directory.path(), |_| {}).await);
+    }
+    let pulls = nodes.iter().map(|node| {
+        let blob = node.open(digest, LENGTH as u64, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
+        async move {
+            blob.verified().await.unwrap();
+            blob
+        }
+    });
+    let blobs = futures_util::future::join_all(pulls).await;
+    for (node, blob) in nodes.iter().zip(&blobs) {
+        assert_eq!(blob.read(0..LENGTH as u64, Priority::Bulk).await.unwrap(), bytes);
+        let status = node.blobs().into_iter().find(|status| status.digest == digest).unwrap();
+        assert!(status.verified && !status.active && status.have == LENGTH as u64);
+    }
+    assert!(origin.copies() <= 1.05, "the origin sent {} copies", origin.copies());
+    assert_eq!(blobs.iter().filter(|blob| blob.was_first_lessee()).count(), 1);
+    for node in &nodes {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_latecomer_takes_everything_from_peers_and_checks_it_by_metainfo() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(LENGTH, 2);
+    let digest = Digest::of(&bytes);
+    let origin = MemoryOrigin::new(bytes.clone());
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = start(&tracker, one.path(), |_| {}).await;
+    let blob = first.open(digest, LENGTH as u64, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
+    blob.verified().await.unwrap();
+    let metainfo = loop {
+        // Published right after the digest matched.
+        if let Some(metainfo) = first.derived(digest, StatementKind::Metainfo).await {
+            break metainfo;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(metainfo.is_verified());
+
+    let second = start(&tracker, two.path(), |_| {}).await;
+    let late = second.open(digest, LENGTH as u64, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
+    let streamed: Vec<_> = late.stream(0..LENGTH as u64, Priority::Bulk).map(Result::unwrap).collect().await;
+    assert_eq!(streamed.concat(), bytes);
+    assert_eq!(late.sources().bytes_from_origin, 0);
+    assert_eq!(late.sources().bytes_from_peers, LENGTH as u64);
+    assert!(!late.was_first_lessee());
+    late.verified().await.unwrap();
+    while tracker.holding(&digest, &second.id()) != Some(Holding::Complete) {
+        tokio::task::yield_now().await;
+    }
+    first.shutdown().await;
+    second.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_blob_comes_from_a_peer_without_anybodys_word() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(1000, 3);
+    let digest = Digest::of(&bytes);
+    let origin = MemoryOrigin::new(bytes.clone());
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = start(&tracker, one.path(), |_| {}).await;
+    let second = start(&tracker, two.path(), |_| {}).await;
+    let blob = first.open(digest, 1000, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
+    blob.verified().await.unwrap();
+    while tracker.holding(&digest, &first.id()) != Some(Holding::Complete) {
+        tokio::task::yield_now().await;
+    }
+    let blob = second.open(digest, 1000, None).unwrap();
+    assert_eq!(blob.read(10..20, Priority::Fault).await.unwrap(), bytes.slice(10..20));
+    assert_eq!(origin.copies(), 1.0);
+    first.shutdown().await;
+    second.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_object_is_found_by_its_subject_and_after_a_restart() {
+    let tracker = Arc::new(Tracker::default());
+    let subject = Digest::of(b"layer");
+    let object = content(700 << 10, 4);
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = start(&tracker, one.path(), |_| {}).await;
+    let digest = first.publish(StatementKind::LayerIndex, subject, object.clone()).await.unwrap();
+    assert_eq!(digest, Digest::of(&object));
+    let second = start(&tracker, two.path(), |_| {}).await;
+    let found = second.derived(subject, StatementKind::LayerIndex).await.unwrap();
+    assert_eq!(found.read(0..found.length(), Priority::ReadAhead).await.unwrap(), object);
+    found.verified().await.unwrap();
+    drop(found);
+    assert!(second.derived(Digest::of(b"other"), StatementKind::LayerIndex).await.is_none());
+    first.shutdown().await;
+    second.shutdown().await;
+    drop((first, second));
+
+    tracker.down.store(true, std::sync::atomic::Ordering::Relaxed);
+    let again = start(&tracker, two.path(), |_| {}).await;
+    let found = again.derived(subject, StatementKind::LayerIndex).await.unwrap();
+    assert_eq!(found.read(0..found.length(), Priority::ReadAhead).await.unwrap(), object);
+    again.shutdown().await;
+}
