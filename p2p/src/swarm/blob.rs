@@ -116,13 +116,15 @@ impl BlobState {
         range.end - range.start
     }
 
-    /// The peers that can be asked for `piece` now.
-    pub(super) fn holders(&self, piece: PieceIndex, now: Duration) -> impl Iterator<Item = PeerId> + '_ {
+    /// The peers that can be asked for pieces now.
+    pub(super) fn usable(&self, now: Duration) -> impl Iterator<Item = PeerId> + '_ {
         let open = self.verifiable && !self.origin_only;
-        self.trades
-            .iter()
-            .filter(move |(_, trade)| open && trade.unusable_until <= now && trade.have.get(piece))
-            .map(|(&peer, _)| peer)
+        self.trades.iter().filter(move |(_, trade)| open && trade.unusable_until <= now).map(|(&peer, _)| peer)
+    }
+
+    /// Those of them that have `piece`.
+    pub(super) fn holders(&self, piece: PieceIndex, now: Duration) -> impl Iterator<Item = PeerId> + '_ {
+        self.usable(now).filter(move |peer| self.trades[peer].have.get(piece))
     }
 
     /// Whether a transfer from the origin brings `piece` soon.

@@ -174,6 +174,11 @@ impl Swarm {
         }
     }
 
+    /// Whether the peer gave wrong pieces before.
+    pub(super) fn is_charged(&self, peer: &PeerId) -> bool {
+        self.offences.get(peer).is_some_and(|offence| offence.charges > 0)
+    }
+
     pub(super) fn unusable(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex) {
         self.end_flight(digest, piece, peer);
         self.set_unusable(digest, peer);

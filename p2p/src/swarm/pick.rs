@@ -15,6 +15,8 @@ const BUDGET_BYTES: u64 = 1 << 20;
 /// Requests under way when a read is blocked.
 const FAULT_BUDGET_PIECES: u32 = 16;
 const FAULT_BUDGET_BYTES: u64 = 8 << 20;
+/// Requests under way to a peer that has not delivered yet.
+const UNPROVEN_REQUESTS: u32 = 2;
 /// Pieces, from the first missing one, within which the rarest is taken.
 const WINDOW: usize = 64;
 /// How long a piece that the origin is sending is not asked of peers, counted from its last progress.
@@ -71,39 +73,52 @@ impl Swarm {
     }
 
     fn choose(&mut self, digest: &Digest, pieces: &Range<u32>, priority: Priority) -> Option<(PieceIndex, PeerId)> {
+        let salt = self.rng.u64(..) | 1;
         let (now, blob) = (self.now, self.blobs.get(digest)?);
+        let open: Vec<PeerId> = blob.usable(now).filter(|peer| self.may_ask_more(peer)).collect();
+        let holders = |piece: PieceIndex| open.iter().filter(|peer| blob.trades[*peer].have.get(piece)).count();
         let requestable = |piece: &PieceIndex| {
             !blob.flights.contains_key(&piece.0) && !blob.in_transfer(*piece, now, TRANSFER_PATIENCE)
         };
-        let in_order = priority < Priority::Bulk;
-        let piece = if in_order {
-            let mut missing = blob.missing(pieces).filter(requestable);
-            missing.find(|&piece| blob.holders(piece, now).next().is_some())
+        let first_of = |from: usize| {
+            let mut missing = blob.missing(pieces).skip(from).filter(requestable);
+            missing.find(|&piece| holders(piece) > 0)
+        };
+        let piece = if open.is_empty() {
+            None
+        } else if priority < Priority::Bulk {
+            first_of(0)
         } else {
-            let salt = self.rng.u64(..);
-            let rarest = blob
-                .missing(pieces)
-                .take(WINDOW)
-                .filter(requestable)
-                .filter_map(|piece| match blob.holders(piece, now).count() {
-                    0 => None,
-                    holders => Some((holders, u64::from(piece.0).wrapping_mul(salt | 1), piece)),
-                })
+            let window = blob.missing(pieces).take(WINDOW).filter(requestable);
+            let rarest = window
+                .map(|piece| (holders(piece), u64::from(piece.0 + 1).wrapping_mul(salt), piece))
+                .filter(|(holders, ..)| *holders > 0)
                 .min();
-            rarest.map(|(_, _, piece)| piece).or_else(|| {
-                let mut beyond = blob.missing(pieces).skip(WINDOW).filter(requestable);
-                beyond.find(|&piece| blob.holders(piece, now).next().is_some())
-            })
+            rarest.map(|(_, _, piece)| piece).or_else(|| first_of(WINDOW))
         }?;
-        let peer = self.quickest(blob, piece, &[])?;
+        let peer = self.quickest(blob, piece, None)?;
         Some((piece, peer))
     }
 
+    /// Whether one more request may go to `peer`. A peer that has given nothing yet gets few at a time, and one that
+    /// gave wrong pieces a single one, so that a liar costs little before it is banned.
+    fn may_ask_more(&self, peer: &PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|state| {
+            let limit = match (self.is_charged(peer), state.mean.get()) {
+                (true, _) => 1,
+                (false, None) => UNPROVEN_REQUESTS,
+                (false, Some(_)) => u32::MAX,
+            };
+            state.in_flight < limit
+        })
+    }
+
     /// The holder that should deliver first, by what it has to deliver already and how fast it was.
-    fn quickest(&self, blob: &BlobState, piece: PieceIndex, without: &[PeerId]) -> Option<PeerId> {
+    fn quickest(&self, blob: &BlobState, piece: PieceIndex, without: Option<PeerId>) -> Option<PeerId> {
         let usual = self.mean.get().unwrap_or(FIRST_GUESS);
         let salt = self.rng.clone().u64(..);
-        blob.holders(piece, self.now).filter(|peer| !without.contains(peer)).min_by_key(|peer| {
+        let open = blob.holders(piece, self.now).filter(|peer| Some(*peer) != without && self.may_ask_more(peer));
+        open.min_by_key(|peer| {
             let (queued, mean) =
                 self.peers.get(peer).map_or((0, usual), |state| (state.in_flight, state.mean.get().unwrap_or(usual)));
             let name = u64::from_be_bytes(*peer.as_bytes().first_chunk().unwrap_or(&[0; 8]));
@@ -184,7 +199,7 @@ impl Swarm {
             given_up.extend(expired.map(|flight| (piece, flight.peer)));
             let [only] = flights.as_slice() else { continue };
             if self.now >= only.since + late
-                && let Some(peer) = self.quickest(blob, piece, &[only.peer])
+                && let Some(peer) = self.quickest(blob, piece, Some(only.peer))
             {
                 let urgent = blob.wants.values().any(|w| w.priority == Priority::Fault && w.pieces.contains(&piece.0));
                 hedges.push((piece, peer, urgent));

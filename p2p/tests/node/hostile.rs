@@ -1,1 +1,189 @@
+//! A peer that speaks the wire well and sends what it should not.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use lapwing_p2p::bitfield::Bitfield;
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::Holding;
+use lapwing_p2p::identity::Identity;
+use lapwing_p2p::layout::{PieceIndex, PieceLayout};
+use lapwing_p2p::metrics::Metrics;
+use lapwing_p2p::node::Priority;
+use lapwing_p2p::statement::PieceStatement;
+use lapwing_p2p::verify::piece_hash;
+use lapwing_p2p::wire::handshake::{GREETING_LENGTH, Greeting};
+use lapwing_p2p::wire::{BlobNumber, Frame, HEADER_LENGTH, Header};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::{Handle, MemoryOrigin, Tracker, content, start, start_with};
+
+const LENGTH: usize = 4 << 20;
+
+/// How the bytes of a piece are spoilt.
+#[derive(Debug, Clone, Copy)]
+enum Spoil {
+    OneBit,
+    Truncated,
+    AnotherPiece,
+    /// Right bytes, and a statement that its signer never made.
+    ForgedStatement,
+}
+
+struct Liar {
+    identity: Identity,
+    digest: Digest,
+    bytes: Bytes,
+    spoil: Spoil,
+    /// Whether its statements fit its bytes.
+    states_its_lies: bool,
+    sent: AtomicU64,
+}
+
+impl Liar {
+    async fn listen(self: Arc<Self>, listener: TcpListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let liar = Arc::clone(&self);
+            tokio::spawn(async move { liar.serve(stream).await });
+        }
+    }
+
+    async fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let sent = Greeting { peer: self.identity.id(), nonce: [5; 32] };
+        stream.write_all(&sent.encode()).await?;
+        let mut bytes = [0; GREETING_LENGTH];
+        stream.read_exact(&mut bytes).await?;
+        let theirs = Greeting::decode(&bytes).unwrap();
+        stream.write_all(&theirs.prove(&self.identity)).await?;
+        let mut proof = [0; 64];
+        stream.read_exact(&mut proof).await?;
+        theirs.check(&sent, &proof).unwrap();
+        let layout = PieceLayout::new(LENGTH as u64).unwrap();
+        let blob = BlobNumber(0);
+        let have = Bitfield::full(layout.piece_count());
+        send(&mut stream, &Frame::Hello { blob, digest: self.digest, layout, have }).await?;
+        loop {
+            let mut head = [0; HEADER_LENGTH];
+            stream.read_exact(&mut head).await?;
+            let header = Header::decode(head).unwrap();
+            let mut body = vec![0; header.length()];
+            stream.read_exact(&mut body).await?;
+            if let Frame::Request { piece, .. } = Frame::decode(header, body.into()).unwrap() {
+                self.sent.fetch_add(1, Ordering::Relaxed);
+                send(&mut stream, &self.lie(layout, piece)).await?;
+            }
+        }
+    }
+
+    fn lie(&self, layout: PieceLayout, piece: PieceIndex) -> Frame {
+        let at = |piece| {
+            let range = layout.range(piece);
+            self.bytes[range.start as usize..range.end as usize].to_vec()
+        };
+        let right = at(piece);
+        let mut bytes = right.clone();
+        match self.spoil {
+            Spoil::OneBit => bytes[77] ^= 4,
+            Spoil::Truncated => drop(bytes.pop()),
+            Spoil::AnotherPiece => bytes = at(PieceIndex(piece.0 ^ 1)),
+            Spoil::ForgedStatement => {}
+        }
+        let stated = if self.states_its_lies { piece_hash(&bytes) } else { piece_hash(&right) };
+        let mut statement = PieceStatement::sign(&self.identity, &self.digest, LENGTH as u64, piece, stated);
+        if matches!(self.spoil, Spoil::ForgedStatement) {
+            let mut encoded = statement.encode();
+            encoded[100] ^= 1;
+            statement = PieceStatement::decode(&encoded);
+        }
+        Frame::Piece { blob: BlobNumber(0), piece, statement: Some(statement), bytes: bytes.into() }
+    }
+}
+
+async fn send(stream: &mut TcpStream, frame: &Frame) -> std::io::Result<()> {
+    let mut out = BytesMut::new();
+    frame.encode(&mut out);
+    stream.write_all(&out).await
+}
+
+async fn liar(tracker: &Tracker, bytes: &Bytes, spoil: Spoil, states_its_lies: bool) -> Arc<Liar> {
+    let identity = Identity::generate().unwrap();
+    let digest = Digest::of(bytes);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    tracker.register(identity.id(), address);
+    let sent = AtomicU64::new(0);
+    let liar = Arc::new(Liar { identity, digest, bytes: bytes.clone(), spoil, states_its_lies, sent });
+    tokio::spawn(Arc::clone(&liar).listen(listener));
+    tracker.add_holder(digest, liar.identity.id(), Holding::Complete);
+    liar
+}
+
+/// A lessee that sends other bytes than it states, in each way, beside an honest node: banned after three, and not one
+/// of its bytes is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn spoilt_pieces_are_never_read_and_their_sender_is_banned() {
+    for spoil in [Spoil::OneBit, Spoil::Truncated, Spoil::AnotherPiece, Spoil::ForgedStatement] {
+        let tracker = Arc::new(Tracker::default());
+        let bytes = content(LENGTH, 21);
+        let digest = Digest::of(&bytes);
+        let liar = liar(&tracker, &bytes, spoil, false).await;
+        tracker.add_lessee(digest, liar.identity.id());
+        let origin = MemoryOrigin::new(bytes.clone());
+        let directory = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let identity = Arc::new(Identity::generate().unwrap());
+        let node = start_with(&tracker, directory.path(), identity, Arc::clone(&metrics), |_| {}).await;
+        let blob = node.open(digest, LENGTH as u64, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
+        blob.want_all(Priority::Bulk);
+        assert_eq!(blob.read(0..LENGTH as u64, Priority::Fault).await.unwrap(), bytes, "{spoil:?}");
+        blob.verified().await.unwrap();
+        assert_eq!(blob.sources().bytes_from_peers, 0, "{spoil:?}");
+        assert_eq!(metrics.bans.get(), 1, "{spoil:?}");
+        assert!(metrics.bad_pieces.get() >= 3, "{spoil:?}");
+        assert!(liar.sent.load(Ordering::Relaxed) < 20, "{spoil:?}: asked on and on");
+        assert_eq!(metrics.digest_mismatches.get(), 0);
+        node.shutdown().await;
+    }
+}
+
+/// A peer that no tracker calls a lessee vouches for wrong bytes: they are neither read nor passed on.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_word_of_a_stranger_counts_nothing() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(LENGTH, 22);
+    let digest = Digest::of(&bytes);
+    liar(&tracker, &bytes, Spoil::OneBit, true).await;
+    let origin = MemoryOrigin::new(bytes.clone());
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(&tracker, directory.path(), |_| {}).await;
+    let blob = node.open(digest, LENGTH as u64, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
+    blob.want_all(Priority::Bulk);
+    assert_eq!(blob.read(0..LENGTH as u64, Priority::Fault).await.unwrap(), bytes);
+    assert_eq!(blob.sources().bytes_from_peers, 0);
+    node.shutdown().await;
+}
+
+/// The worst: a lessee that lies consistently. The digest of the whole tells, the blob is fetched anew, and the
+/// statements say who it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lying_lessee_is_found_out_by_the_whole_digest() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(LENGTH, 23);
+    let digest = Digest::of(&bytes);
+    let liar = liar(&tracker, &bytes, Spoil::OneBit, true).await;
+    tracker.add_lessee(digest, liar.identity.id());
+    let origin = MemoryOrigin::new(bytes.clone());
+    let directory = tempfile::tempdir().unwrap();
+    let metrics = Arc::new(Metrics::default());
+    let identity = Arc::new(Identity::generate().unwrap());
+    let node = start_with(&tracker, directory.path(), identity, Arc::clone(&metrics), |_| {}).await;
+    let blob = node.open(digest, LENGTH as u64, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
+    blob.verified().await.unwrap();
+    assert_eq!(blob.read(0..LENGTH as u64, Priority::Bulk).await.unwrap(), bytes);
+    assert_eq!(metrics.digest_mismatches.get(), 1);
+    assert_eq!(origin.copies(), 1.0);
+    node.shutdown().await;
+}

@@ -22,7 +22,7 @@ use lapwing_p2p::origin::{ByteStream, Origin, OriginError};
 use lapwing_p2p::store::{ChunkStore, StoreConfig, StoreError};
 
 /// Bytes that look random, the same for the same seed.
-pub fn content(length: usize, seed: u64) -> Bytes {
+pub(crate) fn content(length: usize, seed: u64) -> Bytes {
     let mut bytes = vec![0; length];
     fastrand::Rng::with_seed(seed).fill(&mut bytes);
     bytes.into()
@@ -30,9 +30,9 @@ pub fn content(length: usize, seed: u64) -> Bytes {
 
 /// A tracker without a network.
 #[derive(Default)]
-pub struct Tracker {
+pub(crate) struct Tracker {
     state: Mutex<State>,
-    pub down: AtomicBool,
+    pub(crate) down: AtomicBool,
 }
 
 #[derive(Default)]
@@ -52,30 +52,32 @@ struct Book {
 }
 
 impl Tracker {
-    pub fn register(&self, peer: PeerId, address: SocketAddr) {
+    pub(crate) fn register(&self, peer: PeerId, address: SocketAddr) {
         self.state.lock().unwrap().addresses.insert(peer, address);
     }
 
     /// A peer is dead: what it held and fetched is not there any more.
-    pub fn forget(&self, peer: PeerId) {
+    pub(crate) fn forget(&self, peer: PeerId) {
         let mut state = self.state.lock().unwrap();
         state.addresses.remove(&peer);
-        state.holders.values_mut().for_each(|holders| drop(holders.remove(&peer)));
+        for holders in state.holders.values_mut() {
+            holders.remove(&peer);
+        }
         for book in state.books.values_mut() {
             book.live.retain(|_, (holder, _)| *holder != peer);
             book.fetched.retain(|_, fetcher| *fetcher != peer);
         }
     }
 
-    pub fn add_holder(&self, digest: Digest, peer: PeerId, holding: Holding) {
+    pub(crate) fn add_holder(&self, digest: Digest, peer: PeerId, holding: Holding) {
         self.state.lock().unwrap().holders.entry(digest).or_default().insert(peer, holding);
     }
 
-    pub fn add_lessee(&self, digest: Digest, peer: PeerId) {
+    pub(crate) fn add_lessee(&self, digest: Digest, peer: PeerId) {
         self.state.lock().unwrap().books.entry(digest).or_default().lessees.insert(peer);
     }
 
-    pub fn holding(&self, digest: &Digest, peer: &PeerId) -> Option<Holding> {
+    pub(crate) fn holding(&self, digest: &Digest, peer: &PeerId) -> Option<Holding> {
         self.state.lock().unwrap().holders.get(digest)?.get(peer).copied()
     }
 
@@ -106,7 +108,7 @@ impl Tracker {
 }
 
 /// One node's view of the tracker.
-pub struct Client {
+pub(crate) struct Client {
     tracker: Arc<Tracker>,
     me: PeerId,
 }
@@ -144,9 +146,9 @@ impl Discovery for Client {
             let mut state = tracker.state.lock().unwrap();
             let holders = state.holders.entry(digest).or_default();
             match holding {
-                Some(holding) => drop(holders.insert(self.me, holding)),
-                None => drop(holders.remove(&self.me)),
-            }
+                Some(holding) => holders.insert(self.me, holding),
+                None => holders.remove(&self.me),
+            };
         })
     }
 
@@ -154,7 +156,9 @@ impl Discovery for Client {
         self.ask(|tracker| {
             let mut state = tracker.state.lock().unwrap();
             match state.statements.iter_mut().find(|(known, _)| *known == statement) {
-                Some((_, nodes)) => drop(nodes.insert(self.me)),
+                Some((_, nodes)) => {
+                    nodes.insert(self.me);
+                }
                 None => state.statements.push((statement, BTreeSet::from([self.me]))),
             }
         })
@@ -169,14 +173,14 @@ impl Discovery for Client {
             let mut state = tracker.state.lock().unwrap();
             let Some(book) = state.books.get_mut(&settlement.digest) else { return };
             let Some((peer, run)) = book.live.remove(&settlement.lease) else { return };
-            run.take(settlement.fetched as usize).for_each(|piece| drop(book.fetched.insert(piece, peer)));
+            book.fetched.extend(run.take(settlement.fetched as usize).map(|piece| (piece, peer)));
         })
     }
 }
 
 /// How an origin behaves.
 #[derive(Debug, Clone)]
-pub enum Mood {
+pub(crate) enum Mood {
     Serves,
     Fails(OriginError),
     /// Gives other bytes than it should.
@@ -184,25 +188,25 @@ pub enum Mood {
 }
 
 /// An origin in memory that counts what it sends.
-pub struct MemoryOrigin {
+pub(crate) struct MemoryOrigin {
     bytes: Bytes,
-    pub sent: AtomicU64,
-    pub ranges: Mutex<Vec<Range<u64>>>,
-    pub mood: Mutex<Mood>,
-    pub serves_ranges: bool,
+    pub(crate) sent: AtomicU64,
+    pub(crate) ranges: Mutex<Vec<Range<u64>>>,
+    pub(crate) mood: Mutex<Mood>,
+    pub(crate) serves_ranges: bool,
     /// Bytes it may still send before it waits.
-    pub allowance: tokio::sync::Semaphore,
+    pub(crate) allowance: tokio::sync::Semaphore,
 }
 
 const CHUNK: usize = 32 << 10;
 
 impl MemoryOrigin {
-    pub fn new(bytes: Bytes) -> Arc<Self> {
+    pub(crate) fn new(bytes: Bytes) -> Arc<Self> {
         Arc::new(Self::with_allowance(bytes, usize::MAX >> 8))
     }
 
     /// One that stops after about so many bytes.
-    pub fn with_allowance(bytes: Bytes, allowance: usize) -> Self {
+    pub(crate) fn with_allowance(bytes: Bytes, allowance: usize) -> Self {
         Self {
             bytes,
             sent: AtomicU64::new(0),
@@ -213,13 +217,13 @@ impl MemoryOrigin {
         }
     }
 
-    pub fn copies(&self) -> f64 {
+    pub(crate) fn copies(&self) -> f64 {
         self.sent.load(Ordering::Relaxed) as f64 / self.bytes.len() as f64
     }
 }
 
 /// The origin as one node knows it.
-pub struct Handle(pub Arc<MemoryOrigin>);
+pub(crate) struct Handle(pub(crate) Arc<MemoryOrigin>);
 
 impl Origin for Handle {
     fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, OriginError>> {
@@ -260,11 +264,11 @@ impl Origin for Handle {
 }
 
 /// Starts a node with its store in `root`.
-pub async fn start(tracker: &Arc<Tracker>, root: &Path, adjust: impl FnOnce(&mut NodeConfig)) -> Arc<Node> {
+pub(crate) async fn start(tracker: &Arc<Tracker>, root: &Path, adjust: impl FnOnce(&mut NodeConfig)) -> Arc<Node> {
     start_with(tracker, root, Arc::new(Identity::generate().unwrap()), Arc::new(Metrics::default()), adjust).await
 }
 
-pub async fn start_with(
+pub(crate) async fn start_with(
     tracker: &Arc<Tracker>,
     root: &Path,
     identity: Arc<Identity>,
