@@ -89,7 +89,7 @@ pub struct LeaseBook {
     lessees: Vec<PeerId>,
     /// Smoothed time that one piece takes.
     piece_time: Option<Duration>,
-    last_settled: Duration,
+    last_settled: Option<Duration>,
     last_asked: Duration,
 }
 
@@ -106,7 +106,7 @@ impl LeaseBook {
             askers: HashMap::new(),
             lessees: Vec::new(),
             piece_time: None,
-            last_settled: Duration::ZERO,
+            last_settled: None,
             last_asked: Duration::ZERO,
         }
     }
@@ -195,7 +195,7 @@ impl LeaseBook {
             let run = grant.run.start..grant.run.start + fetched;
             self.fetched.entry(peer).or_default().insert(run.clone());
             self.fetched_by_any.insert(run);
-            self.last_settled = now;
+            self.last_settled = Some(now);
             self.observe(now.saturating_sub(grant.granted) / fetched);
         } else {
             self.bar(peer, now + FAILURE_BAR);
@@ -210,7 +210,7 @@ impl LeaseBook {
             let Some(grant) = self.live.remove(id) else { continue };
             self.leased.remove(grant.run.clone());
             self.bar(grant.peer, now + EXPIRY_BAR);
-            if self.last_settled < grant.granted {
+            if self.last_settled.is_none_or(|settled| settled < grant.granted) {
                 // Nobody got anything meanwhile: the origin is slow rather than this peer.
                 self.observe((grant.deadline - grant.granted) / (grant.run.end - grant.run.start));
             }

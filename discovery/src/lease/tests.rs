@@ -220,6 +220,20 @@ fn a_slow_origin_lengthens_the_terms() {
 }
 
 #[test]
+fn an_expiry_blames_the_origin_only_if_nobody_got_anything() {
+    let mut desk = Desk::new(8);
+    let first = desk.granted(Duration::ZERO, 1, 0..8);
+    let second = desk.granted(first.term, 2, 0..2);
+    assert!(second.term >= 2 * first.term, "{:?} after {:?}", second.term, first.term);
+
+    let mut desk = Desk::new(8);
+    let slow = desk.granted(Duration::ZERO, 1, 0..8);
+    let quick = desk.granted(Duration::ZERO, 2, 0..8);
+    desk.book.settle(100 * MS, peer(2), quick.id, 2).unwrap();
+    assert_eq!(desk.granted(slow.term, 2, 0..2).term, MIN_TERM);
+}
+
+#[test]
 fn urgent_pieces_go_beyond_the_streams_but_never_twice() {
     let mut desk = Desk::new(100);
     for asker in 0..LEASE_STREAMS as u32 {
