@@ -22,6 +22,13 @@ pub(crate) struct Admin {
     pub state: Option<Box<dyn Fn() -> serde_json::Value + Send + Sync>>,
 }
 
+impl Admin {
+    /// Where a crate's metrics go: names get the prefix `lapwing_`.
+    pub(crate) fn lapwing(&mut self) -> &mut Registry {
+        self.metrics.sub_registry_with_prefix("lapwing")
+    }
+}
+
 /// Binds the listener now, so that a taken port is an error at start; serves until `shutdown`.
 pub(crate) async fn bind(
     address: SocketAddr,
@@ -47,9 +54,8 @@ pub(crate) async fn bind(
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &admin.metrics) {
-        Ok(()) => {
-            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
-        }
+        Ok(()) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

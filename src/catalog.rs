@@ -172,8 +172,8 @@ mod tests {
             layer,
             length: u64::from(number),
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
-            registry: "docker.io".to_owned(),
-            repo: "library/x".to_owned(),
+            registry: "docker.io".parse().unwrap(),
+            repo: "library/x".parse().unwrap(),
             manifest: Some(Digest::of(b"m")),
         }
     }

@@ -3,10 +3,10 @@
 //! Meaning, unit and default of every key stand in `contrib/lapwing.toml`, which is compiled in, printed by
 //! `lapwing config`, and held against these structs by a test. The structs only say the shape.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
 use serde::{Deserialize, Serialize};
 
 mod units;
@@ -31,7 +31,7 @@ pub(crate) struct Config {
     pub peer: Peer,
     pub tracker: Tracker,
     pub store: Store,
-    pub registries: Registries,
+    pub registries: RegistriesConfig,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,24 +104,6 @@ pub(crate) struct Store {
     pub free_floor: ByteSize,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Registries {
-    pub any: bool,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub hosts: BTreeMap<String, Registry>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Registry {
-    pub url: Option<String>,
-    pub username: Option<String>,
-    pub password_file: Option<PathBuf>,
-    pub docker_config: Option<PathBuf>,
-    pub ca_file: Option<PathBuf>,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -134,7 +116,7 @@ impl Default for Config {
             peer: Peer::default(),
             tracker: Tracker::default(),
             store: Store::default(),
-            registries: Registries::default(),
+            registries: RegistriesConfig::default(),
         }
     }
 }
@@ -190,12 +172,6 @@ impl Default for Tracker {
 impl Default for Store {
     fn default() -> Self {
         Self { quota: ByteSize(0), free_floor: ByteSize(1 << 30) }
-    }
-}
-
-impl Default for Registries {
-    fn default() -> Self {
-        Self { any: true, hosts: BTreeMap::new() }
     }
 }
 
@@ -267,33 +243,26 @@ impl Config {
             return invalid("peer.upload_slots", format!("{} is not between 1 and 1024", self.peer.upload_slots));
         }
         for (name, registry) in &self.registries.hosts {
-            registry.check(name)?;
+            check_registry(name, registry)?;
         }
         Ok(self)
     }
 }
 
-impl Registry {
-    fn check(&self, name: &str) -> Result<(), ConfigError> {
-        let invalid = |key: &str, reason: String| {
-            Err(ConfigError::Invalid { key: format!("registries.hosts.{name:?}{key}"), reason })
-        };
-        if name.is_empty() || name.contains(['/', '@', ' ', '?', '#']) {
-            return invalid("", "the name is a host or host:port, as in image references".into());
-        }
-        if let Some(url) = &self.url
-            && reqwest::Url::parse(url).map_or(true, |url| !matches!(url.scheme(), "http" | "https") || !url.has_host())
-        {
-            return invalid(".url", format!("{url:?} is not an http or https URL"));
-        }
-        if self.username.is_some() != self.password_file.is_some() {
-            return invalid("", "username and password_file go together".into());
-        }
-        if self.username.is_some() && self.docker_config.is_some() {
-            return invalid("", "give either username and password_file, or docker_config".into());
-        }
-        Ok(())
+fn check_registry(name: &str, registry: &RegistryConfig) -> Result<(), ConfigError> {
+    let invalid = |reason: &str| {
+        Err(ConfigError::Invalid { key: format!("registries.hosts.{name:?}"), reason: reason.to_owned() })
+    };
+    if name.is_empty() || name.contains(['/', '@', ' ', '?', '#']) {
+        return invalid("the name is a host or host:port, as in image references");
     }
+    if registry.username.is_some() != registry.password_file.is_some() {
+        return invalid("username and password_file go together");
+    }
+    if registry.username.is_some() && registry.docker_config.is_some() {
+        return invalid("give either username and password_file, or docker_config");
+    }
+    Ok(())
 }
 
 fn is_host_port(text: &str) -> bool {
@@ -324,7 +293,7 @@ mod tests {
         let config = Config::parse(&example, "example").unwrap();
         let registry = &config.registries.hosts["reg.example:5000"];
         let all = toml::Table::try_from(registry).unwrap();
-        assert_eq!(all.len(), 5, "a key is missing from the example: {all:?}");
+        assert_eq!(all.len(), 9, "a key is missing from the example: {all:?}");
     }
 
     #[test]
@@ -345,7 +314,6 @@ mod tests {
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),
             ("[registries.hosts.\"http://x\"]", "host:port"),
-            ("[registries.hosts.x]\nurl = \"ftp://x\"", "http or https"),
             ("[registries.hosts.x]\nusername = \"u\"", "go together"),
         ];
         for (text, hint) in cases {

@@ -8,9 +8,9 @@
 //! that containerd asks for; each span it describes is checked again when it is read. Kept on disk by
 //! [`LazyMounts`]; everything else here is rebuilt by asking again.
 
-use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -19,16 +19,18 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_snapshotter::index::Index;
-use lapwing_snapshotter::lazy::mounts::LazyMounts;
+use lapwing_snapshotter::lazy::LazyMounts;
 use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Target};
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, LayerRecord, chain_id};
 
 pub(crate) mod build;
+mod kept;
 mod label;
 mod source;
 
+pub(crate) use kept::KeptIndexes;
 pub(crate) use source::{Origins, SwarmLayer};
 
 /// How long "nobody has an index" is believed before the swarm is asked again.
@@ -49,10 +51,17 @@ pub(crate) enum Knowledge {
 
 /// See the module's documentation.
 pub(crate) struct Layers {
+    this: Weak<Self>,
     node: Arc<Node>,
     catalog: Arc<Catalog>,
     origins: Arc<Origins>,
     mounts: Option<Arc<LazyMounts>>,
+    kept: KeptIndexes,
+    /// Layers that wait for their background completion, or are in it.
+    completing: Mutex<HashSet<Digest>>,
+    /// None: never.
+    complete_after: Option<Duration>,
+    runtime: tokio::runtime::Handle,
     /// Why `mounts` is missing.
     unsupported: String,
     known: Mutex<HashMap<Digest, watch::Receiver<Knowledge>>>,
@@ -64,16 +73,31 @@ impl Layers {
         catalog: Arc<Catalog>,
         origins: Arc<Origins>,
         mounts: Result<Arc<LazyMounts>, String>,
+        kept: KeptIndexes,
+        complete_after: Option<Duration>,
     ) -> Arc<Self> {
+        let runtime = tokio::runtime::Handle::current();
         let (mounts, unsupported) = match mounts {
             Ok(mounts) => (Some(mounts), String::new()),
             Err(reason) => (None, reason),
         };
-        Arc::new(Self { node, catalog, origins, mounts, unsupported, known: Mutex::default() })
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            node,
+            catalog,
+            origins,
+            mounts,
+            kept,
+            completing: Mutex::default(),
+            complete_after,
+            runtime,
+            unsupported,
+            known: Mutex::default(),
+        })
     }
 
     /// A layer will probably be asked for: its index is searched for now, unless that is known already.
-    pub(crate) fn expect(self: &Arc<Self>, record: &LayerRecord) -> watch::Receiver<Knowledge> {
+    pub(crate) fn expect(&self, record: &LayerRecord) -> watch::Receiver<Knowledge> {
         let layer = record.layer;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(knowledge) = known.get(&layer)
@@ -87,8 +111,9 @@ impl Layers {
         let (sender, receiver) = watch::channel(Knowledge::Searching);
         known.insert(layer, receiver.clone());
         drop(known);
-        let (this, record) = (Arc::clone(self), record.clone());
+        let (this, record) = (Weak::clone(&self.this), record.clone());
         tokio::spawn(async move {
+            let Some(this) = this.upgrade() else { return };
             let found = this.search(&record).await;
             if let Knowledge::Absent { reason, message, .. } = &found {
                 tracing::debug!(digest = %layer, reason, message, "no index for this layer");
@@ -111,12 +136,10 @@ impl Layers {
     /// Takes up an index that this node has just built.
     pub(crate) fn built(&self, layer: Digest) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|digest, knowledge| {
-            *digest != layer || !matches!(&*knowledge.borrow(), Knowledge::Absent { .. })
-        });
+        known.retain(|digest, knowledge| *digest != layer || !matches!(&*knowledge.borrow(), Knowledge::Absent { .. }));
     }
 
-    async fn search(self: &Arc<Self>, record: &LayerRecord) -> Knowledge {
+    async fn search(&self, record: &LayerRecord) -> Knowledge {
         let layer = record.layer;
         let Some(mounts) = &self.mounts else { return absent("unsupported", self.unsupported.clone()) };
         let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else {
@@ -126,24 +149,69 @@ impl Layers {
             Ok(bytes) => bytes,
             Err(message) => return absent("index_unavailable", message),
         };
-        let decoded = tokio::task::spawn_blocking(move || Index::decode(&bytes)).await;
+        let encoded = bytes.clone();
+        let decoded = tokio::task::spawn_blocking(move || Index::decode(&encoded)).await;
         let index = match decoded {
             Ok(Ok(index)) if index.layer() == layer => Arc::new(index),
-            Ok(Ok(index)) => return absent("index_wrong", format!("index {} is of {}", object.digest(), index.layer())),
+            Ok(Ok(index)) => {
+                return absent("index_wrong", format!("index {} is of {}", object.digest(), index.layer()));
+            }
             Ok(Err(error)) => return absent("index_wrong", format!("index {}: {error}", object.digest())),
             Err(error) => return absent("index_wrong", format!("index {}: {error}", object.digest())),
         };
         let diff_id = index.diff_id();
         let source = Arc::new(self.source(record, index.layer_length()));
-        match mounts.add(index, source).await {
+        let added = mounts.add(index, source).await.map_err(|error| error.to_string());
+        match added.and_then(|_| self.kept.keep(&layer, &bytes)) {
             Ok(()) => Knowledge::Ready { diff_id },
-            Err(error) => absent("not_mountable", error.to_string()),
+            Err(message) => absent("not_mountable", message),
         }
     }
 
+    /// Takes up a layer that a former process mounted, from the index it kept. Asks nobody.
+    fn reload(&self, mounts: &Arc<LazyMounts>, layer: &Digest) -> Result<(), String> {
+        let record = self.catalog.by_layer(layer).ok_or_else(|| format!("layer {layer} is in no known image"))?;
+        let index = Arc::new(self.kept.load(layer)?);
+        let source = Arc::new(self.source(&record, index.layer_length()));
+        mounts.add_blocking(index, source).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    /// After a while, fetches the rest of a mounted layer and holds it against its digest and diffID.
+    fn complete_later(&self, mounts: &Arc<LazyMounts>, layer: Digest) {
+        let (Some(mounted), Some(delay)) = (mounts.layer(&layer), self.complete_after) else { return };
+        if !self.completing.lock().unwrap_or_else(PoisonError::into_inner).insert(layer) {
+            return;
+        }
+        let this = Weak::clone(&self.this);
+        self.runtime.spawn(async move {
+            tokio::time::sleep(delay).await;
+            match mounted.complete_all().await {
+                Ok(()) => tracing::info!(digest = %layer, "layer is complete and proved"),
+                Err(error) => tracing::warn!(digest = %layer, %error, "layer was not completed in the background"),
+            }
+            if let Some(this) = this.upgrade() {
+                this.completing.lock().unwrap_or_else(PoisonError::into_inner).remove(&layer);
+            }
+        });
+    }
+
     fn source(&self, record: &LayerRecord, length: u64) -> SwarmLayer {
-        let origin = self.origins.of(&record.registry, &record.repo, record.layer);
+        let origin = self.origins.of(&record.registry, &record.repo, record.layer, length);
         SwarmLayer::new(Arc::clone(&self.node), record.layer, length, origin)
+    }
+
+    /// Holds an index's diffID against the chain that containerd asks for: nobody else checks it for a claimed layer.
+    fn claim(&self, record: LayerRecord, diff_id: Digest, target: &Target<'_>) -> Result<Digest, Fallback> {
+        let parent = record.parent_chain.as_deref();
+        let chain = chain_id(parent, &diff_id);
+        if chain != target.chain_id {
+            let message = format!("the index of {} gives chain {chain}, not {}", record.layer, target.chain_id);
+            return Err(Fallback { reason: "wrong_chain", message });
+        }
+        let layer = record.layer;
+        self.catalog.remember(LayerRecord { diff_id, ..record });
+        Ok(layer)
     }
 
     /// The layer that a chain id stands for: as the catalog knows it, else as the labels hint.
@@ -162,22 +230,13 @@ impl Layers {
 }
 
 impl RemoteLayers for Layers {
-    fn resolve<'a>(self: Arc<Self>, target: &'a Target<'a>) -> BoxFuture<'a, Result<Digest, Fallback>> {
+    fn resolve<'a>(&'a self, target: &'a Target<'a>) -> BoxFuture<'a, Result<Digest, Fallback>> {
         async move {
             let record = self.identify(target)?;
             let mut knowledge = self.expect(&record);
             let settled = knowledge.wait_for(|now| !matches!(now, Knowledge::Searching)).await;
             match settled.map(|now| now.clone()) {
-                Ok(Knowledge::Ready { diff_id }) => {
-                    let chain = chain_id(target.parent_chain_id.as_deref(), &diff_id);
-                    if chain != target.chain_id {
-                        let message =
-                            format!("index of {} gives chain {chain} instead of {}", record.layer, target.chain_id);
-                        return Err(Fallback { reason: "wrong_chain", message });
-                    }
-                    self.catalog.remember(&LayerRecord { diff_id, ..record.clone() });
-                    Ok(record.layer)
-                }
+                Ok(Knowledge::Ready { diff_id }) => self.claim(record, diff_id, target),
                 Ok(Knowledge::Absent { reason, message, .. }) => Err(Fallback { reason, message }),
                 _ => Err(Fallback { reason: "index_unavailable", message: "the search for an index ended".into() }),
             }
@@ -185,14 +244,14 @@ impl RemoteLayers for Layers {
         .boxed()
     }
 
-    fn mount(&self, layer: &Digest, at: &Path) -> Result<(), String> {
+    fn mount(&self, layer: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), String> {
         let mounts = self.mounts.as_ref().ok_or_else(|| self.unsupported.clone())?;
-        if !mounts.holds(layer) {
-            let record = self.catalog.by_layer(layer).ok_or_else(|| format!("layer {layer} is in no known image"))?;
-            let source = Arc::new(self.source(&record, record.length));
-            mounts.reload(layer, source).map_err(|error| error.to_string())?;
+        if mounts.layer(layer).is_none() {
+            self.reload(mounts, layer)?;
         }
-        mounts.mount(layer, at).map_err(|error| error.to_string())
+        mounts.mount(layer, at, lowers).map_err(|error| error.to_string())?;
+        self.complete_later(mounts, *layer);
+        Ok(())
     }
 
     fn unmount(&self, at: &Path) {
@@ -215,8 +274,5 @@ fn absent(reason: &'static str, message: String) -> Knowledge {
 /// All bytes of a small derived object, verified.
 async fn whole(object: &Arc<Blob>) -> Result<bytes::Bytes, String> {
     object.verified().await.map_err(|error| error.to_string())?;
-    object
-        .read(0..object.length(), lapwing_p2p::node::Priority::Prefetch)
-        .await
-        .map_err(|error| error.to_string())
+    object.read(0..object.length(), lapwing_p2p::node::Priority::Prefetch).await.map_err(|error| error.to_string())
 }

@@ -15,12 +15,22 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+mod admin;
+mod catalog;
 mod cli;
 mod commands;
 mod config;
+mod layers;
+mod mirror;
+mod node;
 mod telemetry;
+mod tracker;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Daemon};
+use config::Config;
+use node::Embedded;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     limit_allocator_arenas();
@@ -28,11 +38,49 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
-        _ => Ok(ExitCode::SUCCESS),
+        Command::Ls(query) => on_runtime(commands::ls::run(&query)),
+        Command::Tracker(daemon) => run_daemon(&daemon, async |config, shutdown| tracker::run(&config, shutdown).await),
+        Command::Node(daemon) => {
+            run_daemon(&daemon, async |config, shutdown| node::run(config, Embedded::Nothing, shutdown).await)
+        }
+        Command::Up(daemon) => {
+            run_daemon(&daemon, async |config, shutdown| node::run(config, Embedded::Tracker, shutdown).await)
+        }
     };
     outcome.unwrap_or_else(|error: anyhow::Error| {
         eprintln!("lapwing: {error:#}");
         ExitCode::FAILURE
+    })
+}
+
+fn on_runtime<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    // One provider for all of TLS, chosen before anything uses it; a second call would only say that it is there.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}
+
+/// Runs a daemon until it fails or is told to stop by SIGTERM or SIGINT.
+fn run_daemon(
+    daemon: &Daemon,
+    run: impl AsyncFnOnce(Config, CancellationToken) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let config = Config::load(daemon.config.as_deref())?;
+    telemetry::start(&config.log)?;
+    on_runtime(async move {
+        let shutdown = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping");
+            stop.cancel();
+        });
+        run(config, shutdown).await?;
+        Ok(ExitCode::SUCCESS)
     })
 }
 

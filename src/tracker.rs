@@ -1,6 +1,5 @@
 //! The tracker daemon: discovery for a cluster.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
@@ -14,10 +13,9 @@ use crate::config::Config;
 /// Runs until `shutdown`.
 pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut admin = Admin::default();
-    let tracker = Tracker::new(&mut admin.metrics);
-    let serving = start(config, &tracker, shutdown.clone()).await?;
-    let state = Arc::clone(&tracker);
-    admin.state = Some(Box::new(move || serde_json::to_value(state.snapshot()).unwrap_or_default()));
+    let tracker = Tracker::new();
+    tracker.metrics().register(&mut admin.metrics);
+    let serving = start(config, tracker.clone(), shutdown.clone()).await?;
     admin.ready.store(true, Ordering::Release);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.cancelled_owned())
@@ -29,15 +27,13 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
 /// Listens at `tracker.listen` and serves in a task of its own.
 pub(crate) async fn start(
     config: &Config,
-    tracker: &Arc<Tracker>,
+    tracker: Tracker,
     shutdown: CancellationToken,
 ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
     let listen = config.tracker.listen;
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("configuration key tracker.listen: {listen} cannot be listened on"))?;
-    tracing::info!(%listen, "tracker listens");
-    let tracker = Arc::clone(tracker);
     Ok(tokio::spawn(async move {
         server::serve(listener, tracker, shutdown.cancelled_owned()).await.context("the tracker's listener ended")
     }))

@@ -34,7 +34,7 @@ pub use self::authorize::{Denied, Grant};
 pub use self::config::{OthersConfig, RegistriesConfig, RegistryConfig};
 pub use self::credential::Credential;
 pub use self::forward::{ForwardError, ForwardMethod, ForwardRequest, Forwarded, Resource};
-pub use self::name::{ImageReference, InvalidName, Reference, RegistryName, RepositoryName};
+pub use self::name::{InvalidName, Reference, RegistryName, RepositoryName};
 pub use self::origin::RegistryOrigin;
 
 use self::authorize::Grants;
@@ -88,7 +88,7 @@ pub struct UnknownRegistry {
 
 impl Registries {
     /// Checks the configuration and makes the clients. A rustls crypto provider must have been installed.
-    pub fn new(config: RegistriesConfig) -> Result<Self, InvalidRegistry> {
+    pub fn new(config: RegistriesConfig) -> Result<Arc<Self>, InvalidRegistry> {
         let general = |wrong| InvalidRegistry { registry: "*".to_owned(), wrong };
         let free = client::build(&config, None, Route::Listed).map_err(general)?;
         let public = client::build(&config, None, Route::Public).map_err(general)?;
@@ -109,7 +109,7 @@ impl Registries {
                 return Err(invalid("another entry names the same registry".to_owned()));
             }
         }
-        Ok(registries)
+        Ok(Arc::new(registries))
     }
 
     fn listed_endpoint(&self, name: &RegistryName, config: &RegistryConfig) -> Result<Endpoint, String> {

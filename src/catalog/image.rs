@@ -102,8 +102,8 @@ impl Image {
                     layer: layer.digest,
                     length: layer.length,
                     media_type: layer.media_type.clone(),
-                    registry: self.registry.to_string(),
-                    repo: self.repo.to_string(),
+                    registry: self.registry.clone(),
+                    repo: self.repo.clone(),
                     manifest: Some(self.manifest),
                 }
             })

@@ -1,6 +1,7 @@
 //! One layer of the catalog, and how it is written.
 
 use lapwing_p2p::digest::Digest;
+use lapwing_plugins::registry::{RegistryName, RepositoryName};
 use serde::{Deserialize, Serialize};
 
 /// A layer in the place it has in an image.
@@ -19,9 +20,9 @@ pub(crate) struct LayerRecord {
     /// Media type of the blob.
     pub media_type: String,
     /// Registry it was seen at, by the name that images carry.
-    pub registry: String,
+    pub registry: RegistryName,
     /// Repository it was seen in.
-    pub repo: String,
+    pub repo: RepositoryName,
     /// Manifest it was seen in.
     pub manifest: Option<Digest>,
 }
@@ -49,8 +50,8 @@ impl LayerRecord {
             layer: self.layer.to_string(),
             length: self.length,
             media_type: self.media_type.clone(),
-            registry: self.registry.clone(),
-            repo: self.repo.clone(),
+            registry: self.registry.to_string(),
+            repo: self.repo.to_string(),
             manifest: self.manifest.map(|digest| digest.to_string()),
         };
         serde_json::to_vec(&written).expect("strings and numbers have a JSON form")
@@ -66,8 +67,8 @@ impl LayerRecord {
             layer: written.layer.parse().ok()?,
             length: written.length,
             media_type: written.media_type,
-            registry: written.registry,
-            repo: written.repo,
+            registry: written.registry.parse().ok()?,
+            repo: written.repo.parse().ok()?,
             manifest: written.manifest.and_then(|digest| digest.parse().ok()),
         })
     }

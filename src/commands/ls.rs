@@ -41,7 +41,7 @@ fn layers(layers: &[LayerState]) -> Table {
             short(&layer.digest),
             layer.image.clone(),
             layer.state.clone(),
-            share(layer.fetched_bytes, layer.length_bytes),
+            if layer.spans == 0 { String::new() } else { share(layer.spans_fetched as u64, layer.spans as u64) },
             layer.reason.clone(),
         ]);
     }

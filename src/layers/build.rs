@@ -4,7 +4,8 @@
 //! piece. Should it die, any node that holds the whole layer and still finds no index after a while builds from its
 //! chunk store.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -27,23 +28,32 @@ pub(crate) struct Builder {
     layers: Arc<Layers>,
     /// Inflating is CPU work: no more at once than cores.
     cores: Arc<Semaphore>,
+    /// Layers under way: a client asks for one blob in many ranges.
+    busy: Mutex<HashSet<Digest>>,
 }
 
 impl Builder {
     pub(crate) fn new(node: Arc<Node>, layers: Arc<Layers>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { node, layers, cores: Arc::new(Semaphore::new(cores)) }
+        Self { node, layers, cores: Arc::new(Semaphore::new(cores)), busy: Mutex::default() }
     }
 
     /// A client has begun to pull this layer whole.
-    pub(crate) fn layer_pulled(self: &Arc<Self>, blob: Arc<Blob>) {
-        let this = Arc::clone(self);
+    pub(crate) fn layer_pulled(self: &Arc<Self>, blob: &Arc<Blob>) {
+        let (this, blob, digest) = (Arc::clone(self), Arc::clone(blob), blob.digest());
+        if !self.busy().insert(digest) {
+            return;
+        }
         tokio::spawn(async move {
-            let digest = blob.digest();
             if let Err(message) = this.ensure_index(&blob).await {
                 tracing::warn!(%digest, reason = message, "no index was built: other nodes will pull this layer whole");
             }
+            this.busy().remove(&digest);
         });
+    }
+
+    fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ensure_index(&self, blob: &Arc<Blob>) -> Result<(), String> {

@@ -9,19 +9,25 @@ use futures_util::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Node, Priority};
 use lapwing_p2p::origin::Origin;
-use lapwing_plugins::registry::Registries;
+use lapwing_plugins::registry::{Credential, Registries, RegistryName, RepositoryName};
 use lapwing_snapshotter::source::{LayerSource, SourceError, Urgency};
 
 /// Where blobs were published, with this node's own credentials.
 pub(crate) struct Origins(pub Arc<Registries>);
 
 impl Origins {
-    /// The origin of a blob, if its registry is one of the configured.
-    pub(crate) fn of(&self, registry: &str, repo: &str, digest: Digest) -> Option<Arc<dyn Origin>> {
-        match self.0.origin(registry, repo, digest) {
-            Ok(origin) => Some(origin),
+    /// The origin of a blob, if its registry is one that the node talks to.
+    pub(crate) fn of(
+        &self,
+        registry: &RegistryName,
+        repo: &RepositoryName,
+        digest: Digest,
+        length: u64,
+    ) -> Option<Arc<dyn Origin>> {
+        match self.0.origin(registry, repo, digest, length, Credential::Configured) {
+            Ok(origin) => Some(Arc::new(origin)),
             Err(error) => {
-                tracing::warn!(%digest, repo, %error, "no origin for this layer: it can only come from peers");
+                tracing::warn!(%digest, repo = repo.as_str(), %error, "this layer can only come from peers");
                 None
             }
         }
@@ -52,8 +58,7 @@ impl LayerSource for SwarmLayer {
         };
         async move {
             let failed = |error: &dyn std::fmt::Display| SourceError(format!("layer {}: {error}", self.digest));
-            let blob =
-                self.node.open(self.digest, self.length, self.origin.clone()).map_err(|error| failed(&error))?;
+            let blob = self.node.open(self.digest, self.length, self.origin.clone()).map_err(|error| failed(&error))?;
             blob.read(range, priority).await.map_err(|error| failed(&error))
         }
         .boxed()

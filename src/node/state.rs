@@ -1,12 +1,59 @@
 //! The node's state as its admin listener tells it and `lapwing ls` reads it.
 
+use lapwing_p2p::node::Node;
+use lapwing_snapshotter::lazy::Proof;
 use serde::{Deserialize, Serialize};
+
+use crate::catalog::Catalog;
+use crate::layers::{Knowledge, Layers};
 
 /// Everything of a node that `lapwing ls` shows.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct NodeState {
     pub blobs: Vec<BlobState>,
     pub layers: Vec<LayerState>,
+}
+
+impl NodeState {
+    pub(crate) fn gather(node: &Node, layers: &Layers, catalog: &Catalog) -> Self {
+        let blobs = node.blobs().into_iter().map(|blob| BlobState {
+            digest: blob.digest.to_string(),
+            length_bytes: blob.length,
+            held_bytes: blob.have,
+            verified: blob.verified,
+            peers: blob.peers,
+            bytes_from_peers: blob.bytes_from_peers,
+            bytes_from_origin: blob.bytes_from_origin,
+        });
+        let mut layer_states: Vec<_> = layers
+            .snapshot()
+            .into_iter()
+            .map(|(layer, knowledge)| {
+                let record = catalog.by_layer(&layer);
+                let progress = layers.mounts().and_then(|mounts| mounts.layer(&layer)).map(|layer| layer.progress());
+                let (state, reason) = match knowledge {
+                    Knowledge::Searching => ("searching", String::new()),
+                    Knowledge::Absent { reason, message, .. } => ("whole", format!("{reason}: {message}")),
+                    Knowledge::Ready { .. }
+                        if progress.as_ref().is_some_and(|progress| progress.proof == Proof::Proved) =>
+                    {
+                        ("proved", String::new())
+                    }
+                    Knowledge::Ready { .. } => ("pending", String::new()),
+                };
+                LayerState {
+                    digest: layer.to_string(),
+                    image: record.map(|record| format!("{}/{}", record.registry, record.repo)).unwrap_or_default(),
+                    state: state.to_owned(),
+                    spans: progress.as_ref().map_or(0, |progress| progress.spans),
+                    spans_fetched: progress.as_ref().map_or(0, |progress| progress.present),
+                    reason,
+                }
+            })
+            .collect();
+        layer_states.sort_by(|one, other| one.digest.cmp(&other.digest));
+        Self { blobs: blobs.collect(), layers: layer_states }
+    }
 }
 
 /// A blob of the chunk store.
@@ -29,8 +76,10 @@ pub(crate) struct LayerState {
     pub image: String,
     /// `searching`, `whole`, `pending` (mounted lazily, not complete), `proved` (complete, digest and diffID matched).
     pub state: String,
-    pub length_bytes: u64,
-    pub fetched_bytes: u64,
+    /// Stretches of the uncompressed layer, each fetched and checked as one.
+    pub spans: usize,
+    /// How many of them are here.
+    pub spans_fetched: usize,
     /// Why it is not lazy.
     pub reason: String,
 }

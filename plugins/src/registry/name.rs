@@ -160,38 +160,6 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Registry and repository of an image reference: `docker.io/library/debian:12`, `reg.example:443/a/b@sha256:...`.
-///
-/// Short names mean what docker makes of them: `debian` is `docker.io/library/debian`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ImageReference {
-    /// Where it is published.
-    pub registry: RegistryName,
-    /// Under which name.
-    pub repository: RepositoryName,
-}
-
-impl FromStr for ImageReference {
-    type Err = InvalidName;
-
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
-        let (registry, path) = match name.split_once('/') {
-            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host.parse()?, path),
-            _ => (RegistryName::docker_hub(), name),
-        };
-        let (path, tag) = path.split_once(':').map_or((path, None), |(path, tag)| (path, Some(tag)));
-        if let Some(digest) = digest {
-            let wrong = "after @ comes sha256: and 64 lowercase hexadecimal digits";
-            digest.parse::<Digest>().map_err(|_| InvalidName::new("image reference", text, wrong))?;
-        }
-        tag.map(str::parse::<Reference>).transpose()?;
-        let official = registry == RegistryName::docker_hub() && !path.contains('/');
-        let repository = if official { format!("library/{path}").parse()? } else { path.parse()? };
-        Ok(Self { registry, repository })
-    }
-}
-
 macro_rules! text_as_is {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -264,27 +232,6 @@ mod tests {
             "", "/", "a/", "/a", "a//b", "A", "a___b", "a..b", "..", "a/../b", "-a", "a-", "a%2f", "a b", "a._b", &long,
         ] {
             assert!(bad.parse::<RepositoryName>().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn images_are_named_as_docker_does() {
-        let digest = Digest::of(b"x");
-        let both = format!("reg.example:443/a/b:v1@{digest}");
-        let cases = [
-            ("debian", "docker.io", "library/debian"),
-            ("library/debian:12", "docker.io", "library/debian"),
-            ("docker.io/x/y", "docker.io", "x/y"),
-            ("localhost/x", "localhost", "x"),
-            ("10.0.0.1:5000/x:v1", "10.0.0.1:5000", "x"),
-            (&both, "reg.example:443", "a/b"),
-        ];
-        for (text, registry, repository) in cases {
-            let image: ImageReference = text.parse().unwrap();
-            assert_eq!((image.registry.as_str(), image.repository.as_str()), (registry, repository), "{text}");
-        }
-        for bad in ["", "reg.example/", "https://reg.example/a", "a@sha256:1", "a:.b", "A", "reg.example:0/a"] {
-            assert!(bad.parse::<ImageReference>().is_err(), "{bad}");
         }
     }
 

@@ -137,7 +137,12 @@ impl LazyMounts {
         added.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
-    fn add_blocking(&self, index: Arc<Index>, source: Arc<dyn LayerSource>) -> Result<Arc<LazyLayer>, MountError> {
+    /// [`Self::add`] for a thread that may block; within a tokio runtime's context.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::add`].
+    pub fn add_blocking(&self, index: Arc<Index>, source: Arc<dyn LayerSource>) -> Result<Arc<LazyLayer>, MountError> {
         let digest = index.layer();
         let nodeid = nodeid(&digest);
         match self.layers.get_layer(nodeid) {

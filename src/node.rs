@@ -1,0 +1,194 @@
+//! The node daemon: everything a worker needs, put together.
+//!
+//! Start order: directories and identity, chunk store, discovery, swarm, lazy mounts, snapshotter, mirror, and last the
+//! word "ready". Nothing here needs a registry or a tracker to be up.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context as _;
+use lapwing_discovery::client::{ClientConfig, TrackerClient};
+use lapwing_discovery::server::Tracker;
+use lapwing_p2p::discovery::Discovery;
+use lapwing_p2p::identity::Identity;
+use lapwing_p2p::node::{Node, NodeConfig};
+use lapwing_p2p::store::{ChunkStore, StoreConfig};
+use lapwing_plugins::registry::Registries;
+use lapwing_snapshotter::lazy::{self, LazyMounts};
+use lapwing_snapshotter::remote::RemoteLayers;
+use lapwing_snapshotter::service::{self, Snapshotter, SnapshotterConfig};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin};
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::layers::build::Builder;
+use crate::layers::{KeptIndexes, Layers, Origins};
+use crate::mirror::{self, MirrorMetrics, MirrorSettings};
+use crate::tracker;
+
+pub(crate) mod observer;
+mod solitary;
+pub(crate) mod state;
+
+/// Whether the daemon brings a tracker of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Embedded {
+    /// `lapwing node`
+    Nothing,
+    /// `lapwing up`
+    Tracker,
+}
+
+/// Runs until `shutdown`, then lets go in the opposite order. Lazily mounted layers stay mounted.
+pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let root = prepare_root(&config.root)?;
+    let mut admin = Admin::default();
+    if embedded == Embedded::Tracker {
+        let tracker = Tracker::new();
+        tracker.metrics().register(&mut admin.metrics);
+        tracker::start(&config, tracker, shutdown.clone()).await?;
+        config.tracker.addresses.push(config.tracker.listen.to_string());
+    }
+    let node = start_swarm(&config, &mut admin).await?;
+    let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
+    let registries = Registries::new(config.registries.clone())?;
+    let origins = Arc::new(Origins(Arc::clone(&registries)));
+    let complete_after = (!config.lazy.complete_after.0.is_zero()).then_some(config.lazy.complete_after.0);
+    let layers = Layers::new(
+        Arc::clone(&node),
+        Arc::clone(&catalog),
+        origins,
+        start_lazy(&config),
+        KeptIndexes::new(&root),
+        complete_after,
+    );
+    let mut serving = Vec::new();
+    if config.snapshotter.enabled {
+        serving.push(start_snapshotter(&config, &layers, &mut admin, &shutdown).await?);
+    }
+    let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Arc::clone(&layers))));
+    let observer = Arc::new(observer::Observer::new(Arc::clone(&catalog), Arc::clone(&layers), builder));
+    let listen = config.mirror.listen;
+    let mirror_settings = MirrorSettings {
+        default_registry: config
+            .mirror
+            .default_registry
+            .parse()
+            .context("configuration key mirror.default_registry")?,
+        first_byte: config.mirror.first_byte.0,
+    };
+    let mirror = mirror::Mirror::new(
+        mirror_settings,
+        registries,
+        Arc::clone(&node),
+        observer,
+        MirrorMetrics::register(admin.lapwing()),
+    );
+    let listener = tokio::net::TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("configuration key mirror.listen: {listen} cannot be listened on"))?;
+    serving.push(tokio::spawn(mirror::serve(listener, mirror, shutdown.clone())));
+
+    let told = (Arc::clone(&node), Arc::clone(&layers), Arc::clone(&catalog));
+    admin.state = Some(Box::new(move || {
+        serde_json::to_value(state::NodeState::gather(&told.0, &told.1, &told.2)).unwrap_or_default()
+    }));
+    let ready = Arc::clone(&admin.ready);
+    let listen = config.admin.listen;
+    admin::bind(listen, admin, shutdown.clone().cancelled_owned())
+        .await
+        .with_context(|| format!("configuration key admin.listen: {listen} cannot be listened on"))?;
+    ready.store(true, Ordering::Release);
+    tracing::info!(peer = %node.id(), mirror = %config.mirror.listen, wire = %node.local_addr(), "node is ready");
+
+    shutdown.cancelled().await;
+    for task in serving {
+        task.await??;
+    }
+    node.shutdown().await;
+    Ok(())
+}
+
+/// Makes the root directory, readable by root alone.
+fn prepare_root(root: &Path) -> anyhow::Result<std::path::PathBuf> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(root)
+        .with_context(|| format!("configuration key root: {} cannot be made", root.display()))?;
+    root.canonicalize().with_context(|| format!("configuration key root: {}", root.display()))
+}
+
+async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<Node>> {
+    let identity = Arc::new(Identity::load_or_create(&config.root.join("node.key"))?);
+    let quota = (config.store.quota.0 > 0).then_some(config.store.quota.0);
+    let store = ChunkStore::open(
+        &config.root,
+        StoreConfig { quota_bytes: quota, free_floor_bytes: config.store.free_floor.0 },
+    )?;
+    let mut settings = NodeConfig::new(config.peer.listen, Arc::clone(&identity));
+    settings.read_deadline = config.lazy.read_deadline.0;
+    settings.upload_slots = config.peer.upload_slots;
+    let discovery: Arc<dyn Discovery> = if config.tracker.addresses.is_empty() {
+        tracing::warn!("no tracker is configured (tracker.addresses): blobs come from the registries alone");
+        Arc::new(solitary::Solitary)
+    } else {
+        if config.peer.insecure {
+            tracing::warn!(
+                "peer.insecure: pieces and tracker calls are not encrypted; every host on that network is trusted"
+            );
+        }
+        TrackerClient::new(ClientConfig {
+            group: config.tracker.group.clone(),
+            zone: config.tracker.zone.clone(),
+            rack: config.tracker.rack.clone(),
+            piece_port: config.peer.listen.port(),
+            ..ClientConfig::new(config.tracker.addresses.clone(), identity.id())
+        })?
+    };
+    let metrics = Arc::new(lapwing_p2p::metrics::Metrics::default());
+    metrics.register(admin.lapwing());
+    Ok(Node::start(settings, store, discovery, metrics).await?)
+}
+
+/// The lazy mounts, or the reason why layers are pulled whole on this machine.
+fn start_lazy(config: &Config) -> Result<Arc<LazyMounts>, String> {
+    if !config.lazy.enabled || !config.snapshotter.enabled {
+        return Err("lazy.enabled or snapshotter.enabled is false".into());
+    }
+    let options = lazy::Options { deadline: config.lazy.read_deadline.0, ..lazy::Options::default() };
+    let started = lazy::probe(&config.root)
+        .map_err(|error| error.to_string())
+        .and_then(|_| LazyMounts::start(&config.root, options).map_err(|error| error.to_string()));
+    match started {
+        Ok(mounts) => Ok(mounts),
+        Err(error) => {
+            tracing::warn!(%error, "layers cannot be mounted lazily here: they are pulled whole");
+            Err(error.to_string())
+        }
+    }
+}
+
+async fn start_snapshotter(
+    config: &Config,
+    layers: &Arc<Layers>,
+    admin: &mut Admin,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
+    let settings = SnapshotterConfig {
+        resolve_timeout: config.snapshotter.resolve_timeout.0,
+        ..SnapshotterConfig::new(&config.root)
+    };
+    let remote: Arc<dyn RemoteLayers> = Arc::clone(layers) as _;
+    let metrics = service::SnapshotMetrics::default();
+    metrics.register(admin.lapwing());
+    let snapshotter = Snapshotter::open(settings, Some(remote), metrics)?;
+    snapshotter.restore().await?;
+    let (socket, shutdown) = (config.snapshotter.socket.clone(), shutdown.clone());
+    Ok(tokio::spawn(async move {
+        service::serve(&socket, snapshotter, shutdown.cancelled_owned()).await.context("the snapshotter's socket")
+    }))
+}
