@@ -151,9 +151,13 @@ async fn ask(
         endpoint.exchange(&ask).await.map_err(|error| unavailable(error.to_string()))
     };
     let mut answer = send(Method::HEAD, HeaderMap::new()).await?;
-    let mut length = content_length(answer.response.headers());
-    let usable = answer.response.status() == StatusCode::OK && length.is_some();
-    if !usable && (answer.redirected || matches!(answer.response.status().as_u16(), 200 | 405)) {
+    // Some servers say 0 to every HEAD.
+    let is_plausible = |length: &u64| *length > 0 || digest == Digest::of(b"");
+    let mut length = match answer.response.status() {
+        StatusCode::OK => content_length(answer.response.headers()).filter(is_plausible),
+        _ => None,
+    };
+    if length.is_none() && (answer.redirected || matches!(answer.response.status().as_u16(), 200 | 405)) {
         let mut headers = HeaderMap::new();
         headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
         answer = send(Method::GET, headers).await?;

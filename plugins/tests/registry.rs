@@ -1,0 +1,20 @@
+//! How registries are talked to: an in-process registry that misbehaves on demand, and a real one.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
+#[path = "registry/attacks.rs"]
+mod attacks;
+#[path = "registry/authorize.rs"]
+mod authorize;
+#[path = "registry/bodies.rs"]
+mod bodies;
+#[path = "registry/fake.rs"]
+mod fake;
+#[path = "registry/forward.rs"]
+mod forward;
+#[path = "registry/real.rs"]
+mod real;
+#[path = "registry/redirects.rs"]
+mod redirects;
+#[path = "registry/tokens.rs"]
+mod tokens;
