@@ -12,6 +12,8 @@
 //!
 //! What is taken: gzip with any number of members, empty ones included, and zeros after the last; anything else after it
 //! is refused, as containerd refuses it. zstd with frames up to 32 MiB of output, skippable frames included.
+//! A checkpoint can only stand between two blocks, so a gzip layer with a block of more than 64 MiB has no index: zlib-ng
+//! and zlib-rs make a single block of any length at level 1. The same holds for zstd in one large frame.
 //!
 //! # Encoded form, version 1
 //!

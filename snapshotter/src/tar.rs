@@ -231,12 +231,11 @@ impl Scanner {
 
     fn take_entry(&mut self, mut header: Header, block: &Block) -> Result<(), TarError> {
         let pax = self.pax.take().unwrap_or_default();
-        let sparse_name = pax.sparse.get(&b"name"[..]).filter(|name| !name.is_empty());
         let first = |candidates: [Option<Vec<u8>>; 3], last: Vec<u8>| {
             candidates.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or(last)
         };
         let is_regular = matches!(header.flag, b'0' | 0 | b'7');
-        let sparse_name = sparse_name.filter(|_| is_regular).cloned();
+        let sparse_name = if is_regular { sparse::name_from_pax(&pax) } else { None };
         header.name = first([sparse_name, Some(mem::take(&mut self.long_name)), pax.path.clone()], header.name);
         header.link = first([Some(mem::take(&mut self.long_link)), pax.linkpath.clone(), None], header.link);
         header.size = pax.size.unwrap_or(header.size);

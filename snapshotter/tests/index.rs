@@ -354,8 +354,8 @@ fn counts_beyond_4_gib() {
     tar[148..156].copy_from_slice(b"        ");
     let sum: u32 = tar.iter().map(|byte| u32::from(*byte)).sum();
     tar[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    // One member, whose length field wraps.
-    let mut encoder = GzEncoder::new(Vec::new(), Level::new(1));
+    // One member, whose length field wraps. Not level 1, at which zlib-rs makes a single block of it.
+    let mut encoder = GzEncoder::new(Vec::new(), Level::new(3));
     encoder.write_all(&tar).unwrap();
     for _ in 0..SIZE / part.len() as u64 {
         encoder.write_all(&part).unwrap();
@@ -363,8 +363,7 @@ fn counts_beyond_4_gib() {
     encoder.write_all(&part[..(SIZE % part.len() as u64) as usize]).unwrap();
     let layer = encoder.finish().unwrap();
     let index = build(&layer).unwrap();
-    let padded = SIZE.next_multiple_of(512);
-    assert_eq!(index.tar_length(), 512 + SIZE, "no padding was written (size {SIZE}, padded {padded})");
+    assert_eq!(index.tar_length(), 512 + SIZE);
     for at in [512, (4 << 30) - 1, 4 << 30, (4 << 30) + (100 << 20), 511 + SIZE] {
         let number = index.span_at(at).unwrap();
         let span = &index.spans()[number];

@@ -38,11 +38,7 @@ impl Header {
         let format = format(block);
         let device = |field: &[u8]| if format == Format::V7 { Ok(0) } else { number(field) };
         let mut name = text(&block[..100]).to_vec();
-        let prefix = match format {
-            Format::Ustar => text(&block[345..500]),
-            Format::Star => text(&block[345..476]),
-            Format::V7 | Format::Gnu => &[],
-        };
+        let prefix = prefix(block, format)?;
         if !prefix.is_empty() {
             name = [prefix, b"/", &name].concat();
         }
@@ -64,10 +60,25 @@ impl Header {
 
 fn format(block: &Block) -> Format {
     match (&block[257..263], &block[263..265]) {
-        (b"ustar\0", b"00") if &block[508..] == b"tar\0" => Format::Star,
-        (b"ustar\0", b"00") => Format::Ustar,
+        (b"ustar\0", _) if &block[508..] == b"tar\0" => Format::Star,
+        (b"ustar\0", _) => Format::Ustar,
         (b"ustar ", b" \0") => Format::Gnu,
         _ => Format::V7,
+    }
+}
+
+/// What stands before the name, which only some formats have.
+fn prefix(block: &Block, format: Format) -> Result<&[u8], String> {
+    // Access and change time, which follow the prefix in star and stand in its place in GNU.
+    let times = |start: usize| number(&block[start..start + 12]).and(number(&block[start + 12..start + 24]));
+    match format {
+        Format::Ustar => Ok(text(&block[345..500])),
+        Format::Star => times(476).map(|_| text(&block[345..476])),
+        // Go before 1.8 wrote prefixes into GNU headers too; Go tells them by times that are none.
+        Format::Gnu if times(345).is_err() => {
+            Ok(text(&block[345..500])).map(|text| if text.is_ascii() { text } else { &[] })
+        }
+        Format::V7 | Format::Gnu => Ok(&[]),
     }
 }
 

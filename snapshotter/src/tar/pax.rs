@@ -61,6 +61,8 @@ impl Pax {
             b"uid" => self.uid = value.map(integer).transpose()?,
             b"gid" => self.gid = value.map(integer).transpose()?,
             b"mtime" => self.mtime = value.map(time).transpose()?,
+            // Ignored, but not if they are none.
+            b"atime" | b"ctime" => drop(value.map(time).transpose()?),
             _ => {}
         }
         Ok(())

@@ -30,6 +30,12 @@ pub(super) fn from_pax(pax: &Pax) -> Result<Sparse, String> {
     }
 }
 
+/// The name of a sparse file by its PAX records, if they give one; the header has a made-up one.
+pub(super) fn name_from_pax(pax: &Pax) -> Option<Vec<u8>> {
+    let is_sparse = !matches!(from_pax(pax), Ok(Sparse::No));
+    pax.sparse.get(&b"name"[..]).filter(|name| is_sparse && !name.is_empty()).cloned()
+}
+
 /// The size of the whole file by its PAX records, if they give one.
 pub(super) fn size_from_pax(pax: &Pax) -> Result<Option<i64>, String> {
     let get = |key: &str| pax.sparse.get(key.as_bytes()).filter(|value| !value.is_empty());

@@ -108,6 +108,31 @@ fn extended_headers_name_the_next_entry_only() {
 }
 
 #[test]
+fn prefixes_stand_where_go_looks_for_them() {
+    let with_prefix = |magic: &[u8], prefix: &[u8]| {
+        let mut block = header("name", b'0', 0);
+        block[257..265].copy_from_slice(magic);
+        block[345..345 + prefix.len()].copy_from_slice(prefix);
+        seal(&mut block);
+        paths(&[&block])
+    };
+    assert_eq!(with_prefix(b"ustar\x0000", b"dir"), ["dir/name"]);
+    assert_eq!(with_prefix(b"ustar\x00xx", b"dir"), ["dir/name"], "the version does not matter");
+    assert_eq!(with_prefix(b"\0\0\0\0\0\0\0\0", b"dir"), ["name"], "v7 has none");
+    assert_eq!(with_prefix(b"ustar  \0", b"00000000001"), ["name"], "GNU has the access time there");
+    assert_eq!(with_prefix(b"ustar  \0", b"dir"), ["dir/name"], "but for Go before 1.8");
+}
+
+#[test]
+fn sparse_names_count_only_for_sparse_files() {
+    let unknown = [("GNU.sparse.major", "2"), ("GNU.sparse.name", "real")];
+    assert_eq!(paths(&[&pax(b'x', &unknown), &file("a", b"")]), ["a"]);
+    let known =
+        [("GNU.sparse.map", "0,1"), ("GNU.sparse.numblocks", "1"), ("GNU.sparse.name", "real"), ("path", "made-up")];
+    assert_eq!(paths(&[&pax(b'x', &known), &file("a", b"1")]), ["real"]);
+}
+
+#[test]
 fn what_readers_disagree_about_is_refused() {
     for record in [("path", "x"), ("size", "1"), ("SCHILY.xattr.user.a", "b"), ("mtime", "1")] {
         let tar = [pax(b'g', &[record]), file("a", b"")].concat();
@@ -147,8 +172,14 @@ fn checksums_may_be_signed_but_not_wrong() {
 
 #[test]
 fn numbers_out_of_range_are_refused() {
-    for record in [("uid", "4294967296"), ("gid", "-1"), ("size", "-1"), ("size", "9223372036854775807"), ("uid", "x")]
-    {
+    for record in [
+        ("uid", "4294967296"),
+        ("gid", "-1"),
+        ("size", "-1"),
+        ("size", "9223372036854775807"),
+        ("uid", "x"),
+        ("atime", "x"),
+    ] {
         let tar = [pax(b'x', &[record]), file("a", b"")].concat();
         assert!(matches!(scan(&[&tar]), Err(TarError::Bad { .. })), "{record:?}");
     }
