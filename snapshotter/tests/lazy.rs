@@ -5,11 +5,19 @@
 #[path = "lazy/support.rs"]
 mod support;
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
-use lapwing_snapshotter::lazy::{LazyLayer, LazyMounts, Options, Proof};
-use support::{Layer, Scratch, Source, noise, pack};
+use lapwing_p2p::digest::Digest;
+use lapwing_snapshotter::index::{Index, IndexBuilder};
+use lapwing_snapshotter::lazy::{LazyError, LazyLayer, LazyMounts, MountError, Options, Proof};
+use lapwing_snapshotter::source::Urgency;
+use support::{Layer, Scratch, Source, drop_caches, noise, pack, wait_for};
+use tokio::sync::Semaphore;
 
 /// A layer of noise: `count` files, file `i` of `i * 31,337` bytes.
 fn noise_layer(scratch: &Scratch, count: usize) -> (Layer, Vec<Vec<u8>>) {
@@ -28,7 +36,11 @@ struct Mounted {
 }
 
 async fn mounted(scratch: &Scratch, layer: &Layer, source: &Arc<Source>) -> Mounted {
-    let mounts = LazyMounts::start(&scratch.path().join("root"), Options::default()).unwrap();
+    mounted_with(scratch, layer, source, Options::default()).await
+}
+
+async fn mounted_with(scratch: &Scratch, layer: &Layer, source: &Arc<Source>, options: Options) -> Mounted {
+    let mounts = LazyMounts::start(&scratch.path().join("root"), options).unwrap();
     let lazy = mounts.add(layer.index.clone(), source.clone()).await.unwrap();
     let at = scratch.directory("mnt");
     mounts.mount(&layer.index.layer(), &at, &[]).unwrap();
@@ -60,4 +72,271 @@ async fn only_touched_spans_are_fetched_and_all_bytes_are_right() {
     mounts.unmount(&at).unwrap();
     mounts.shutdown().await;
     assert_eq!(scratch.mounts(), Vec::<PathBuf>::new());
+}
+
+/// A layer without any mount.
+fn opened(scratch: &Scratch, index: Arc<Index>, source: &Arc<Source>) -> Arc<LazyLayer> {
+    let (options, inflations) = (Options::default(), Arc::new(Semaphore::new(2)));
+    LazyLayer::open(&scratch.path().join("layer"), index, source.clone(), options, inflations).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_faults_share_one_fetch() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, _) = noise_layer(&scratch, 60);
+    let source = Source::of(&layer);
+    source.hang.store(true, SeqCst);
+    let lazy = opened(&scratch, layer.index.clone(), &source);
+    let readers: Vec<_> = (0..20)
+        .map(|i| {
+            let lazy = lazy.clone();
+            tokio::spawn(async move { lazy.read(i * 512..(i + 1) * 512).await.unwrap() })
+        })
+        .collect();
+    wait_for(|| source.waiting.load(SeqCst) == 1).await;
+    source.hang.store(false, SeqCst);
+    source.release.notify_waiters();
+    for (i, reader) in readers.into_iter().enumerate() {
+        assert_eq!(reader.await.unwrap(), &layer.tar[i * 512..(i + 1) * 512]);
+    }
+    assert_eq!(source.urgent(Urgency::Fault), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_an_error_and_right_ones_are_taken_later() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, contents) = noise_layer(&scratch, 12);
+    let source = Source::of(&layer);
+    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    let file = at.join("file-009");
+    for fault in [&source.corrupt, &source.refuse] {
+        fault.store(true, SeqCst);
+        let error = std::fs::read(&file).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        fault.store(false, SeqCst);
+    }
+    assert_eq!(lazy.progress().present, 0, "nothing wrong was cached");
+    assert!(std::fs::read(&file).unwrap() == contents[9]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_waits_blocks_no_other() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, contents) = noise_layer(&scratch, 20);
+    let source = Source::of(&layer);
+    let Mounted { mounts: _mounts, at, .. } = mounted(&scratch, &layer, &source).await;
+    assert!(std::fs::read(at.join("file-019")).unwrap() == contents[19]);
+    drop_caches();
+    source.hang.store(true, SeqCst);
+    let slow: Vec<_> = (1..4)
+        .map(|i| {
+            let path = at.join(format!("file-{i:03}"));
+            std::thread::spawn(move || std::fs::read(path).unwrap())
+        })
+        .collect();
+    wait_for(|| source.waiting.load(SeqCst) > 0).await;
+    assert!(std::fs::read(at.join("file-019")).unwrap() == contents[19], "served from the cache meanwhile");
+    assert!(slow.iter().all(|reader| !reader.is_finished()));
+    source.hang.store(false, SeqCst);
+    source.release.notify_waiters();
+    for (i, reader) in slow.into_iter().enumerate() {
+        assert!(reader.join().unwrap() == contents[i + 1]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missed_deadline_is_an_error_for_every_waiting_page() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, contents) = noise_layer(&scratch, 12);
+    let source = Source::of(&layer);
+    source.hang.store(true, SeqCst);
+    let options = Options { deadline: Duration::from_millis(50), ..Options::default() };
+    let Mounted { mounts: _mounts, layer: lazy, at } = mounted_with(&scratch, &layer, &source, options).await;
+    let error = std::fs::read(at.join("file-009")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    // 70 pages, each of which the kernel tries alone after the first failure.
+    assert!(source.reads() < 10, "{} fetches", source.reads());
+    source.hang.store(false, SeqCst);
+    wait_for(|| std::fs::read(at.join("file-009")).is_ok_and(|read| read == contents[9])).await;
+    assert!(lazy.progress().present > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequential_reader_is_read_ahead_of() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, _) = noise_layer(&scratch, 60);
+    let source = Source::of(&layer);
+    let lazy = opened(&scratch, layer.index.clone(), &source);
+    let step = 128 << 10;
+    for start in (0..4 << 20).step_by(step) {
+        let read = lazy.read(start as u64..(start + step) as u64).await.unwrap();
+        assert!(read == layer.tar[start..start + step]);
+    }
+    wait_for(|| lazy.progress().present > 5).await;
+    assert!(source.urgent(Urgency::ReadAhead) > 0);
+    assert_eq!(source.urgent(Urgency::Background), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_the_device_is_zeros_and_spans_join_seamlessly() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let mut tar = noise_layer(&scratch, 20).0.tar;
+    tar.extend(b"trailer");
+    let layer = support::layer_of(tar);
+    let source = Source::of(&layer);
+    let lazy = opened(&scratch, layer.index.clone(), &source);
+    let (length, device) = (layer.tar.len() as u64, lazy.device_length());
+    assert_eq!((device % 512, device - length), (0, 505));
+    let tail = lazy.read(length - 10..device).await.unwrap();
+    assert_eq!(tail[..10], layer.tar[layer.tar.len() - 10..]);
+    assert!(tail[10..].iter().all(|&byte| byte == 0) && tail.len() == 515);
+    assert!(lazy.read(0..device).await.unwrap()[..layer.tar.len()] == layer.tar);
+    let cached = lazy.read_cached(0..device).unwrap();
+    assert!(cached[..layer.tar.len()] == layer.tar && cached.len() as u64 == device);
+}
+
+/// The index of `layer` with another diffID, as a liar would give it.
+fn lying(layer: &Layer) -> Arc<Index> {
+    let mut encoded = layer.index.encode();
+    let honest = layer.index.diff_id();
+    let at = encoded.windows(32).position(|window| window == honest.as_bytes()).unwrap();
+    encoded[at] ^= 1;
+    Arc::new(Index::decode(&encoded).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_not_the_images_is_quarantined_for_good() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, _) = noise_layer(&scratch, 12);
+    let (source, index) = (Source::of(&layer), lying(&layer));
+    let mounts = LazyMounts::start(&scratch.path().join("root"), Options::default()).unwrap();
+    let lazy = mounts.add(index.clone(), source.clone()).await.unwrap();
+    let at = scratch.directory("mnt");
+    mounts.mount(&index.layer(), &at, &[]).unwrap();
+    std::fs::read(at.join("file-009")).unwrap();
+
+    assert!(matches!(lazy.complete_all().await, Err(LazyError::Quarantined { .. })));
+    assert_eq!(lazy.progress().proof, Proof::Quarantined);
+    assert_eq!(lazy.complete(), None);
+    drop_caches();
+    assert_eq!(std::fs::read(at.join("file-010")).unwrap_err().raw_os_error(), Some(libc::EIO));
+    let again = mounts.mount(&index.layer(), &scratch.directory("again"), &[]);
+    assert!(matches!(again, Err(MountError::Layer(LazyError::Quarantined { .. }))));
+    mounts.unmount(&at).unwrap();
+    mounts.shutdown().await;
+
+    let mounts = LazyMounts::start(&scratch.path().join("root"), Options::default()).unwrap();
+    let lazy = mounts.add(index.clone(), source).await.unwrap();
+    assert_eq!(lazy.progress().proof, Proof::Quarantined, "after a restart too");
+    mounts.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_complete_layer_needs_neither_fuse_nor_source() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, contents) = noise_layer(&scratch, 12);
+    let source = Source::of(&layer);
+    let Mounted { mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    lazy.complete_all().await.unwrap();
+    assert_eq!(source.reads(), layer.index.spans().len());
+    let local = scratch.directory("local");
+    mounts.mount(&layer.index.layer(), &local, &[]).unwrap();
+    mounts.unmount(&at).unwrap();
+    mounts.shutdown().await;
+    drop_caches();
+    for (i, content) in contents.iter().enumerate() {
+        assert!(std::fs::read(local.join(format!("file-{i:03}"))).unwrap() == *content);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_dead_mounts_are_replaced_and_spans_are_kept() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, contents) = noise_layer(&scratch, 12);
+    let source = Source::of(&layer);
+    let Mounted { mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    assert!(std::fs::read(at.join("file-009")).unwrap() == contents[9]);
+    let present = lazy.progress().present;
+    // As if killed: both mounts stay, and nobody serves them.
+    let (data, hidden) = (scratch.path().join("root/data"), scratch.directory("hidden"));
+    rustix::mount::mount_bind(&data, &hidden).unwrap();
+    mounts.shutdown().await;
+    drop((mounts, lazy));
+    rustix::mount::mount_bind(&hidden, &data).unwrap();
+    drop_caches();
+    assert_eq!(std::fs::read(at.join("file-008")).unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert_eq!(std::fs::read_dir(&data).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+
+    let reads = source.reads();
+    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    assert_eq!(lazy.progress().present, present);
+    assert!(std::fs::read(at.join("file-009")).unwrap() == contents[9]);
+    assert_eq!(source.reads(), reads, "what was there was not fetched again");
+    assert!(std::fs::read(at.join("file-001")).unwrap() == contents[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adding_is_idempotent_and_removing_waits_for_unmounting() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let (layer, _) = noise_layer(&scratch, 60);
+    let (source, digest) = (Source::of(&layer), layer.index.layer());
+    let Mounted { mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    assert!(Arc::ptr_eq(&mounts.add(layer.index.clone(), source).await.unwrap(), &lazy));
+    mounts.mount(&digest, &at, &[]).unwrap();
+    let listed: Vec<_> = std::fs::read_dir(scratch.path().join("root/data")).unwrap().collect();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].as_ref().unwrap().file_name().to_str().unwrap(), format!("{}.tar", digest.hex()));
+
+    assert!(matches!(mounts.remove(&digest), Err(MountError::Busy { .. })));
+    mounts.unmount(&at).unwrap();
+    mounts.remove(&digest).unwrap();
+    mounts.remove(&digest).unwrap();
+    assert!(matches!(mounts.mount(&digest, &at, &[]), Err(MountError::Unknown(_))));
+    assert!(!scratch.path().join("root/layers").join(digest.hex()).exists());
+    mounts.shutdown().await;
+}
+
+/// SHA-256 of a file as `sha256sum` reads it.
+fn sha256sum(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "{}", path.display());
+    String::from_utf8(output.stdout).unwrap()[..64].to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_real_layer_reads_right_and_only_where_it_is_read() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let arguments = ["--format=pax", "--numeric-owner", "-c", "-C", "/", "usr/bin", "usr/share/doc"];
+    let output = Command::new("tar").args(arguments).output().unwrap();
+    let mut encoder = Command::new("gzip").arg("-4").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = encoder.stdin.take().unwrap();
+    let tar = output.stdout;
+    let compressed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            stdin.write_all(&tar).unwrap();
+            drop(stdin);
+        });
+        encoder.wait_with_output().unwrap().stdout
+    });
+    let mut builder = IndexBuilder::new(Digest::of(&compressed), compressed.len() as u64);
+    builder.push(&compressed).unwrap();
+    let layer = Layer { bytes: compressed, tar, index: Arc::new(builder.finish().unwrap()) };
+    assert!(layer.tar.len() > 50 << 20, "this machine has too small a /usr/bin for this test");
+    let source = Source::of(&layer);
+    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+
+    assert_eq!(sha256sum(&at.join("usr/bin/bash")), sha256sum(Path::new("/usr/bin/bash")));
+    let touched = lazy.progress().present;
+    assert!(touched * 4 < layer.index.spans().len(), "{touched} spans for one program");
+    let mut compared = 0;
+    for entry in std::fs::read_dir("/usr/bin").unwrap() {
+        let path = entry.unwrap().path();
+        if path.symlink_metadata().unwrap().is_file() {
+            let lazy = at.join(path.strip_prefix("/").unwrap());
+            assert!(std::fs::read(&lazy).unwrap() == std::fs::read(&path).unwrap(), "{}", path.display());
+            compared += 1;
+        }
+    }
+    assert!(compared > 100);
+    assert!(source.spans() < layer.index.spans().len(), "the documentation was not read");
 }

@@ -30,9 +30,9 @@ pub(crate) fn pack(directory: &Path) -> Layer {
     layer_of(output.stdout)
 }
 
-/// The layer of a tar.
+/// The layer of a tar. (The fastest level of zlib-rs makes one deflate block of everything, thus one span.)
 pub(crate) fn layer_of(tar: Vec<u8>) -> Layer {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     encoder.write_all(&tar).unwrap();
     let bytes = encoder.finish().unwrap();
     let mut builder = IndexBuilder::new(Digest::of(&bytes), bytes.len() as u64);
@@ -143,5 +143,19 @@ impl Drop for Scratch {
         for mount in self.mounts().iter().rev() {
             let _ = lapwing_snapshotter::fuse::detach(mount);
         }
+    }
+}
+
+/// Makes the kernel forget what it read.
+pub(crate) fn drop_caches() {
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+}
+
+/// Waits until `condition` holds; a minute is given up after.
+pub(crate) async fn wait_for(mut condition: impl FnMut() -> bool) {
+    let patience = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < patience, "waited for a minute");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
