@@ -25,6 +25,10 @@ mod chunks;
 mod directory;
 mod image;
 mod layout;
+#[cfg(test)]
+mod reader;
+#[cfg(test)]
+mod tests;
 
 mod tree;
 mod xattr;

@@ -1,0 +1,214 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::reader::{Found, read};
+use super::{ErofsError, write_image};
+use crate::tree::{Entry, Extent, Kind};
+
+const TAR: u64 = 1 << 30;
+
+fn entry(path: &str, kind: Kind) -> Entry {
+    let (mode, xattrs) = (0o640, Vec::new());
+    Entry { path: path.into(), kind, mode, uid: 1, gid: 2, mtime: 3, mtime_nanos: 4, xattrs }
+}
+
+fn file(path: &str, size: u64) -> Entry {
+    let extents = if size == 0 { Vec::new() } else { vec![Extent { file_offset: 0, tar_offset: 512, length: size }] };
+    entry(path, Kind::File { size, extents })
+}
+
+fn directory(path: &str) -> Entry {
+    entry(path, Kind::Directory)
+}
+
+fn symlink(path: &str, target: &str) -> Entry {
+    entry(path, Kind::Symlink(target.into()))
+}
+
+fn hardlink(path: &str, target: &str) -> Entry {
+    entry(path, Kind::Hardlink(target.into()))
+}
+
+fn written(entries: &[Entry]) -> Result<BTreeMap<String, Found>, ErofsError> {
+    let image = write_image(entries, TAR, &[7; 32], &|_| None)?;
+    Ok(read(&image).into_iter().map(|(path, found)| (String::from_utf8(path).unwrap(), found)).collect())
+}
+
+fn paths(entries: &[Entry]) -> Vec<String> {
+    written(entries).unwrap().into_keys().filter(|path| !path.is_empty()).collect()
+}
+
+fn refused(entries: &[Entry]) -> String {
+    match written(entries) {
+        Err(ErofsError::Apply { reason, .. } | ErofsError::Unfit { reason, .. }) => reason.to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_later_entry_replaces_an_earlier_one() {
+    assert_eq!(paths(&[directory("a"), file("a/b", 1), file("a", 2)]), ["a"]);
+    assert_eq!(paths(&[file("a", 2), directory("a"), file("a/b", 1)]), ["a", "a/b"]);
+    assert_eq!(written(&[file("a", 1), file("a", 9)]).unwrap()["a"].size, 9);
+}
+
+#[test]
+fn a_directory_over_a_directory_keeps_children_and_takes_attributes() {
+    let mut first = directory("a");
+    first.xattrs = vec![(b"user.kept".to_vec(), b"1".to_vec())];
+    let mut second = directory("a");
+    (second.mode, second.uid, second.mtime) = (0o2755, 9, 99);
+    let found = written(&[first, file("a/b", 1), second]).unwrap();
+    assert!(found.contains_key("a/b"));
+    assert_eq!((found["a"].mode, found["a"].uid, found["a"].mtime), (0o042_755, 9, (99, 4)));
+    assert_eq!(found["a"].xattrs.len(), 1);
+}
+
+#[test]
+fn parents_are_made_and_symlinks_in_them_followed() {
+    let found = written(&[file("x/y/z", 1)]).unwrap();
+    assert_eq!((found["x/y"].mode, found["x/y"].uid, found["x/y"].links), (0o040_755, 0, 2));
+    assert_eq!(paths(&[symlink("bin", "usr/bin"), file("bin/sh", 1)]), ["bin", "usr", "usr/bin", "usr/bin/sh"]);
+    assert_eq!(paths(&[symlink("a", "/../b/./c"), file("a/d", 1)]), ["a", "b", "b/c", "b/c/d"]);
+    assert!(refused(&[symlink("a", "b"), symlink("b", "a"), file("a/c", 1)]).contains("symbolic links"));
+    assert!(refused(&[file("a", 1), file("a/b", 1)]).contains("not a directory"));
+}
+
+#[test]
+fn hard_links_share_an_inode_and_its_last_attributes() {
+    let mut original = file("a", 5);
+    original.xattrs = vec![(b"security.capability".to_vec(), vec![1]), (b"user.kept".to_vec(), b"k".to_vec())];
+    let mut link = hardlink("d/b", "a");
+    link.mode = 0o4711;
+    let found = written(&[original, directory("d"), link, hardlink("c", "d/b")]).unwrap();
+    for name in ["a", "d/b", "c"] {
+        assert_eq!((found[name].nid, found[name].links), (found["a"].nid, 3));
+    }
+    assert_eq!(found["a"].mode, 0o100_640, "the last link states the mode");
+    assert_eq!(found["a"].xattrs.keys().collect::<Vec<_>>(), [b"user.kept"], "chown takes capabilities");
+    let found = written(&[file("a", 5), hardlink("b", "a"), file("a", 7)]).unwrap();
+    assert_eq!((found["a"].size, found["b"].size, found["b"].links), (7, 5, 1));
+    assert!(refused(&[hardlink("b", "gone")]).contains("does not have"));
+    assert!(refused(&[directory("a"), hardlink("b", "a")]).contains("directory"));
+    assert!(refused(&[file("a", 1), hardlink("a", "a")]).contains("does not have"));
+}
+
+#[test]
+fn whiteouts_become_devices_and_opaque_directories_attributes() {
+    let found = written(&[directory("d"), file("d/.wh.gone", 0), file("o/.wh..wh..opq", 0)]).unwrap();
+    assert_eq!((found["d/gone"].mode, found["d/gone"].device), (0o020_000, 0));
+    assert_eq!(found["d"].xattrs[&b"trusted.overlay.origin"[..]], b"");
+    assert_eq!(found["o"].xattrs[&b"trusted.overlay.opaque"[..]], b"y");
+    assert_eq!(paths(&[file(".wh.a", 0), file("a", 1)]), ["a"]);
+    for bad in [".wh.", ".wh..", ".wh..."] {
+        assert!(refused(&[file(bad, 0)]).contains("whiteout"));
+    }
+    assert!(refused(&[file("a", 1), file(".wh.a", 0)]).contains("same layer"));
+}
+
+#[test]
+fn what_containerd_drops_or_bounds_is_dropped_and_bounded() {
+    let mut old = file("old", 0);
+    old.mtime = -1;
+    old.xattrs = [&b"trusted.overlay.opaque"[..], b"unknown.x", b"user.u", b"security.s"]
+        .map(|name| (name.to_vec(), b"v".to_vec()))
+        .to_vec();
+    let mut link = symlink("link", "t");
+    link.xattrs = vec![(b"user.u".to_vec(), b"v".to_vec())];
+    let mut root = directory("");
+    (root.mode, root.uid) = (0o700, 5);
+    let found = written(&[root, old, link]).unwrap();
+    assert_eq!(found["old"].mtime, (0, 0));
+    assert_eq!(found["old"].xattrs.keys().collect::<Vec<_>>(), [&b"security.s"[..], b"user.u"]);
+    assert_eq!((found["link"].mode, found["link"].xattrs.len()), (0o120_777, 0));
+    assert_eq!((found[""].mode, found[""].uid, found[""].mtime), (0o040_755, 0, (3, 4)));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    assert!(refused(&[file(&"n".repeat(256), 0)]).contains("file name"));
+    assert!(refused(&[file(&"d/".repeat(2048), 0)]).contains("4095"));
+    assert!(refused(&[symlink("l", "")]).contains("target"));
+    assert!(refused(&[symlink("l", &"t".repeat(4096))]).contains("target"));
+    assert!(refused(&[entry("d", Kind::CharDevice { major: 4096, minor: 0 })]).contains("device number"));
+    assert!(refused(&[file("beyond", TAR)]).contains("behind the end"));
+    let mut long = file("x", 0);
+    long.xattrs = vec![(b"user.long".to_vec(), vec![0; 65_536])];
+    assert!(refused(&[long]).contains("65535"));
+    let too_large = write_image(&[], 1 << 41, &[0; 32], &|_| None);
+    assert!(matches!(too_large, Err(ErofsError::TooLarge { .. })));
+}
+
+fn any_entry() -> impl Strategy<Value = Entry> {
+    let name = prop_oneof!["[a-c]", "[!-.0-~]{1,12}", "x{250,255}"];
+    let path = proptest::collection::vec(name, 1..4).prop_map(|names| names.join("/"));
+    let kind = prop_oneof![
+        4 => (1u64..(1 << 20), 0u64..1000).prop_map(|(size, block)| {
+            Kind::File { size, extents: vec![Extent { file_offset: 0, tar_offset: block * 512, length: size }] }
+        }),
+        3 => Just(Kind::Directory),
+        2 => proptest::collection::vec(b'a'..=b'z', 1..700).prop_map(Kind::Symlink),
+        1 => (0u32..4096, 0u32..1 << 20).prop_map(|(major, minor)| Kind::BlockDevice { major, minor }),
+        1 => Just(Kind::Fifo),
+    ];
+    let xattrs = proptest::collection::vec(
+        ("[a-z]{1,20}", proptest::collection::vec(any::<u8>(), 0..700))
+            .prop_map(|(name, value)| (format!("security.{name}").into_bytes(), value)),
+        0..3,
+    );
+    (path, kind, 0u16..0o10_000, any::<u32>(), any::<u32>(), 0i64..1 << 33, 0u32..1_000_000_000, xattrs).prop_map(
+        |(path, kind, mode, uid, gid, mtime, mtime_nanos, xattrs)| Entry {
+            path: path.into_bytes(),
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            mtime_nanos,
+            xattrs,
+        },
+    )
+}
+
+proptest! {
+    /// The last entry of each path is what the image says, for every tree that can be applied.
+    #[test]
+    fn images_say_what_was_written(entries in proptest::collection::vec(any_entry(), 0..60)) {
+        // Parents first and each path once, so that nothing replaces anything.
+        let mut distinct: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
+        for entry in entries {
+            let parents: Vec<Vec<u8>> = (0..entry.path.len()).filter(|&at| entry.path[at] == b'/').map(|at| entry.path[..at].to_vec()).collect();
+            let fits = parents.iter().all(|path| distinct.get(path).is_none_or(|parent| parent.kind == Kind::Directory));
+            let components = entry.path.split(|&byte| byte == b'/');
+            let plain = components.clone().all(|name| name != b"." && name != b".." && !name.starts_with(b".wh."));
+            let below = [entry.path.as_slice(), b"/"].concat();
+            let has_children = distinct.keys().any(|path| path.starts_with(&below));
+            if fits && plain && !has_children {
+                distinct.insert(entry.path.clone(), entry);
+            }
+        }
+        let entries: Vec<Entry> = distinct.into_values().collect();
+        let image = write_image(&entries, TAR, &[1; 32], &|_| None).unwrap();
+        prop_assert!(image == write_image(&entries, TAR, &[1; 32], &|_| None).unwrap());
+        let found = read(&image);
+        for entry in &entries {
+            let found = &found[&entry.path];
+            prop_assert_eq!((found.uid, found.gid, found.mtime), (entry.uid, entry.gid, (entry.mtime, entry.mtime_nanos)));
+            let xattrs: BTreeMap<Vec<u8>, Vec<u8>> = entry.xattrs.iter().cloned().collect();
+            prop_assert_eq!(&found.xattrs, &xattrs);
+            match &entry.kind {
+                Kind::File { size, extents } => {
+                    prop_assert_eq!((found.size, &found.extents), (*size, extents));
+                    prop_assert_eq!(found.mode, 0o100_000 | entry.mode);
+                }
+                Kind::Symlink(target) => prop_assert_eq!(&found.target, target),
+                Kind::BlockDevice { major, minor } => {
+                    let rdev = (u64::from(found.device >> 8 & 0xFFF), u64::from(found.device & 0xFF | found.device >> 12 & 0xF_FF00));
+                    prop_assert_eq!(rdev, (u64::from(*major), u64::from(*minor)));
+                }
+                _ => {}
+            }
+        }
+    }
+}
