@@ -34,7 +34,7 @@ pub(super) fn read(image: &[u8]) -> BTreeMap<Vec<u8>, Found> {
     assert_eq!(reader.u32(SUPERBLOCK + 0x24) as usize * 512, image.len());
     let root = u64::from(reader.u16(SUPERBLOCK + 0xE));
     let mut found = BTreeMap::new();
-    reader.walk(Vec::new(), root, root, &mut found);
+    reader.walk(b"", root, root, &mut found);
     let inodes: std::collections::BTreeSet<u64> = found.values().map(|found| found.nid).collect();
     assert_eq!(reader.u64(SUPERBLOCK + 0x10), inodes.len() as u64);
     found
@@ -43,10 +43,10 @@ pub(super) fn read(image: &[u8]) -> BTreeMap<Vec<u8>, Found> {
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    fn walk(&self, path: Vec<u8>, nid: u64, parent: u64, found: &mut BTreeMap<Vec<u8>, Found>) {
+    fn walk(&self, path: &[u8], nid: u64, parent: u64, found: &mut BTreeMap<Vec<u8>, Found>) {
         let inode = self.inode(nid);
         let (mode, size) = (inode.mode, inode.size);
-        found.insert(path.clone(), inode);
+        found.insert(path.to_vec(), inode);
         if mode & 0o170_000 != 0o040_000 {
             return;
         }
@@ -60,7 +60,7 @@ impl Reader<'_> {
                     let kinds = [0, 0o100_000, 0o040_000, 0o020_000, 0o060_000, 0o010_000, 0, 0o120_000];
                     assert_eq!(self.inode(child).mode & 0o170_000, kinds[usize::from(file_type)]);
                     let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
-                    self.walk([path.as_slice(), separator, &name].concat(), child, nid, found);
+                    self.walk(&[path, separator, &name].concat(), child, nid, found);
                 }
             }
         }
