@@ -1,4 +1,5 @@
-//! A registry in this process that answers what a test wants, and writes down what it was asked.
+//! A registry in this process that answers what a test wants, and writes down what it was asked. The mirror's tests use
+//! it too.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Once};
