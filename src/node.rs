@@ -18,7 +18,7 @@ use lapwing_p2p::store::{ChunkStore, StoreConfig};
 use lapwing_plugins::registry::Registries;
 use lapwing_snapshotter::lazy::{self, LazyMounts};
 use lapwing_snapshotter::remote::RemoteLayers;
-use lapwing_snapshotter::service::{self, Snapshotter, SnapshotterConfig};
+use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
@@ -42,7 +42,7 @@ pub(crate) enum Embedded {
     Tracker,
 }
 
-/// Runs until `shutdown`, then lets go in the opposite order. Lazily mounted layers stay mounted.
+/// Runs until `shutdown`, then lets go in the opposite order. Mounts stay for the next process to take up or replace.
 pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let root = prepare_root(&config.root)?;
     let mut admin = Admin::default();
@@ -108,6 +108,9 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     for task in serving {
         task.await??;
     }
+    if let Some(mounts) = layers.mounts() {
+        mounts.shutdown().await;
+    }
     node.shutdown().await;
     Ok(())
 }
@@ -167,7 +170,7 @@ fn start_lazy(config: &Config) -> Result<Arc<LazyMounts>, String> {
         Ok(mounts) => Ok(mounts),
         Err(error) => {
             tracing::warn!(%error, "layers cannot be mounted lazily here: they are pulled whole");
-            Err(error.to_string())
+            Err(error)
         }
     }
 }
@@ -183,12 +186,11 @@ async fn start_snapshotter(
         ..SnapshotterConfig::new(&config.root)
     };
     let remote: Arc<dyn RemoteLayers> = Arc::clone(layers) as _;
-    let metrics = service::SnapshotMetrics::default();
+    let metrics = SnapshotMetrics::default();
     metrics.register(admin.lapwing());
     let snapshotter = Snapshotter::open(settings, Some(remote), metrics)?;
     snapshotter.restore().await?;
-    let (socket, shutdown) = (config.snapshotter.socket.clone(), shutdown.clone());
-    Ok(tokio::spawn(async move {
-        service::serve(&socket, snapshotter, shutdown.cancelled_owned()).await.context("the snapshotter's socket")
-    }))
+    let socket = Socket::bind(&config.snapshotter.socket)?;
+    let serving = socket.serve(snapshotter, shutdown.clone().cancelled_owned());
+    Ok(tokio::spawn(async move { serving.await.context("the snapshotter's socket") }))
 }

@@ -11,7 +11,7 @@
 
 use std::path::PathBuf;
 
-use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, serve};
+use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn arguments() -> Result<(PathBuf, PathBuf), String> {
@@ -39,5 +39,5 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             _ = interrupt.recv() => {}
         }
     };
-    Ok(serve(&socket, snapshotter, shutdown).await?)
+    Ok(Socket::bind(&socket)?.serve(snapshotter, shutdown).await?)
 }

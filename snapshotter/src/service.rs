@@ -5,7 +5,7 @@
 //!
 //! * [`Snapshotter`]: opens the root, restores mounts after a restart; the requests themselves are in `rpc`
 //! * `directories`, `mounts`, `mountpoint`, `usage`: what is on disk
-//! * [`serve`]: the socket
+//! * [`Socket::serve`]: the socket
 //!
 //! containerd holds locks during most requests and sets no deadline, so each is answered from local state. A request
 //! runs to its end on a blocking thread, also when the caller goes away meanwhile: there is no half-made snapshot, but
@@ -36,7 +36,7 @@ mod socket;
 mod usage;
 
 pub use metrics::SnapshotMetrics;
-pub use socket::{ServeError, serve};
+pub use socket::{ServeError, Socket};
 
 use directories::Directories;
 use mounts::OverlayOptions;
@@ -137,7 +137,7 @@ impl Snapshotter {
 
     /// Mounts the layers of all remote snapshots that are not mounted, and gives the number of those that could not be.
     ///
-    /// To be called once, before [`serve`]. What fails here is logged, and tried again when a container needs it.
+    /// To be called once, before [`Socket::serve`]. What fails here is logged, and tried again when a container needs it.
     pub async fn restore(&self) -> Result<usize, SnapshotError> {
         blocking(&self.0, Shared::restore).await
     }

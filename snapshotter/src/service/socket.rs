@@ -41,33 +41,46 @@ pub enum ServeError {
     Server(#[from] tonic::transport::Error),
 }
 
-/// Serves `snapshotter` on the unix socket `socket` (mode 0600) until `shutdown` ends, then gives open requests a few
-/// seconds. A stale socket is replaced. Mounts stay as they are.
-pub async fn serve(
-    socket: &Path,
-    snapshotter: Snapshotter,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), ServeError> {
-    let listener = bind(socket)?;
-    let inode = inode(socket);
-    tracing::info!(socket = %socket.display(), "snapshots service is up");
-    let (stop, stopped) = oneshot::channel::<()>();
-    let stopped = async {
-        let _ = stopped.await;
-    };
-    let (service, incoming) = (SnapshotsServer::new(snapshotter), UnixListenerStream::new(listener));
-    let mut server = Box::pin(Server::builder().serve_with_incoming_shutdown(service, incoming, stopped));
-    let served = tokio::select! {
-        failed = &mut server => failed,
-        () = shutdown => {
-            let _ = stop.send(());
-            tokio::time::timeout(DRAIN, &mut server).await.unwrap_or(Ok(()))
-        }
-    };
-    if inode.is_some() && inode == self::inode(socket) {
-        let _ = fs::remove_file(socket);
+/// A listening unix socket, mode 0600; it is there for clients from [`Socket::bind`] on.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: Option<(u64, u64)>,
+}
+
+impl Socket {
+    /// Binds, in place of a stale socket. Needs a tokio runtime.
+    pub fn bind(path: &Path) -> Result<Self, ServeError> {
+        let listener = listen(path)?;
+        Ok(Self { listener, path: path.to_owned(), inode: inode(path) })
     }
-    Ok(served?)
+
+    /// Serves `snapshotter` until `shutdown` ends, then gives open requests a few seconds. Mounts stay as they are.
+    pub async fn serve(
+        self,
+        snapshotter: Snapshotter,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), ServeError> {
+        tracing::info!(socket = %self.path.display(), "snapshots service is up");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        let (service, incoming) = (SnapshotsServer::new(snapshotter), UnixListenerStream::new(self.listener));
+        let mut server = Box::pin(Server::builder().serve_with_incoming_shutdown(service, incoming, stopped));
+        let served = tokio::select! {
+            failed = &mut server => failed,
+            () = shutdown => {
+                let _ = stop.send(());
+                tokio::time::timeout(DRAIN, &mut server).await.unwrap_or(Ok(()))
+            }
+        };
+        if self.inode.is_some() && self.inode == inode(&self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
+        Ok(served?)
+    }
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {
@@ -75,7 +88,7 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Binds under another name and renames, so that the socket appears with its mode, and in place of a stale one.
-fn bind(socket: &Path) -> Result<UnixListener, ServeError> {
+fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
     let failed = |source| ServeError::Socket { path: socket.to_owned(), source };
     if let Some(directory) = socket.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(failed)?;

@@ -8,7 +8,7 @@ use lapwing_snapshotter::service::proto::snapshots_client::SnapshotsClient;
 use lapwing_snapshotter::service::proto::{
     CommitSnapshotRequest, Kind, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
 };
-use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, serve};
+use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tonic::transport::Channel;
 
 use super::rig::{connect, list};
@@ -22,7 +22,7 @@ async fn serves_until_killed() {
     let root = std::path::PathBuf::from(std::env::var_os(ROOT).expect("set by the test that starts this one"));
     let config = SnapshotterConfig::new(&root);
     let snapshotter = Snapshotter::open(config, None, SnapshotMetrics::default()).unwrap();
-    serve(&root.join("s.sock"), snapshotter, std::future::pending()).await.unwrap();
+    Socket::bind(&root.join("s.sock")).unwrap().serve(snapshotter, std::future::pending()).await.unwrap();
 }
 
 struct Killed(Child);

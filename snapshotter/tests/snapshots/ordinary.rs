@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use lapwing_snapshotter::service::proto::{Info, UpdateSnapshotRequest, UsageRequest, ViewSnapshotRequest};
-use lapwing_snapshotter::service::{ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, serve};
+use lapwing_snapshotter::service::{ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tonic::Code;
 
 use super::rig::{Rig, code, until};
@@ -126,15 +126,15 @@ async fn the_socket_is_private_and_replaces_a_stale_one_only() {
     let other = tempfile::tempdir().unwrap();
     let config = SnapshotterConfig::new(other.path());
     let second = Snapshotter::open(config, None, SnapshotMetrics::default()).unwrap();
-    let outcome = serve(&socket, second.clone(), std::future::pending()).await;
+    let outcome = Socket::bind(&socket);
     assert!(matches!(outcome, Err(ServeError::InUse(_))), "{outcome:?}");
     let file = other.path().join("file");
     fs::write(&file, "precious").unwrap();
-    let outcome = serve(&file, second.clone(), std::future::pending()).await;
+    let outcome = Socket::bind(&file);
     assert!(matches!(outcome, Err(ServeError::NoSocket(_))), "{outcome:?}");
     let stale = other.path().join("stale.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-    serve(&stale, second, std::future::ready(())).await.unwrap();
+    Socket::bind(&stale).unwrap().serve(second, std::future::ready(())).await.unwrap();
     assert!(!stale.exists());
 }
 

@@ -16,7 +16,7 @@ use lapwing_snapshotter::service::proto::{
     CommitSnapshotRequest, Info, ListSnapshotsRequest, Mount, MountsRequest, PrepareSnapshotRequest,
     RemoveSnapshotRequest, StatSnapshotRequest,
 };
-use lapwing_snapshotter::service::{ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, serve};
+use lapwing_snapshotter::service::{ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -63,7 +63,7 @@ impl RemoteLayers for Directories {
         })
     }
 
-    fn mount(&self, layer: &Digest, at: &Path, _: &[std::path::PathBuf]) -> Result<(), String> {
+    fn mount(&self, layer: &Digest, at: &Path, _: &[PathBuf]) -> Result<(), String> {
         if self.broken.load(Ordering::SeqCst) {
             return Err("out of order".to_owned());
         }
@@ -123,13 +123,10 @@ impl Rig {
         snapshotter.restore().await.unwrap();
         let socket = directory.path().join("run/s.sock");
         let (stop, stopped) = oneshot::channel::<()>();
-        let (served, path) = (snapshotter.clone(), socket.clone());
-        let served = tokio::spawn(async move {
-            serve(&path, served, async {
-                let _ = stopped.await;
-            })
-            .await
+        let serving = Socket::bind(&socket).unwrap().serve(snapshotter.clone(), async {
+            let _ = stopped.await;
         });
+        let served = tokio::spawn(serving);
         let client = connect(&socket).await;
         Self { directory, layers, metrics, client, snapshotter, server: Some(Server { stop, served }) }
     }
