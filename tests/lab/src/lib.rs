@@ -40,7 +40,7 @@ pub use http::{Response, http_get};
 pub use lab::Lab;
 pub use lapwing::{Lapwing, LapwingSettings, lapwing_binary};
 pub use machine::{Machine, MachineOptions};
-pub use needs::{Need, require};
+pub use needs::{Need, missing, require};
 pub use network::{Mbit, Network};
 pub use process::{Process, check, output};
 pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};

@@ -52,13 +52,18 @@ fn kernel() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// What is missing of `needs`, and why, in words.
+pub fn missing(needs: &[Need]) -> Vec<String> {
+    needs.iter().filter_map(|need| need.missing()).collect()
+}
+
 /// True when everything is there. Otherwise says so past the test runner's capture, as `SKIPPED: <test>: <why>`, and the test should return.
 ///
 /// # Panics
 ///
 /// With `LAPWING_NO_SKIP=1` in the environment, when something is missing.
 pub fn require(test: &str, needs: &[Need]) -> bool {
-    let missing: Vec<String> = needs.iter().filter_map(|need| need.missing()).collect();
+    let missing = missing(needs);
     if missing.is_empty() {
         return true;
     }

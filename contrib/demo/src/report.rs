@@ -1,0 +1,159 @@
+//! The numbers, for a person and for a program, and whether they are good enough.
+
+use crate::acts::{Cold, Lazy, Measured};
+use crate::make_parent;
+use crate::stage::{COLD, LINK, Stage};
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use std::io::Write as _;
+use std::path::Path;
+
+const MOST_COPIES: f64 = 1.15;
+const LAZY_SHARE: f64 = 1.0 / 3.0;
+
+/// `target/demo.json`.
+#[derive(Debug, Serialize)]
+struct Numbers {
+    image_bytes: u64,
+    nodes: usize,
+    baseline_s: f64,
+    cold_last_s: f64,
+    cold_registry_copies: f64,
+    lazy_first_output_s: f64,
+    lazy_bytes_fetched: u64,
+    lazy_files_verified: usize,
+    ok: bool,
+}
+
+pub(crate) struct Report {
+    numbers: Numbers,
+    rows: Vec<[String; 6]>,
+    /// What was not shown, with the numbers.
+    failures: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn new(stage: &Stage, baseline: &Measured, cold: &Cold, lazy: &Lazy) -> Self {
+        let image_bytes = stage.image.compressed_bytes();
+        let mut numbers = Numbers {
+            image_bytes,
+            nodes: stage.nodes(),
+            baseline_s: thousandths(baseline.seconds),
+            cold_last_s: thousandths(cold.measured.seconds),
+            cold_registry_copies: thousandths(cold.measured.registry_bytes as f64 / image_bytes as f64),
+            lazy_first_output_s: thousandths(lazy.measured.seconds),
+            lazy_bytes_fetched: lazy.measured.received_bytes,
+            lazy_files_verified: lazy.files_verified,
+            ok: false,
+        };
+        let mut failures = failures(&numbers, lazy);
+        for (name, measured) in [("baseline", baseline), ("cold swarm", &cold.measured), ("lazy start", &lazy.measured)]
+        {
+            if !measured.output_right {
+                failures.push(format!("{name}: the container did not print what it should"));
+            }
+        }
+        numbers.ok = failures.is_empty();
+        let bound = bound_s(image_bytes);
+        let each: Vec<String> = cold.each_s.iter().map(|seconds| format!("{seconds:.1}")).collect();
+        let efficiency = format!(
+            "{:.0} % of the network's bound, {bound:.1} s; each: {} s",
+            bound / cold.measured.seconds * 100.0,
+            each.join(", ")
+        );
+        let verified = format!("then {} files read and equal", lazy.files_verified);
+        let rows = vec![
+            row("baseline: plain containerd, to first output", baseline, baseline, image_bytes, String::new()),
+            row("cold swarm: 3 workers pull whole, the last", &cold.measured, baseline, image_bytes, efficiency),
+            row("lazy start, to first output", &lazy.measured, baseline, image_bytes, verified),
+        ];
+        Self { numbers, rows, failures }
+    }
+
+    pub(crate) fn ok(&self) -> bool {
+        self.numbers.ok
+    }
+
+    /// The table, and what failed.
+    pub(crate) fn print(&self) -> Result<()> {
+        let mut table = Table::new();
+        table.load_preset(presets::ASCII_MARKDOWN);
+        table.set_header(["", "seconds", "of baseline", "from registry", "from peers", ""]).add_rows(&self.rows);
+        for column in 1..=4 {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "\n{table}\n")?;
+        for failure in &self.failures {
+            writeln!(out, "FAILED: {failure}")?;
+        }
+        if self.numbers.ok {
+            writeln!(out, "ok: everything was shown that should be")?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write(&self, file: &Path) -> Result<()> {
+        make_parent(file)?;
+        let text = serde_json::to_string_pretty(&self.numbers)? + "\n";
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+fn failures(numbers: &Numbers, lazy: &Lazy) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut demand = |holds: bool, text: String| {
+        if !holds {
+            failures.push(text);
+        }
+    };
+    let copies = numbers.cold_registry_copies;
+    demand(copies <= MOST_COPIES, format!("cold swarm: the registry sent {copies} copies, more than {MOST_COPIES}"));
+    let (lazy_s, baseline_s) = (numbers.lazy_first_output_s, numbers.baseline_s);
+    demand(
+        lazy_s <= baseline_s * LAZY_SHARE,
+        format!("lazy start: {lazy_s} s to first output is more than a third of the baseline's {baseline_s} s"),
+    );
+    let (fetched, image) = (numbers.lazy_bytes_fetched, numbers.image_bytes);
+    demand(
+        fetched as f64 <= image as f64 * LAZY_SHARE,
+        format!("lazy start: {fetched} bytes fetched is more than a third of the image's {image}"),
+    );
+    demand(
+        lazy.differences.is_empty() && numbers.lazy_files_verified > 0,
+        format!("lazy start: the root filesystems differ (left: overlayfs, right: lazy):\n{}", lazy.differences),
+    );
+    failures
+}
+
+fn row(name: &str, measured: &Measured, baseline: &Measured, image_bytes: u64, note: String) -> [String; 6] {
+    let registry = measured.registry_bytes;
+    let peers = measured.received_bytes.saturating_sub(registry);
+    [
+        name.to_owned(),
+        format!("{:.2}", measured.seconds),
+        format!("{:.2}", measured.seconds / baseline.seconds),
+        format!("{} ({:.3} copies)", megabytes(registry), registry as f64 / image_bytes as f64),
+        megabytes(peers),
+        note,
+    ]
+}
+
+/// The least time in which one source and equal workers can spread a file: source's uplink, a worker's downlink, all uplinks together.
+fn bound_s(image_bytes: u64) -> f64 {
+    let link = f64::from(LINK.0) * 1e6 / 8.0;
+    let file = image_bytes as f64;
+    let workers = COLD as f64;
+    (file / link).max(workers * file / (link + workers * link))
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
