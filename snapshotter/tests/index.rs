@@ -344,7 +344,7 @@ fn errors_are_final() {
 }
 
 #[test]
-#[ignore = "inflates 4.3 GiB: half a minute"]
+#[ignore = "inflates 4.3 GiB: a minute"]
 fn counts_beyond_4_gib() {
     const SIZE: u64 = (4 << 30) + (300 << 20);
     let part = text(32 << 20, 7);
