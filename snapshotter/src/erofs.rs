@@ -39,7 +39,7 @@ pub use tree::{Attributes, Inherit, implicit_directories};
 /// Bytes in a block of the image and of its device.
 pub const BLOCK: u64 = 512;
 
-/// Name of this version of the writer, in the volume name of every image: an image of another version is written anew.
+/// Name of this version of the writer, in the volume name of every image.
 pub const WRITER: &[u8; 16] = b"lapwing-erofs-1\0";
 
 /// Why a layer cannot be mounted from an EROFS image; the remedy is always to pull it whole.
@@ -88,14 +88,4 @@ impl ErofsError {
 /// The length of the device for a tar of `tar_length` bytes: rounded up to whole blocks.
 pub const fn device_length(tar_length: u64) -> u64 {
     tar_length.next_multiple_of(BLOCK)
-}
-
-/// Whether `path` is an image that this version of the writer made (images are replaced as a whole, so one that is there
-/// is whole).
-pub fn is_current(path: &std::path::Path) -> bool {
-    use std::io::Read as _;
-    const VOLUME_NAME: usize = image::SUPERBLOCK + 0x40;
-    let mut head = [0; VOLUME_NAME + WRITER.len()];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
-    read.is_ok() && head[VOLUME_NAME..] == WRITER[..]
 }

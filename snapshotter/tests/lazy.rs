@@ -267,8 +267,14 @@ async fn after_a_restart_dead_mounts_are_replaced_and_spans_are_kept() {
     assert_eq!(std::fs::read(at.join("file-008")).unwrap_err().raw_os_error(), Some(libc::EIO));
     assert_eq!(std::fs::read_dir(&data).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
 
+    // An image that is not of this index, whatever made it, is not believed.
+    let image = scratch.path().join("root/layers").join(layer.index.layer().hex()).join("erofs");
+    let right = std::fs::read(&image).unwrap();
+    std::fs::write(&image, vec![0; right.len()]).unwrap();
+
     let reads = source.reads();
     let Mounted { mounts: _mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    assert!(std::fs::read(&image).unwrap() == right);
     assert_eq!(lazy.progress().present, present);
     assert!(std::fs::read(at.join("file-009")).unwrap() == contents[9]);
     assert_eq!(source.reads(), reads, "what was there was not fetched again");
@@ -282,6 +288,17 @@ async fn adding_is_idempotent_and_removing_waits_for_unmounting() {
     let (source, digest) = (Source::of(&layer), layer.index.layer());
     let Mounted { mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
     assert!(Arc::ptr_eq(&mounts.add(layer.index.clone(), source).await.unwrap(), &lazy));
+    let (other, _) = noise_layer(&scratch, 5);
+    let adding: Vec<_> = (0..8)
+        .map(|_| {
+            let (mounts, index, source) = (mounts.clone(), other.index.clone(), Source::of(&other));
+            tokio::spawn(async move { mounts.add(index, source).await.unwrap() })
+        })
+        .collect();
+    for added in adding {
+        assert!(Arc::ptr_eq(&added.await.unwrap(), &mounts.layer(&other.index.layer()).unwrap()));
+    }
+    mounts.remove(&other.index.layer()).unwrap();
     mounts.mount(&digest, &at, &[]).unwrap();
     let listed: Vec<_> = std::fs::read_dir(scratch.path().join("root/data")).unwrap().collect();
     assert_eq!(listed.len(), 1);

@@ -12,8 +12,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -50,8 +50,9 @@ pub(super) struct SpanCache {
     dirty: AtomicBool,
     /// All spans are on disk and the bitmap says so.
     settled: AtomicBool,
-    /// Held while the bitmap is replaced, so that an older one never follows a newer one.
-    replacing: Mutex<()>,
+    /// Held while the bitmap is replaced, so that an older one never follows a newer one. True once the files are given
+    /// up: another cache may own their paths by then.
+    retired: Mutex<bool>,
 }
 
 impl SpanCache {
@@ -79,7 +80,7 @@ impl SpanCache {
             proof: AtomicU8::new(proof as u8),
             dirty: AtomicBool::new(false),
             settled: AtomicBool::new(present == spans),
-            replacing: Mutex::new(()),
+            retired: Mutex::new(false),
         })
     }
 
@@ -140,8 +141,8 @@ impl SpanCache {
 
     /// Makes what was written last: syncs the bytes, then replaces the bitmap. Blocks on the disk.
     pub(super) fn commit(&self) -> io::Result<()> {
-        let _replacing = self.replacing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !self.dirty.swap(false, Ordering::AcqRel) {
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        if *retired || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         // Taken before the sync: bits set during it are for the next time.
@@ -155,6 +156,12 @@ impl SpanCache {
             Err(_) => self.dirty.store(true, Ordering::Release),
         }
         outcome
+    }
+
+    /// Gives the files up: nothing is committed from now on.
+    pub(super) fn retire(&self) {
+        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.settled.store(false, Ordering::Release);
     }
 
     fn replace_bitmap(&self, words: &[u64]) -> io::Result<()> {
@@ -257,6 +264,19 @@ mod tests {
         assert_eq!(parse(&good, &[8; 32], 9), None);
         assert_eq!(parse(&good[..20], &PRINT, 9), None);
         assert!(parse(&good, &PRINT, 9).is_some());
+    }
+
+    #[test]
+    fn a_retired_cache_writes_no_bits_over_its_successor() {
+        let directory = tempfile::tempdir().unwrap();
+        let former = SpanCache::open(directory.path(), PRINT, 1, 512).unwrap();
+        former.write(0, 0, &[1; 512]).unwrap();
+        former.retire();
+        fs::remove_file(directory.path().join("tar")).unwrap();
+        SpanCache::open(directory.path(), PRINT, 1, 512).unwrap();
+        former.commit().unwrap();
+        assert!(!former.settled());
+        assert!(!SpanCache::open(directory.path(), PRINT, 1, 512).unwrap().has(0));
     }
 
     #[test]

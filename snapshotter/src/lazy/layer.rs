@@ -153,6 +153,11 @@ impl LazyLayer {
         self.cache.commit()
     }
 
+    /// Gives the files in its directory up, before they are deleted. Blocks on the disk.
+    pub(super) fn retire(&self) {
+        self.cache.retire();
+    }
+
     /// The bytes of `range` if all of it is in the cache. Blocks on the local disk only.
     pub fn read_cached(self: &Arc<Self>, range: Range<u64>) -> Option<Bytes> {
         let spans = self.spans_of(&range);

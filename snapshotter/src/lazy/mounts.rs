@@ -12,7 +12,7 @@
 //! next process takes the dead FUSE mount away, and [`LazyMounts::mount`] replaces dead EROFS mounts, so that new
 //! containers work. Layers that were complete when mounted are not affected: their device is the local file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::DirBuilder;
 use std::io;
 use std::ops::Range;
@@ -90,6 +90,9 @@ pub struct LazyMounts {
     layers: Arc<Layers>,
     session: Mutex<Option<Session>>,
     mounted: Mutex<HashMap<PathBuf, Digest>>,
+    /// Images that this process has compared with their index. Held while a layer's files are made: two that made the
+    /// same at once would take them from under each other.
+    images: Mutex<HashSet<PathBuf>>,
 }
 
 impl LazyMounts {
@@ -117,8 +120,8 @@ impl LazyMounts {
             .map_err(system("serve the FUSE mount at", &data))?;
         tracing::info!(mount = %data.display(), "serving lazy layers");
         let inflations = Arc::new(Semaphore::new(options.inflations.max(1)));
-        let (session, mounted) = (Mutex::new(Some(session)), Mutex::default());
-        Ok(Arc::new(Self { root: root.to_owned(), options, inflations, layers, session, mounted }))
+        let (session, mounted, images) = (Mutex::new(Some(session)), Mutex::default(), Mutex::default());
+        Ok(Arc::new(Self { root: root.to_owned(), options, inflations, layers, session, mounted, images }))
     }
 
     /// Makes a layer known, with its image; nothing is fetched. Adding it again changes nothing.
@@ -145,6 +148,7 @@ impl LazyMounts {
     pub fn add_blocking(&self, index: Arc<Index>, source: Arc<dyn LayerSource>) -> Result<Arc<LazyLayer>, MountError> {
         let digest = index.layer();
         let nodeid = nodeid(&digest);
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         match self.layers.get_layer(nodeid) {
             Some(known) if known.digest() == digest => return Ok(known),
             Some(_) => return Err(MountError::Collision(digest)),
@@ -156,11 +160,10 @@ impl LazyMounts {
             .mode(0o700)
             .create(&directory)
             .map_err(system("make directory", &directory))?;
-        write_image(&index, &directory.join("erofs"), &Inherited::new())?;
+        write_image(&mut images, &index, &directory.join("erofs"), &Inherited::new())?;
         let layer = LazyLayer::open(&directory, index, source, self.options.clone(), self.inflations.clone())?;
-        // Of two that came together, the first stays.
-        let mut files = self.layers.0.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(files.entry(nodeid).or_insert(layer).clone())
+        self.layers.0.write().unwrap_or_else(PoisonError::into_inner).insert(nodeid, layer.clone());
+        Ok(layer)
     }
 
     /// A layer that was added.
@@ -220,10 +223,13 @@ impl LazyMounts {
                 return Err(MountError::Busy { layer: *layer, at: at.display().to_string() });
             }
         }
-        if self.layer(digest).is_some() {
+        let directory = self.directory(digest);
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.retain(|image| !image.starts_with(&directory));
+        if let Some(layer) = self.layer(digest) {
+            layer.retire();
             self.layers.0.write().unwrap_or_else(PoisonError::into_inner).remove(&nodeid(digest));
         }
-        let directory = self.directory(digest);
         match std::fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system("delete", &directory)(error)),
             _ => Ok(()),
@@ -276,21 +282,32 @@ impl LazyMounts {
         let inherited = inherit::inherited(&implicit, lowers);
         let Some(variant) = inherit::variant(&inherited) else { return Ok(image) };
         let image = directory.join(format!("erofs-{variant}"));
-        write_image(layer.index(), &image, &inherited)?;
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        write_image(&mut images, layer.index(), &image, &inherited)?;
         Ok(image)
     }
 }
 
-/// Writes the image unless this version of the writer left it there already.
-fn write_image(index: &Index, path: &Path, inherited: &Inherited) -> Result<(), MountError> {
-    if erofs::is_current(path) {
+/// Writes the image unless it is there already. What a former process left is compared: it may be of another index of
+/// the same layer, or of another version of the writer.
+fn write_image(
+    images: &mut HashSet<PathBuf>,
+    index: &Index,
+    path: &Path,
+    inherited: &Inherited,
+) -> Result<(), MountError> {
+    if images.contains(path) {
         return Ok(());
     }
     let layer = index.layer();
     let inherit = |directory: &[u8]| inherited.get(directory).cloned();
     let image = erofs::write_image(index.entries(), index.tar_length(), layer.as_bytes(), &inherit)
         .map_err(|cause| MountError::Image { layer, cause })?;
-    replace_file(path, &image).map_err(system("write image", path))
+    if std::fs::read(path).ok().as_ref() != Some(&image) {
+        replace_file(path, &image).map_err(system("write image", path))?;
+    }
+    images.insert(path.to_owned());
+    Ok(())
 }
 
 /// The layers by node number.
