@@ -23,11 +23,11 @@ const HTPASSWD: &str = "user:$2b$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NL
 struct Real {
     address: String,
     _child: Child,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
-/// `None`, with a word on why, where the program is not installed.
-async fn start() -> Option<Real> {
+/// `None`, with a word on why, where the program is not installed. `tls`: options of its `http.tls` section.
+async fn start(tls: impl FnOnce(&Path) -> String) -> Option<Real> {
     provider();
     if !Path::new("/usr/bin/docker-registry").exists() {
         eprintln!("skipped: /usr/bin/docker-registry is not installed (Debian package docker-registry)");
@@ -38,8 +38,9 @@ async fn start() -> Option<Real> {
     std::fs::write(&passwords, HTPASSWD).unwrap();
     let config = format!(
         "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-         http: {{addr: '127.0.0.1:0', secret: s}}\nauth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+         http: {{addr: '127.0.0.1:0', secret: s{}}}\nauth: {{htpasswd: {{realm: test, path: {}}}}}\n",
         root.display(),
+        tls(directory.path()),
         passwords.display()
     );
     let file = directory.path().join("config.yml");
@@ -61,7 +62,7 @@ async fn start() -> Option<Real> {
         }
     };
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    Some(Real { address, _child: child, _directory: directory })
+    Some(Real { address, _child: child, directory })
 }
 
 async fn push(address: &str, blob: &[u8]) -> Digest {
@@ -89,8 +90,8 @@ fn listed(address: &str, password: &Path) -> std::sync::Arc<Registries> {
 
 #[tokio::test]
 async fn blobs_and_manifests_of_a_real_registry() {
-    let Some(real) = start().await else { return };
-    let password = real._directory.path().join("password");
+    let Some(real) = start(|_| String::new()).await else { return };
+    let password = real.directory.path().join("password");
     std::fs::write(&password, "correct horse\n").unwrap();
     let registries = listed(&real.address, &password);
     let (name, repo) = (real.address.parse().unwrap(), repo());
@@ -145,4 +146,44 @@ async fn blobs_and_manifests_of_a_real_registry() {
     request.method = ForwardMethod::Get;
     let tags = registries.forward(&request).await.unwrap();
     assert_eq!(tags.body.trim_ascii(), br#"{"name":"team/app","tags":["v1"]}"#);
+}
+
+/// A certificate for 127.0.0.1 that only `ca_file` makes good.
+fn certificate(directory: &Path) -> String {
+    let (key, certificate) = (directory.join("key.pem"), directory.join("cert.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=registry of a test", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    format!(", tls: {{certificate: {}, key: {}}}", certificate.display(), key.display())
+}
+
+#[tokio::test]
+async fn a_registry_with_its_own_certificate_needs_ca_file() {
+    if !Path::new("/usr/bin/openssl").exists() {
+        eprintln!("skipped: /usr/bin/openssl is not installed (Debian package openssl)");
+        return;
+    }
+    let Some(real) = start(certificate).await else { return };
+    let client = Credential::Basic { username: "user".to_owned(), password: "correct horse".to_owned() };
+    for trusted in [true, false] {
+        let ca_file = trusted.then(|| real.directory.path().join("cert.pem"));
+        let entry = RegistryConfig { ca_file, ..Default::default() };
+        let hosts = [(real.address.clone(), entry)].into();
+        let registries = Registries::new(RegistriesConfig { hosts, ..Default::default() }).unwrap();
+        let name = real.address.parse().unwrap();
+        let answer = registries.authorize(&name, &repo(), Digest::of(b"never pushed"), &client).await.unwrap_err();
+        if trusted {
+            assert!(matches!(answer, Denied::Missing { .. }), "{answer:?}");
+        } else {
+            assert!(matches!(answer, Denied::Unavailable { .. }), "{answer:?}");
+            assert!(answer.to_string().to_lowercase().contains("certificate"), "{answer}");
+        }
+    }
 }
