@@ -183,9 +183,7 @@ pub(super) fn into_runs(pieces: impl Iterator<Item = u32>, max: usize) -> Vec<Ra
 pub(super) struct Transfer {
     pub(super) lease: Option<(u64, Range<u32>)>,
     pub(super) pieces: Range<u32>,
-    pub(super) started: Duration,
     pub(super) last_progress: Duration,
-    pub(super) first_byte: Option<Duration>,
 }
 
 pub(super) type Transfers = BTreeMap<TransferId, Transfer>;

@@ -72,32 +72,49 @@ impl Swarm {
         self.in_flight < pieces || self.in_flight_bytes < bytes
     }
 
+    /// The next request for that want. A read that waits takes its next piece from whoever is quickest; a pull first
+    /// takes the peer that is least busy with this node, then the rarest piece that peer has. Choosing the piece first
+    /// would send everybody to the one holder of what is new while other uplinks idle.
     fn choose(&mut self, digest: &Digest, pieces: &Range<u32>, priority: Priority) -> Option<(PieceIndex, PeerId)> {
         let salt = self.rng.u64(..) | 1;
         let (now, blob) = (self.now, self.blobs.get(digest)?);
-        let open: Vec<PeerId> = blob.usable(now).filter(|peer| self.may_ask_more(peer)).collect();
-        let holders = |piece: PieceIndex| open.iter().filter(|peer| blob.trades[*peer].have.get(piece)).count();
+        let mut open: Vec<PeerId> = blob.usable(now).filter(|peer| self.may_ask_more(peer)).collect();
+        if open.is_empty() {
+            return None;
+        }
+        open.sort_by_cached_key(|peer| self.busyness(peer, salt));
         let requestable = |piece: &PieceIndex| {
             !blob.flights.contains_key(&piece.0) && !blob.in_transfer(*piece, now, TRANSFER_PATIENCE)
         };
-        let first_of = |from: usize| {
+        let first_holder = |piece: PieceIndex| open.iter().copied().find(|peer| blob.trades[peer].have.get(piece));
+        let in_order = |from: usize| {
             let mut missing = blob.missing(pieces).skip(from).filter(requestable);
-            missing.find(|&piece| holders(piece) > 0)
+            missing.find_map(|piece| Some((piece, first_holder(piece)?)))
         };
-        let piece = if open.is_empty() {
-            None
-        } else if priority < Priority::Bulk {
-            first_of(0)
-        } else {
-            let window = blob.missing(pieces).take(WINDOW).filter(requestable);
-            let rarest = window
-                .map(|piece| (holders(piece), u64::from(piece.0 + 1).wrapping_mul(salt), piece))
-                .filter(|(holders, ..)| *holders > 0)
-                .min();
-            rarest.map(|(_, _, piece)| piece).or_else(|| first_of(WINDOW))
-        }?;
-        let peer = self.quickest(blob, piece, None)?;
-        Some((piece, peer))
+        if priority < Priority::Bulk {
+            return in_order(0);
+        }
+        let holders = |piece: PieceIndex| open.iter().filter(|peer| blob.trades[*peer].have.get(piece)).count();
+        let window = blob.missing(pieces).take(WINDOW).filter(requestable);
+        let mut rarest: Vec<(usize, u64, PieceIndex)> = window
+            .map(|piece| (holders(piece), u64::from(piece.0 + 1).wrapping_mul(salt), piece))
+            .filter(|(holders, ..)| *holders > 0)
+            .collect();
+        rarest.sort_unstable();
+        let of_peer = |&peer: &PeerId| {
+            let piece = rarest.iter().map(|(_, _, piece)| *piece).find(|&piece| blob.trades[&peer].have.get(piece))?;
+            Some((piece, peer))
+        };
+        open.iter().find_map(of_peer).or_else(|| in_order(WINDOW))
+    }
+
+    /// When a peer should have delivered one more piece, by what it owes already and how quick it was; ties by lot.
+    fn busyness(&self, peer: &PeerId, salt: u64) -> (Duration, u64) {
+        let usual = self.mean.get().unwrap_or(FIRST_GUESS);
+        let state = self.peers.get(peer);
+        let (queued, mean) = state.map_or((0, usual), |state| (state.in_flight, state.mean.get().unwrap_or(usual)));
+        let name = u64::from_be_bytes(*peer.as_bytes().first_chunk().unwrap_or(&[0; 8]));
+        (mean * (queued + 1), fastrand::Rng::with_seed(name ^ salt).u64(..))
     }
 
     /// Whether one more request may go to `peer`. A peer that has given nothing yet gets few at a time, and one that
@@ -113,17 +130,10 @@ impl Swarm {
         })
     }
 
-    /// The holder that should deliver first, by what it has to deliver already and how fast it was.
-    fn quickest(&self, blob: &BlobState, piece: PieceIndex, without: Option<PeerId>) -> Option<PeerId> {
-        let usual = self.mean.get().unwrap_or(FIRST_GUESS);
-        let salt = self.rng.clone().u64(..);
-        let open = blob.holders(piece, self.now).filter(|peer| Some(*peer) != without && self.may_ask_more(peer));
-        open.min_by_key(|peer| {
-            let (queued, mean) =
-                self.peers.get(peer).map_or((0, usual), |state| (state.in_flight, state.mean.get().unwrap_or(usual)));
-            let name = u64::from_be_bytes(*peer.as_bytes().first_chunk().unwrap_or(&[0; 8]));
-            (mean * (queued + 1), fastrand::Rng::with_seed(name ^ salt).u64(..))
-        })
+    /// Another holder that should deliver first.
+    fn another(&self, blob: &BlobState, piece: PieceIndex, than: PeerId) -> Option<PeerId> {
+        let open = blob.holders(piece, self.now).filter(|&peer| peer != than && self.may_ask_more(&peer));
+        open.min_by_key(|peer| self.busyness(peer, 0))
     }
 
     fn request(&mut self, digest: Digest, piece: PieceIndex, peer: PeerId, urgent: bool, hedge: bool) {
@@ -199,7 +209,7 @@ impl Swarm {
             given_up.extend(expired.map(|flight| (piece, flight.peer)));
             let [only] = flights.as_slice() else { continue };
             if self.now >= only.since + late
-                && let Some(peer) = self.quickest(blob, piece, Some(only.peer))
+                && let Some(peer) = self.another(blob, piece, only.peer)
             {
                 let urgent = blob.wants.values().any(|w| w.priority == Priority::Fault && w.pieces.contains(&piece.0));
                 hedges.push((piece, peer, urgent));

@@ -284,7 +284,7 @@ impl Simulation {
                 || self.live.values().any(|(of, run)| *of == digest && run.contains(piece))
         };
         let mut wanted = request.urgent.iter().chain(&request.missing).flat_map(Clone::clone).filter(|p| !taken(p));
-        let Some(first) = wanted.next() else {
+        let Some(first) = wanted.next().filter(|_| self.live.len() < 8) else {
             return match self.live.values().any(|(of, _)| *of == digest) {
                 true => LeaseReply::Wait(Duration::from_millis(20)),
                 false => LeaseReply::Exhausted,
@@ -300,7 +300,7 @@ impl Simulation {
 
 #[test]
 fn nodes_that_start_together_fetch_every_piece_once_and_near_the_bound() {
-    for nodes in [2, 4, 8] {
+    for nodes in [1, 2, 4, 8, 16] {
         let mut simulation = Simulation::new(nodes, 1);
         let digest = simulation.blob("layer", 64 * MIB);
         for node in 0..nodes {
@@ -313,7 +313,7 @@ fn nodes_that_start_together_fetch_every_piece_once_and_near_the_bound() {
         // One copy through the origin's link, N - 1 through the uplinks of all.
         let (origin, peers) = (64.0 / 25.0, 64.0 * (nodes - 1) as f64 / (25.0 * nodes as f64));
         let took = simulation.now.as_secs_f64();
-        assert!(took < f64::max(origin, peers) * 1.25, "{nodes} nodes took {took} s");
+        assert!(took < f64::max(origin, peers) * 1.1, "{nodes} nodes took {took} s");
     }
 }
 

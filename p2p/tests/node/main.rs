@@ -1,5 +1,7 @@
 //! Whole nodes on loopback: what the swarm promises to readers.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper of a test fails the test")]
+
 mod cold;
 mod faults;
 mod hostile;
