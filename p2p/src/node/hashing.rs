@@ -92,15 +92,15 @@ impl Node {
         if let Ok(dropped) = dropped.await {
             dropped?;
         }
-        let failed = times >= MAX_MISMATCHES || lock(&blob.origin).is_none();
-        if failed {
-            blob.fail(ReadError::DigestMismatch { digest, actual });
+        if times >= MAX_MISMATCHES {
+            self.give_up(blob);
         }
         // Without an origin other peers may have the right bytes.
         let origin_only = lock(&blob.origin).is_some();
         self.drive(Event::Dropped { digest, pieces, origin_only });
-        if times >= MAX_MISMATCHES {
-            self.give_up(blob);
+        // Readers are told last: who tries again must not be given up with the others.
+        if times >= MAX_MISMATCHES || !origin_only {
+            blob.fail(ReadError::DigestMismatch { digest, actual });
         }
         Ok(())
     }
