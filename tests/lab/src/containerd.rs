@@ -94,9 +94,19 @@ impl Containerd {
 
     /// Pulls an image with `ctr` for `snapshotter`, and gives what `ctr` printed.
     pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<String> {
+        check(&mut self.pull_command(reference, snapshotter)?)
+    }
+
+    /// Begins a pull with `ctr`; what it prints is in the host's `pull.log`.
+    pub fn start_pull(&self, reference: &str, snapshotter: &str) -> Result<Process> {
+        self.host.spawn("pull", &mut self.pull_command(reference, snapshotter)?)
+    }
+
+    fn pull_command(&self, reference: &str, snapshotter: &str) -> Result<Command> {
         let mut command = self.ctr()?;
         command.args(["images", "pull", "--snapshotter", snapshotter, "--hosts-dir"]).arg(self.hosts_dir());
-        check(command.arg(reference))
+        command.arg(reference);
+        Ok(command)
     }
 
     /// Runs a container of a pulled image to its end with `ctr`, and gives its output. No `args`: the image's own command.

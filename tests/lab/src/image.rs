@@ -1,6 +1,8 @@
-//! Images, built once into the cache: a realistic one, a small one with everything odd that a layer may hold, and a pause image for CRI.
+//! Images, built once into the cache: a realistic one, a small one with everything odd that a layer may hold,
+//! random ones of any size, and a pause image for CRI.
 
 mod layout;
+mod noise;
 mod pause;
 mod real;
 mod small;
@@ -8,6 +10,7 @@ mod tar;
 
 pub(crate) use layout::hex;
 pub use layout::{Blob, ImageConfig, Layout, LayoutWriter};
+pub use noise::{Noise, noise};
 pub use pause::pause;
 pub use real::{FULL_OUTPUT, FULL_SCRIPT, MAIN_OUTPUT, real};
 pub use small::{SMALL_OUTPUT, small};

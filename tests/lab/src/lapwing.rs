@@ -204,6 +204,24 @@ impl Lapwing {
         get(&self.host, path)
     }
 
+    /// GET of a blob from the mirror, as a client on the same host asks for it. The body may be cut short: a mirror that cannot go on
+    /// closes the connection.
+    pub fn mirror_blob(&self, registry: &str, repository: &str, digest: &str) -> Result<Response> {
+        let path = format!("/v2/{repository}/blobs/{digest}?ns={registry}");
+        self.host.http_get(SocketAddr::from((Ipv4Addr::LOCALHOST, MIRROR_PORT)), &path)
+    }
+
+    /// The directory of a blob in the chunk store.
+    pub fn blob_dir(&self, digest: &str) -> PathBuf {
+        let (algorithm, hex) = digest.split_once(':').unwrap_or(("sha256", digest));
+        self.root().join("blobs").join(algorithm).join(hex.get(..2).unwrap_or_default()).join(hex)
+    }
+
+    /// Bytes of pieces taken in since the process started, from a `peer` or the `origin`.
+    pub fn piece_bytes(&self, source: &str) -> Result<u64> {
+        self.metric("lapwing_piece_bytes_total", &format!("source=\"{source}\"")).map(|bytes| bytes as u64)
+    }
+
     /// The sum of a metric over its label sets whose text contains `labels`; 0 if it is not there.
     pub fn metric(&self, name: &str, labels: &str) -> Result<f64> {
         let text = self.admin("/metrics")?.text();

@@ -4,6 +4,7 @@
 //! - [`Lab`]: one test's names and files; sweeps what earlier, killed runs left behind.
 //! - [`Network`] and [`Host`]: a bridge and hosts with their own network and mount namespaces, rate limits and byte counters.
 //! - [`Registry`], [`Containerd`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with the last two.
+//! - [`Site`]: a network with registry and tracker, as most tests want it.
 //! - [`image`]: images, built once into a cache outside the tree.
 //! - [`tree`]: two root filesystems compared file by file. [`wait`]: conditions with a deadline.
 //! - [`require`]: what a test needs of the machine, and skipping by name where it is missing.
@@ -28,6 +29,7 @@ mod needs;
 mod network;
 mod process;
 mod registry;
+mod site;
 mod sweep;
 mod tools;
 pub mod tree;
@@ -44,4 +46,5 @@ pub use needs::{Need, missing, require};
 pub use network::{Mbit, Network};
 pub use process::{Process, check, output};
 pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};
+pub use site::Site;
 pub use tools::tools_dir;
