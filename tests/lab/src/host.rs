@@ -9,7 +9,6 @@ use crate::process::{Process, check, output};
 use crate::{http, sweep, tools};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -188,10 +187,9 @@ impl HostInner {
     }
 
     fn end(&mut self) -> Result<()> {
-        let mut namespaces = BTreeSet::new();
+        let mut namespaces = sweep::Namespaces::default();
         if let Some(holder) = &self.holder {
-            namespaces.extend(sweep::namespace_of(holder.id(), "net"));
-            namespaces.extend(sweep::namespace_of(holder.id(), "mnt"));
+            namespaces.add_those_of(holder.id());
         }
         let ended = sweep::end_all_in(&namespaces);
         if let Some(holder) = &mut self.holder {

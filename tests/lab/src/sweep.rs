@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,8 +20,26 @@ struct Seen {
     namespaces: [Option<PathBuf>; 2],
 }
 
+/// Namespaces, held open: the kernel gives the number of one that is gone to the next that is made, and that may be another test's.
+#[derive(Default)]
+pub(crate) struct Namespaces {
+    names: BTreeSet<PathBuf>,
+    _held: Vec<File>,
+}
+
+impl Namespaces {
+    /// Adds the network and the mount namespace of a process, if it is still there.
+    pub(crate) fn add_those_of(&mut self, pid: u32) {
+        for kind in ["net", "mnt"] {
+            let Ok(held) = File::open(format!("/proc/{pid}/ns/{kind}")) else { continue };
+            self.names.extend(std::fs::read_link(format!("/proc/self/fd/{}", held.as_raw_fd())));
+            self._held.push(held);
+        }
+    }
+}
+
 /// The identity of a namespace, as a link under /proc reads: `net:[4026531840]`.
-pub(crate) fn namespace_of(pid: u32, kind: &str) -> Option<PathBuf> {
+fn namespace_of(pid: u32, kind: &str) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()
 }
 
@@ -39,10 +59,10 @@ fn processes() -> BTreeMap<u32, Seen> {
 
 /// Ends, by SIGKILL, all processes in one of `namespaces` and all their descendants, and removes the control groups these were in.
 /// Namespaces of the calling process itself are never taken.
-pub(crate) fn end_all_in(namespaces: &BTreeSet<PathBuf>) -> Result<()> {
+pub(crate) fn end_all_in(namespaces: &Namespaces) -> Result<()> {
     let own = [namespace_of(std::process::id(), "net"), namespace_of(std::process::id(), "mnt")];
     let wanted: BTreeSet<&PathBuf> =
-        namespaces.iter().filter(|name| !own.iter().flatten().any(|own| own == *name)).collect();
+        namespaces.names.iter().filter(|name| !own.iter().flatten().any(|own| own == *name)).collect();
     let mut groups = BTreeSet::new();
     let result = wait::until("processes in a removed namespace to end", END, || {
         let seen = processes();
@@ -113,10 +133,9 @@ pub(crate) fn remove_namespace(name: &str) -> Result<()> {
         return Ok(());
     }
     let pids = crate::check(std::process::Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
-    let mut namespaces = BTreeSet::new();
+    let mut namespaces = Namespaces::default();
     for pid in pids.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-        namespaces.extend(namespace_of(pid, "net"));
-        namespaces.extend(namespace_of(pid, "mnt"));
+        namespaces.add_those_of(pid);
     }
     end_all_in(&namespaces)?;
     crate::check(std::process::Command::new("ip").args(["netns", "delete", name]))
