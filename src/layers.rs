@@ -47,6 +47,8 @@ pub(crate) enum Knowledge {
     Ready { diff_id: Digest },
     /// Cannot be mounted now.
     Absent { reason: &'static str, message: String, since: Instant },
+    /// Was not, and has been indexed here since: whoever asks for it next searches again.
+    Indexed,
 }
 
 /// See the module's documentation.
@@ -106,7 +108,7 @@ impl Layers {
             return knowledge.clone();
         }
         if known.len() >= MAX_LAYERS {
-            known.retain(|_, knowledge| !matches!(&*knowledge.borrow(), Knowledge::Absent { .. }));
+            known.retain(|_, knowledge| !matches!(&*knowledge.borrow(), Knowledge::Absent { .. } | Knowledge::Indexed));
         }
         let (sender, receiver) = watch::channel(Knowledge::Searching);
         known.insert(layer, receiver.clone());
@@ -136,7 +138,11 @@ impl Layers {
     /// Takes up an index that this node has just built.
     pub(crate) fn built(&self, layer: Digest) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|digest, knowledge| *digest != layer || !matches!(&*knowledge.borrow(), Knowledge::Absent { .. }));
+        if let Some(knowledge) = known.get_mut(&layer)
+            && matches!(&*knowledge.borrow(), Knowledge::Absent { .. })
+        {
+            *knowledge = watch::channel(Knowledge::Indexed).1;
+        }
     }
 
     async fn search(&self, record: &LayerRecord) -> Knowledge {
@@ -264,7 +270,11 @@ impl RemoteLayers for Layers {
 }
 
 fn is_stale(knowledge: &Knowledge) -> bool {
-    matches!(knowledge, Knowledge::Absent { since, .. } if since.elapsed() > ABSENT_FOR)
+    match knowledge {
+        Knowledge::Absent { since, .. } => since.elapsed() > ABSENT_FOR,
+        Knowledge::Indexed => true,
+        Knowledge::Searching | Knowledge::Ready { .. } => false,
+    }
 }
 
 fn absent(reason: &'static str, message: String) -> Knowledge {

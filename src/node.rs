@@ -13,12 +13,13 @@ use lapwing_discovery::client::{ClientConfig, TrackerClient};
 use lapwing_discovery::server::Tracker;
 use lapwing_p2p::discovery::Discovery;
 use lapwing_p2p::identity::Identity;
-use lapwing_p2p::node::{Node, NodeConfig};
+use lapwing_p2p::node::{Node, NodeConfig, NodeError};
 use lapwing_p2p::store::{ChunkStore, StoreConfig};
 use lapwing_plugins::registry::Registries;
 use lapwing_snapshotter::lazy::{self, LazyMounts};
 use lapwing_snapshotter::remote::RemoteLayers;
 use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
@@ -65,9 +66,9 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         KeptIndexes::new(&root),
         complete_after,
     );
-    let mut serving = Vec::new();
+    let mut serving = JoinSet::new();
     if config.snapshotter.enabled {
-        serving.push(start_snapshotter(&config, &layers, &mut admin, &shutdown).await?);
+        serving.spawn(start_snapshotter(&config, &layers, &mut admin, &shutdown).await?);
     }
     let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Arc::clone(&layers))));
     let observer = Arc::new(observer::Observer::new(Arc::clone(&catalog), Arc::clone(&layers), builder));
@@ -87,10 +88,9 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         observer,
         MirrorMetrics::register(admin.lapwing()),
     );
-    let listener = tokio::net::TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("configuration key mirror.listen: {listen} cannot be listened on"))?;
-    serving.push(tokio::spawn(mirror::serve(listener, mirror, shutdown.clone())));
+    let listener =
+        tokio::net::TcpListener::bind(listen).await.with_context(|| cannot_listen("mirror.listen", listen))?;
+    serving.spawn(mirror::serve(listener, mirror, shutdown.clone()));
 
     let told = (Arc::clone(&node), Arc::clone(&layers), Arc::clone(&catalog));
     admin.state = Some(Box::new(move || {
@@ -100,19 +100,38 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.clone().cancelled_owned())
         .await
-        .with_context(|| format!("configuration key admin.listen: {listen} cannot be listened on"))?;
+        .with_context(|| cannot_listen("admin.listen", listen))?;
     ready.store(true, Ordering::Release);
     tracing::info!(peer = %node.id(), mirror = %config.mirror.listen, wire = %node.local_addr(), "node is ready");
 
-    shutdown.cancelled().await;
-    for task in serving {
-        task.await??;
-    }
+    served(serving, &shutdown).await?;
     if let Some(mounts) = layers.mounts() {
         mounts.shutdown().await;
     }
     node.shutdown().await;
     Ok(())
+}
+
+/// Waits for the shutdown and then for the end of everything that serves. What ends before ends the node: one that lacks a part
+/// is worse than one that is started anew.
+async fn served(mut serving: JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => {}
+        Some(ended) = serving.join_next() => {
+            ended??;
+            anyhow::bail!("a listener of the node ended though nobody stopped it");
+        }
+    }
+    while let Some(ended) = serving.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// What is said of an address that is taken or not ours.
+pub(crate) fn cannot_listen(key: &str, address: std::net::SocketAddr) -> String {
+    format!("configuration key {key}: {address} cannot be listened on; choose another address, or stop who has it")
 }
 
 /// Makes the root directory, readable by root alone.
@@ -154,7 +173,10 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     };
     let metrics = Arc::new(lapwing_p2p::metrics::Metrics::default());
     metrics.register(admin.lapwing());
-    Ok(Node::start(settings, store, discovery, metrics).await?)
+    Node::start(settings, store, discovery, metrics).await.map_err(|error| match error {
+        NodeError::Bind { .. } => anyhow::Error::new(error).context("configuration key peer.listen"),
+        NodeError::Store(_) => error.into(),
+    })
 }
 
 /// The lazy mounts, or the reason why layers are pulled whole on this machine.
@@ -180,7 +202,7 @@ async fn start_snapshotter(
     layers: &Arc<Layers>,
     admin: &mut Admin,
     shutdown: &CancellationToken,
-) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
     let settings = SnapshotterConfig {
         resolve_timeout: config.snapshotter.resolve_timeout.0,
         ..SnapshotterConfig::new(&config.root)
@@ -190,7 +212,7 @@ async fn start_snapshotter(
     metrics.register(admin.lapwing());
     let snapshotter = Snapshotter::open(settings, Some(remote), metrics)?;
     snapshotter.restore().await?;
-    let socket = Socket::bind(&config.snapshotter.socket)?;
+    let socket = Socket::bind(&config.snapshotter.socket).context("configuration key snapshotter.socket")?;
     let serving = socket.serve(snapshotter, shutdown.clone().cancelled_owned());
-    Ok(tokio::spawn(async move { serving.await.context("the snapshotter's socket") }))
+    Ok(async move { serving.await.context("the snapshotter's socket") })
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
+use crate::node::cannot_listen;
 
 /// Runs until `shutdown`.
 pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -20,7 +21,7 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.cancelled_owned())
         .await
-        .with_context(|| format!("configuration key admin.listen: {listen} cannot be listened on"))?;
+        .with_context(|| cannot_listen("admin.listen", listen))?;
     serving.await?
 }
 
@@ -31,9 +32,7 @@ pub(crate) async fn start(
     shutdown: CancellationToken,
 ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
     let listen = config.tracker.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("configuration key tracker.listen: {listen} cannot be listened on"))?;
+    let listener = TcpListener::bind(listen).await.with_context(|| cannot_listen("tracker.listen", listen))?;
     Ok(tokio::spawn(async move {
         server::serve(listener, tracker, shutdown.cancelled_owned()).await.context("the tracker's listener ended")
     }))

@@ -34,6 +34,9 @@ impl NodeState {
                 let (state, reason) = match knowledge {
                     Knowledge::Searching => ("searching", String::new()),
                     Knowledge::Absent { reason, message, .. } => ("whole", format!("{reason}: {message}")),
+                    Knowledge::Indexed => {
+                        ("whole", "pulled before there was an index; there is one now, for the next pull".to_owned())
+                    }
                     Knowledge::Ready { .. }
                         if progress.as_ref().is_some_and(|progress| progress.proof == Proof::Proved) =>
                     {
