@@ -9,7 +9,7 @@ mod small;
 mod tar;
 
 pub(crate) use layout::hex;
-pub use layout::{Blob, ImageConfig, Layout, LayoutWriter};
+pub use layout::{Blob, ImageConfig, LAYER, LAYER_ZSTD, Layout, LayoutWriter};
 pub use noise::{Noise, noise};
 pub use pause::pause;
 pub use real::{FULL_OUTPUT, FULL_SCRIPT, MAIN_OUTPUT, real};

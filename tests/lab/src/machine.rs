@@ -50,26 +50,30 @@ impl Machine {
     /// A new host called `name` on `network` with everything running. Images come from `registry`; Lapwing, where it is set up, is told of it
     /// and asked first.
     pub fn start(network: &Network, name: &str, registry: &Registry, options: MachineOptions) -> Result<Self> {
-        let host = network.host(name, options.rate)?;
+        Self::start_on(&network.host(name, options.rate)?, registry, options)
+    }
+
+    /// The same on a host that is there already and that nothing runs on; its limit stays as it is.
+    pub fn start_on(host: &Host, registry: &Registry, options: MachineOptions) -> Result<Self> {
         let mut mirrors = Vec::new();
         let mut lapwing = None;
         if let Some(settings) = options.lapwing {
             mirrors.push(Lapwing::mirror_url());
-            lapwing = Some(Lapwing::start(&host, settings.registry(&registry.name()))?);
+            lapwing = Some(Lapwing::start(host, settings.registry(&registry.name()))?);
         }
         let uses_lapwing = lapwing.is_some();
         let containerd = Containerd::start(
-            &host,
+            host,
             ContainerdOptions {
                 flavour: options.flavour,
-                snapshotter: uses_lapwing.then(|| Lapwing::snapshotter(&host)),
+                snapshotter: uses_lapwing.then(|| Lapwing::snapshotter(host)),
                 registries: vec![RegistryHosts { name: registry.name(), url: registry.url(), mirrors }],
                 cri_snapshotter: if uses_lapwing && options.cri_lapwing { "lapwing" } else { "overlayfs" }.into(),
                 cri_local_pull: false,
                 pause: options.pause,
             },
         )?;
-        Ok(Self { containerd, lapwing, host })
+        Ok(Self { containerd, lapwing, host: host.clone() })
     }
 
     /// Where a container that `ctr` runs in the namespace `default` has its root filesystem, as the test reaches it.

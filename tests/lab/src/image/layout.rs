@@ -12,7 +12,10 @@ use std::process::{Command, Stdio};
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// The media type of a layer compressed by gzip.
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// The media type of a layer compressed by zstd.
+pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const TAG: &str = "latest";
 const CREATED: &str = "2024-01-01T00:00:00Z";
 const COPY_BYTES: usize = 1 << 20;
@@ -97,6 +100,7 @@ fn path_in(dir: &Path, digest: &str) -> PathBuf {
 pub struct LayoutWriter {
     dir: PathBuf,
     layers: Vec<Blob>,
+    media_types: Vec<&'static str>,
     diff_ids: Vec<String>,
 }
 
@@ -104,7 +108,7 @@ impl LayoutWriter {
     /// An empty image in `dir`, which exists.
     pub fn new(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir.join("blobs/sha256"))?;
-        Ok(Self { dir: dir.to_owned(), layers: Vec::new(), diff_ids: Vec::new() })
+        Ok(Self { dir: dir.to_owned(), layers: Vec::new(), media_types: Vec::new(), diff_ids: Vec::new() })
     }
 
     /// Adds the tar that `write` makes as a layer, compressed in this process.
@@ -137,10 +141,20 @@ impl LayoutWriter {
         self.adopt(&part, &compressed, tar.digest())
     }
 
+    /// Adds `bytes` as a layer, whatever they are; `tar` is what they are said to decompress to.
+    pub fn layer_as_it_is(&mut self, media_type: &'static str, bytes: &[u8], tar: &[u8]) -> Result<()> {
+        let layer = self.write_blob(bytes)?;
+        self.layers.push(layer);
+        self.media_types.push(media_type);
+        self.diff_ids.push(format!("sha256:{}", hex(&Sha256::digest(tar))));
+        Ok(())
+    }
+
     fn adopt<W: Write>(&mut self, part: &Path, compressed: &Hashing<W>, diff_id: String) -> Result<()> {
         let layer = Blob { digest: compressed.digest(), size: compressed.bytes };
         std::fs::rename(part, path_in(&self.dir, &layer.digest))?;
         self.layers.push(layer);
+        self.media_types.push(LAYER);
         self.diff_ids.push(diff_id);
         Ok(())
     }
@@ -163,7 +177,12 @@ impl LayoutWriter {
             "history": history,
         });
         let config = self.write_blob(&serde_json::to_vec(&image)?)?;
-        let layers: Vec<Value> = self.layers.iter().map(|layer| descriptor(LAYER, layer)).collect();
+        let layers: Vec<Value> = self
+            .layers
+            .iter()
+            .zip(&self.media_types)
+            .map(|(layer, media_type)| descriptor(media_type, layer))
+            .collect();
         let config = descriptor(CONFIG, &config);
         let content = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
         let mut entry = descriptor(MANIFEST, &self.write_blob(&serde_json::to_vec(&content)?)?);
