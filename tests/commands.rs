@@ -1,0 +1,299 @@
+//! What the operator types, and what the operator's tools read: every command, its exit code, and the admin listener.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Output;
+
+use lapwing_lab::{
+    Host, Lab, Lapwing, LapwingSettings, Machine, MachineOptions, Need, Registry, RegistryOptions, image,
+    lapwing_binary, output, require,
+};
+use serde_json::Value;
+
+const COMMANDS: [&str; 6] = ["node", "tracker", "up", "ls", "doctor", "config"];
+const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
+
+fn lapwing(args: &[&str]) -> Output {
+    output(std::process::Command::new(lapwing_binary().unwrap()).args(args)).unwrap()
+}
+
+fn lapwing_on(host: &Host, args: &[&str]) -> Output {
+    host.run(lapwing_binary().unwrap(), args).unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A configuration file of its own, removed with the directory that is returned.
+fn config_file(content: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lapwing.toml");
+    std::fs::write(&file, content).unwrap();
+    (dir, file)
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let all = lapwing(&["--help"]);
+    assert!(all.status.success());
+    for command in COMMANDS {
+        let listed = text(&all.stdout).lines().any(|line| line.trim_start().starts_with(&format!("{command} ")));
+        assert!(listed, "{command} is not in lapwing --help:\n{}", text(&all.stdout));
+        let own = lapwing(&[command, "--help"]);
+        assert!(own.status.success() && own.stderr.is_empty(), "lapwing {command} --help: {}", own.status);
+        assert!(text(&own.stdout).contains(&format!("Usage: lapwing {command}")), "{}", text(&own.stdout));
+    }
+    let version = lapwing(&["--version"]);
+    assert_eq!(text(&version.stdout).trim(), concat!("lapwing ", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn an_unknown_command_or_option_is_a_usage_error() {
+    for (args, named) in [(&["pull"][..], "pull"), (&["ls", "--yaml"], "--yaml"), (&["ls", "--admin", "here"], "here")]
+    {
+        let refused = lapwing(args);
+        assert_eq!(refused.status.code(), Some(2), "{args:?}");
+        assert!(text(&refused.stderr).contains(named), "{args:?}: {}", text(&refused.stderr));
+        assert!(refused.stdout.is_empty());
+    }
+}
+
+#[test]
+fn the_printed_configuration_is_one_that_can_be_used() {
+    let printed = lapwing(&["config"]);
+    assert!(printed.status.success());
+    let (_dir, file) = config_file(text(&printed.stdout));
+    let checked = lapwing(&["config", "--check", file.to_str().unwrap()]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    assert_eq!(text(&checked.stdout).trim(), format!("{}: usable", file.display()));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_refused_by_name() {
+    let cases = [
+        ("[store]\nquota = \"1GiB\"\nquotas = \"2GiB\"\n", "lapwing.toml:3: ", "quotas"),
+        ("[store]\nquota = 7\n", "lapwing.toml:2: ", "7"),
+        ("[store]\nquota = \"1 elephant\"\n", "lapwing.toml:2: ", "elephant"),
+        ("root = \"/x\"\nroot = \"/y\"\n", "lapwing.toml:2: ", "duplicate"),
+        ("[peer\n", "lapwing.toml:1: ", "config"),
+        ("root = \"var/lapwing\"\n", "root", "absolute"),
+        ("[tracker]\naddresses = [\"tracker\"]\n", "tracker.addresses", "host:port"),
+        ("[peer]\nlisten = \"0.0.0.0:7081\"\n", "peer.listen", "peer.insecure = true"),
+        ("[registries.hosts.\"http://reg/\"]\n", "registries.hosts", "image references"),
+    ];
+    for (content, place, named) in cases {
+        let (_dir, file) = config_file(content);
+        let refused = lapwing(&["config", "--check", file.to_str().unwrap()]);
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{content}");
+        assert!(error.contains(place) && error.contains(named), "{content}: {error}");
+        assert!(refused.stdout.is_empty(), "{content}");
+    }
+    let missing = lapwing(&["config", "--check", "/nowhere/lapwing.toml"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("/nowhere/lapwing.toml"));
+}
+
+/// The table and the JSON tell the same, in the same order; what is not well has a remedy; only a failure fails.
+#[test]
+fn doctor_tells_the_same_as_table_and_as_json() {
+    // Reserved, by nobody listened on.
+    let (_dir, file) = config_file("[tracker]\naddresses = [\"127.0.0.1:1\"]\n");
+    let config = file.to_str().unwrap();
+    let json = lapwing(&["doctor", "--json", "--config", config]);
+    let findings: Vec<BTreeMap<String, String>> = serde_json::from_slice(&json.stdout).unwrap();
+    let table = lapwing(&["doctor", "--config", config]);
+    let shown = text(&table.stdout);
+    let failed = findings.iter().any(|finding| finding["verdict"] == "fail");
+    assert_eq!((json.status.success(), table.status.success()), (!failed, !failed), "{shown}");
+    for check in ["user", "kernel", "overlay", "erofs", "fuse", "root", "containerd", "tracker"] {
+        let finding = findings.iter().find(|finding| finding["check"] == check).unwrap();
+        let verdict = if finding["verdict"] == "fail" { "FAIL" } else { &finding["verdict"] };
+        let row = |line: &str| {
+            let mut words = line.split_whitespace();
+            words.next() == Some(verdict) && words.next() == Some(check)
+        };
+        assert!(shown.lines().any(row), "no row for {finding:?} in\n{shown}");
+        assert_eq!(finding["verdict"] == "ok", !finding.contains_key("remedy"), "{finding:?}");
+    }
+    let tracker = findings.iter().find(|finding| finding["check"] == "tracker").unwrap();
+    assert_eq!(tracker["verdict"], "warn");
+    assert!(tracker["found"].contains("127.0.0.1:1") && tracker["remedy"].contains("tracker.addresses"));
+}
+
+#[test]
+fn doctor_fails_where_the_root_cannot_be() {
+    if !require("doctor_fails_where_the_root_cannot_be", &NEEDS) {
+        return;
+    }
+    let host = Lab::new("doctor").unwrap().network().unwrap().host("w1", None).unwrap();
+    let file = host.dir().join("lapwing.toml");
+    // A host's /run is a tmpfs.
+    std::fs::write(&file, "root = \"/run/lapwing/root\"\n").unwrap();
+    let found = lapwing_on(&host, &["doctor", "--json", "--config", file.to_str().unwrap()]);
+    assert_eq!(found.status.code(), Some(1));
+    let findings: Value = serde_json::from_slice(&found.stdout).unwrap();
+    let root = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "root").unwrap();
+    assert_eq!(root["verdict"], "fail");
+    assert!(root["found"].as_str().unwrap().contains("/run/lapwing/root"), "{root}");
+    assert!(root["remedy"].as_str().unwrap().contains("ext4"), "{root}");
+}
+
+#[test]
+fn ls_without_a_node_names_the_address_and_the_remedy() {
+    for json in [false, true] {
+        let mut args = vec!["ls", "--admin", "127.0.0.1:1"];
+        args.extend(json.then_some("--json"));
+        let refused = lapwing(&args);
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(error.contains("127.0.0.1:1"), "{error}");
+        assert!(error.contains("is `lapwing node` running") && error.contains("admin.listen"), "{error}");
+        assert!(refused.stdout.is_empty());
+    }
+}
+
+/// The first field of each row of the table that begins with `header`.
+fn column(table: &str, header: &str) -> BTreeSet<String> {
+    let rows = table.lines().skip_while(|line| !line.trim_start().starts_with(header)).skip(1);
+    let first = |line: &str| line.split_whitespace().next().unwrap().to_owned();
+    rows.take_while(|line| !line.trim().is_empty()).map(first).collect()
+}
+
+#[test]
+fn ls_lists_what_was_pulled() {
+    const NAME: &str = "ls_lists_what_was_pulled";
+    if !require(NAME, &[&NEEDS[..], &[Need::Tools, Need::Program("docker-registry"), Need::Program("skopeo")]].concat())
+    {
+        return;
+    }
+    let network = Lab::new("ls").unwrap().network().unwrap();
+    let registry = Registry::start(&network.host("registry", None).unwrap(), RegistryOptions::default()).unwrap();
+    let layout = image::small().unwrap();
+    let reference = registry.push(&layout, "lab/small:1").unwrap();
+    let machine = Machine::start(&network, "w1", &registry, MachineOptions::lapwing(LapwingSettings::up())).unwrap();
+    let empty = lapwing_on(&machine.host, &["ls"]);
+    assert!(empty.status.success() && column(text(&empty.stdout), "BLOB").is_empty(), "{}", text(&empty.stdout));
+    machine.containerd.pull(&reference, "lapwing").unwrap();
+
+    let json = lapwing_on(&machine.host, &["ls", "--json"]);
+    assert!(json.status.success());
+    let state: Value = serde_json::from_slice(&json.stdout).unwrap();
+    for blob in layout.layers.iter().chain([&layout.config]) {
+        let found = state["blobs"].as_array().unwrap().iter().find(|found| found["digest"] == blob.digest.as_str());
+        let found = found.unwrap_or_else(|| panic!("{} is not listed: {state}", blob.digest));
+        assert_eq!(found["length_bytes"], blob.size);
+        assert_eq!(found["held_bytes"], blob.size);
+        assert_eq!(found["bytes_from_origin"], blob.size);
+    }
+    let layers = state["layers"].as_array().unwrap();
+    for layer in &layout.layers {
+        let found = layers.iter().find(|found| found["digest"] == layer.digest.as_str()).unwrap();
+        assert_eq!(found["image"], format!("{}/lab/small", registry.name()));
+    }
+
+    let table = lapwing_on(&machine.host, &["ls"]);
+    assert!(table.status.success());
+    let short = |digest: &str| digest["sha256:".len()..][..12].to_owned();
+    let shown = text(&table.stdout);
+    let blobs = column(shown, "BLOB");
+    assert!(layout.layers.iter().chain([&layout.config]).all(|blob| blobs.contains(&short(&blob.digest))), "{shown}");
+    let layers: BTreeSet<String> = layout.layers.iter().map(|layer| short(&layer.digest)).collect();
+    assert_eq!(column(shown, "LAYER"), layers, "{shown}");
+    the_admin_listener_of(machine.lapwing.as_ref().unwrap());
+}
+
+#[test]
+fn a_tracker_has_an_admin_listener_too() {
+    if !require("a_tracker_has_an_admin_listener_too", &NEEDS) {
+        return;
+    }
+    let host = Lab::new("admin").unwrap().network().unwrap().host("tracker", None).unwrap();
+    let mut tracker = Lapwing::start(&host, LapwingSettings::tracker()).unwrap();
+    the_admin_listener_of(&tracker);
+    let refused = lapwing_on(&host, &["ls"]);
+    assert_eq!(refused.status.code(), Some(1), "a tracker has no blobs to list");
+    assert!(text(&refused.stderr).contains("127.0.0.1:7082"), "{}", text(&refused.stderr));
+    tracker.stop().unwrap();
+}
+
+fn the_admin_listener_of(lapwing: &Lapwing) {
+    let health = lapwing.admin("/healthz").unwrap();
+    assert_eq!((health.status, health.text().as_str()), (200, "ok\n"));
+    let ready = lapwing.admin("/readyz").unwrap();
+    assert_eq!((ready.status, ready.text().as_str()), (200, "ready\n"));
+    assert_eq!(lapwing.admin("/nothing").unwrap().status, 404);
+    let metrics = lapwing.admin("/metrics").unwrap();
+    assert_eq!(metrics.status, 200);
+    let head = metrics.head.to_ascii_lowercase();
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    let exposed = families(&metrics.text());
+    let undocumented: Vec<_> = exposed.keys().filter(|name| !documented().contains_key(*name)).collect();
+    assert!(undocumented.is_empty(), "not in docs/metrics.md: {undocumented:?}");
+}
+
+/// The families of an OpenMetrics text with their types (OpenMetrics 1.0, "Text format"), after a check of every line.
+fn families(metrics: &str) -> BTreeMap<String, String> {
+    assert!(metrics.ends_with("# EOF\n"), "no # EOF at the end:\n{metrics}");
+    let (mut types, mut units, mut series) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+    let mut current = String::new();
+    for line in metrics.lines().take_while(|line| *line != "# EOF") {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let words: Vec<&str> = comment.splitn(3, ' ').collect();
+            let [keyword, name, rest] = words[..] else { panic!("{line}") };
+            assert!(!rest.is_empty() && name.starts_with("lapwing_"), "{line}");
+            match keyword {
+                "HELP" => current = name.to_owned(),
+                "TYPE" => assert!(types.insert(name.to_owned(), rest.to_owned()).is_none(), "twice: {line}"),
+                "UNIT" => assert!(name.ends_with(&format!("_{rest}")) && units.insert(name, rest).is_none(), "{line}"),
+                _ => panic!("neither HELP nor TYPE nor UNIT: {line}"),
+            }
+            assert_eq!(current, name, "a family's lines stand together: {line}");
+            continue;
+        }
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok_and(f64::is_finite), "{line}");
+        assert!(series.insert(name.to_owned()), "twice: {line}");
+        let plain = name.split('{').next().unwrap();
+        assert!(plain == name || name.ends_with("\"}"), "{line}");
+        let family = if types[&current] == "counter" { plain.strip_suffix("_total") } else { Some(plain) };
+        assert_eq!(family, Some(current.as_str()), "{line}");
+    }
+    assert!(!types.is_empty());
+    types
+}
+
+/// The table of docs/metrics.md: family, and its type and labels.
+fn documented() -> BTreeMap<String, (String, String)> {
+    let rows = include_str!("../docs/metrics.md").lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let name = cells[0].trim_end_matches('`');
+        let family = if cells[1] == "counter" { name.strip_suffix("_total").unwrap() } else { name };
+        (family.to_owned(), (cells[1].to_owned(), cells[2].to_owned()))
+    })
+    .collect()
+}
+
+/// Families with labels appear with their first event; all others are there from the start.
+#[test]
+fn the_documented_metrics_are_those_of_the_endpoint() {
+    if !require("the_documented_metrics_are_those_of_the_endpoint", &NEEDS) {
+        return;
+    }
+    let host = Lab::new("metrics").unwrap().network().unwrap().host("w1", None).unwrap();
+    let up = Lapwing::start(&host, LapwingSettings::up()).unwrap();
+    let exposed = families(&up.admin("/metrics").unwrap().text());
+    for (name, (kind, labels)) in documented() {
+        match exposed.get(&name) {
+            Some(found) => assert_eq!(*found, kind, "{name}"),
+            None => assert!(!labels.is_empty(), "{name} is documented and not there"),
+        }
+    }
+    for name in exposed.keys() {
+        assert!(documented().contains_key(name), "{name} is not in docs/metrics.md");
+    }
+}
