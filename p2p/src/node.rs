@@ -43,7 +43,7 @@ use crate::layout::{PieceIndex, PieceLayout};
 use crate::metrics::Metrics;
 use crate::origin::Origin;
 use crate::store::ChunkStore;
-use crate::swarm::{Event, Swarm, SwarmConfig, WantId};
+use crate::swarm::{Event, PieceSource, Swarm, SwarmConfig, WantId};
 use crate::verify::{Metainfo, piece_hash};
 
 pub use crate::swarm::Priority;
@@ -203,6 +203,11 @@ impl Node {
             let opened = Arc::clone(inner.blobs.entry(digest).or_insert(blob));
             let (have, verified) = (opened.stored.have(), opened.is_verified());
             self.dispatch(&mut inner, Event::Opened { digest, layout: opened.layout, have, verified });
+            // A metainfo that is here already makes peers useful even while discovery is silent.
+            let verifiable = lock(&opened.trust).needs_no_word();
+            if verifiable {
+                self.dispatch(&mut inner, Event::Verifiable { digest, verifiable });
+            }
             opened
         };
         if opened.stored.is_complete() {
@@ -234,6 +239,12 @@ impl Node {
         });
         if let Ok(stored) = stored.await {
             stored?;
+        }
+        if let Some(blob) = self.open_blob(&digest) {
+            // Somebody waits for it already: what was inserted beside the swarm has arrived, too.
+            for piece in (0..layout.piece_count()).map(PieceIndex) {
+                self.arrived(&blob, piece, PieceSource::Origin, 0);
+            }
         }
         self.proclaim(digest, statement).await;
         if layout.piece_count() > 1

@@ -122,3 +122,18 @@ async fn a_published_object_is_found_by_its_subject_and_after_a_restart() {
     assert_eq!(found.read(0..found.length(), Priority::ReadAhead).await.unwrap(), object);
     again.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_an_object_gets_it_when_this_node_derives_it() {
+    let tracker = Arc::new(Tracker::default());
+    let object = content(700 << 10, 5);
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(&tracker, directory.path(), |_| {}).await;
+    let waiting = node.open(Digest::of(&object), object.len() as u64, None).unwrap();
+    waiting.want_all(Priority::Background);
+    assert!(!waiting.is_verified());
+    node.publish(StatementKind::LayerIndex, Digest::of(b"layer"), object.clone()).await.unwrap();
+    waiting.verified().await.unwrap();
+    assert_eq!(waiting.read(0..object.len() as u64, Priority::Fault).await.unwrap(), object);
+    node.shutdown().await;
+}
