@@ -3,7 +3,7 @@
 use super::chunks::WIDE_INDEXES;
 use super::directory::{self, Name};
 use super::layout::{Form, INODE, Layout, Placed, names_of};
-use super::tree::{Attributes, Inherit, InodeIndex, Node, Tree};
+use super::tree::{Attributes, Inherit, InodeIndex, Node, ROOT, Tree};
 use super::{BLOCK, ErofsError, WRITER, device_length, xattr};
 use crate::limits::MAX_IMAGE_BYTES;
 use crate::tree::Entry;
@@ -18,8 +18,6 @@ const COMPAT: u32 = 0x3;
 const INCOMPAT: u32 = 0xC;
 /// The tar is the one extra device.
 const TAR: u16 = 1;
-/// The root's slot number has 16 bits in the superblock.
-const ROOT_NID: u16 = 0;
 
 /// Writes the image of a layer.
 ///
@@ -52,7 +50,8 @@ pub fn write_image(
         image.put_inode(&tree, &layout, placed, serial as u32 + 1)?;
     }
     image.put_device_slot(seed, device_blocks as u32);
-    image.put_superblock(seed, layout.placed.len() as u64);
+    // 16 bits are enough: the root is placed first, and moves by less than a block to keep its names together.
+    image.put_superblock(seed, layout.placed.len() as u64, layout.nids[&ROOT] as u16);
     Ok(image.bytes)
 }
 
@@ -67,13 +66,13 @@ impl Image {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn put_superblock(&mut self, seed: &[u8; 32], inodes: u64) {
+    fn put_superblock(&mut self, seed: &[u8; 32], inodes: u64, root_nid: u16) {
         let at = SUPERBLOCK;
         let blocks = (self.bytes.len() as u64 / BLOCK) as u32;
         self.put(at, &MAGIC.to_le_bytes());
         self.put(at + 0x08, &COMPAT.to_le_bytes());
         self.put(at + 0x0C, &[BLOCK.trailing_zeros() as u8]);
-        self.put(at + 0x0E, &ROOT_NID.to_le_bytes());
+        self.put(at + 0x0E, &root_nid.to_le_bytes());
         self.put(at + 0x10, &inodes.to_le_bytes());
         self.put(at + 0x24, &blocks.to_le_bytes());
         self.put(at + 0x28, &((METADATA / BLOCK) as u32).to_le_bytes());

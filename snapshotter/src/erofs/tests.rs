@@ -125,6 +125,17 @@ fn what_containerd_drops_or_bounds_is_dropped_and_bounded() {
     assert_eq!((found[""].mode, found[""].uid, found[""].mtime), (0o040_755, 0, (3, 4)));
 }
 
+/// A root directory whose names do not fit behind its inode moves the inode, and the superblock must say where to.
+#[test]
+fn the_root_is_found_whatever_its_names_take() {
+    for length in 1..=255 {
+        let (one, other) = ("a".repeat(length), "b".repeat(256 - length));
+        assert_eq!(paths(&[file(&one, 1), file(&other, 1)]), [one, other]);
+        let (short, long) = ("c".repeat(length), "d".repeat(200));
+        assert_eq!(paths(&[file(&short, 1), file(&long, 1)]), [short, long]);
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     assert!(refused(&[file(&"n".repeat(256), 0)]).contains("file name"));
