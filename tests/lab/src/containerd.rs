@@ -71,24 +71,28 @@ impl Containerd {
         }
     }
 
-    /// `nerdctl`, told where this containerd's registries and networks are.
+    /// `nerdctl`, told where this containerd's registries and networks are; with Lapwing's snapshotter by the shipped `nerdctl.toml`, which
+    /// makes it the default.
     pub fn nerdctl(&self) -> Result<Command> {
         let mut command = self.host.tool("nerdctl")?;
         let dir = self.host.dir();
-        command.arg(format!("--hosts-dir={}", self.hosts_dir().display()));
+        let mut settings = toml::Table::new();
+        if self.options.snapshotter.is_some() {
+            settings = toml::from_str(&config::contrib("nerdctl/nerdctl.toml")?)?;
+        }
+        settings.insert("hosts_dir".into(), vec![self.hosts_dir().display().to_string()].into());
+        let file = dir.join("nerdctl.toml");
+        std::fs::write(&file, toml::to_string(&settings)?)?;
+        command.env("NERDCTL_TOML", file);
         command.arg(format!("--data-root={}", dir.join("nerdctl").display()));
         command.arg(format!("--cni-netconfpath={}", dir.join("nerdctl-cni").display())).arg("--cni-path=/usr/lib/cni");
         Ok(command)
     }
 
-    /// `crictl`, told where containerd listens.
+    /// `crictl` with the shipped `crictl.yaml`.
     pub fn crictl(&self) -> Result<Command> {
         let mut command = self.host.tool("crictl")?;
-        command.args([
-            &format!("--runtime-endpoint=unix://{SOCKET}"),
-            &format!("--image-endpoint=unix://{SOCKET}"),
-            "--timeout=120s",
-        ]);
+        command.arg("--config").arg(tools::repository().join("contrib/crictl/crictl.yaml")).arg("--timeout=120s");
         Ok(command)
     }
 

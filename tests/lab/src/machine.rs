@@ -20,6 +20,12 @@ pub struct MachineOptions {
     pub lapwing: Option<LapwingSettings>,
     /// Whether CRI uses Lapwing's snapshotter.
     pub cri_lapwing: bool,
+    /// CRI pulls by itself and not through the transfer service.
+    pub cri_local_pull: bool,
+    /// Whether containerd tells Lapwing's snapshotter which layer a snapshot is of.
+    pub annotations: bool,
+    /// Whether containerd asks Lapwing's mirror before the registry.
+    pub mirror: bool,
     /// The image of CRI's sandbox containers.
     pub pause: Option<String>,
 }
@@ -27,7 +33,16 @@ pub struct MachineOptions {
 impl MachineOptions {
     /// A worker with plain containerd 2.x and overlayfs.
     pub fn plain() -> Self {
-        Self { flavour: Flavour::V2, rate: None, lapwing: None, cri_lapwing: false, pause: None }
+        Self {
+            flavour: Flavour::V2,
+            rate: None,
+            lapwing: None,
+            cri_lapwing: false,
+            cri_local_pull: false,
+            annotations: true,
+            mirror: true,
+            pause: None,
+        }
     }
 
     /// A worker whose containerd 2.x pulls through a Lapwing node and may use its snapshotter.
@@ -58,7 +73,7 @@ impl Machine {
         let mut mirrors = Vec::new();
         let mut lapwing = None;
         if let Some(settings) = options.lapwing {
-            mirrors.push(Lapwing::mirror_url());
+            mirrors.extend(options.mirror.then(Lapwing::mirror_url));
             lapwing = Some(Lapwing::start(host, settings.registry(&registry.name()))?);
         }
         let uses_lapwing = lapwing.is_some();
@@ -69,7 +84,8 @@ impl Machine {
                 snapshotter: uses_lapwing.then(|| Lapwing::snapshotter(host)),
                 registries: vec![RegistryHosts { name: registry.name(), url: registry.url(), mirrors }],
                 cri_snapshotter: if uses_lapwing && options.cri_lapwing { "lapwing" } else { "overlayfs" }.into(),
-                cri_local_pull: false,
+                cri_local_pull: options.cri_local_pull,
+                annotations: options.annotations,
                 pause: options.pause,
             },
         )?;

@@ -1,10 +1,12 @@
-//! containerd's configuration: what the README tells users to write, and what a laboratory needs besides.
+//! containerd's configuration: the files of `contrib/` that users are told to install, and what a laboratory needs besides.
 
 use crate::host::Host;
-use anyhow::Result;
+use crate::tools::repository;
+use anyhow::{Context, Result};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use toml::{Table, Value};
 
 /// Which containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +31,8 @@ pub struct ContainerdOptions {
     pub cri_snapshotter: String,
     /// CRI pulls by itself, as before containerd 2.1, and not through the transfer service.
     pub cri_local_pull: bool,
+    /// Whether containerd tells the snapshotter which layer a snapshot is of, as the files in `contrib/` ask it to.
+    pub annotations: bool,
     /// The image of CRI's sandbox containers.
     pub pause: Option<String>,
 }
@@ -41,6 +45,7 @@ impl Default for ContainerdOptions {
             registries: Vec::new(),
             cri_snapshotter: "overlayfs".into(),
             cri_local_pull: false,
+            annotations: true,
             pause: None,
         }
     }
@@ -79,7 +84,7 @@ pub(super) fn write(host: &Host, options: &ContainerdOptions) -> Result<()> {
     for registry in &options.registries {
         let dir = hosts_dir(host).join(&registry.name);
         std::fs::create_dir_all(&dir)?;
-        std::fs::write(dir.join("hosts.toml"), hosts_toml(registry))?;
+        std::fs::write(dir.join("hosts.toml"), hosts_toml(registry)?)?;
     }
     let networks = cni_dir(host);
     std::fs::create_dir_all(&networks)?;
@@ -96,23 +101,76 @@ pub(super) fn write(host: &Host, options: &ContainerdOptions) -> Result<()> {
         }],
     });
     std::fs::write(networks.join("10-lab.conflist"), serde_json::to_vec(&network)?)?;
-    let text = match options.flavour {
-        Flavour::V2 => version_3(host, options),
-        Flavour::Debian => version_2(host, options),
+    let (shipped, own) = match options.flavour {
+        Flavour::V2 => ("config-2.x.toml", version_3(host, options)),
+        Flavour::Debian => ("config-1.7.toml", version_2(host, options)),
     };
-    std::fs::write(file(host), text).map_err(Into::into)
+    let mut config: Table = match options.snapshotter {
+        Some(_) => toml::from_str(&contrib(&format!("containerd/{shipped}"))?).context(shipped)?,
+        None => Table::new(),
+    };
+    merge(&mut config, toml::from_str(&own).context("the laboratory's own settings")?);
+    if !options.annotations {
+        without_annotations(&mut config, options.flavour);
+    }
+    std::fs::write(file(host), toml::to_string(&config)?).map_err(Into::into)
+}
+
+/// A file that users are told to install.
+pub(super) fn contrib(name: &str) -> Result<String> {
+    let path = repository().join("contrib").join(name);
+    std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// Sets every key of `own` in `config`; tables are merged, all else is replaced.
+fn merge(config: &mut Table, own: Table) {
+    for (key, value) in own {
+        match (config.get_mut(&key), value) {
+            (Some(Value::Table(there)), Value::Table(table)) => merge(there, table),
+            (_, value) => drop(config.insert(key, value)),
+        }
+    }
+}
+
+fn without_annotations(config: &mut Table, flavour: Flavour) {
+    match flavour {
+        Flavour::V2 => {
+            if let Some(exports) = at(config, &["proxy_plugins", "lapwing", "exports"]) {
+                exports.remove("enable_remote_snapshot_annotations");
+            }
+        }
+        Flavour::Debian => {
+            if let Some(cri) = at(config, &["plugins", "io.containerd.grpc.v1.cri", "containerd"]) {
+                cri.insert("disable_snapshot_annotations".into(), true.into());
+            }
+        }
+    }
+}
+
+fn at<'a>(config: &'a mut Table, path: &[&str]) -> Option<&'a mut Table> {
+    path.iter().try_fold(config, |table, key| table.get_mut(*key)?.as_table_mut())
 }
 
 fn cni_dir(host: &Host) -> PathBuf {
     host.dir().join("cni")
 }
 
-fn hosts_toml(registry: &RegistryHosts) -> String {
+/// The shipped file with the registry's own URL, which is not by https here; mirrors that the file does not name come first.
+fn hosts_toml(registry: &RegistryHosts) -> Result<String> {
+    let shipped = contrib("containerd/hosts.toml")?;
     let mut text = format!("server = {:?}\n", registry.url);
     for url in registry.mirrors.iter().chain([&registry.url]) {
-        let _ = write!(text, "\n[host.{url:?}]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"1s\"\n");
+        match shipped.contains(&format!("[host.{url:?}]")) {
+            true => text.push_str(&shipped),
+            false => {
+                let _ = write!(
+                    text,
+                    "\n[host.{url:?}]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"1s\"\n"
+                );
+            }
+        }
     }
-    text
+    Ok(text)
 }
 
 fn quoted(path: &Path) -> String {
@@ -142,7 +200,8 @@ fn version_3(host: &Host, options: &ContainerdOptions) -> String {
         snapshotter = options.cri_snapshotter,
     );
     if options.cri_local_pull {
-        text.push_str("  use_local_image_pull = true\n  disable_snapshot_annotations = false\n");
+        let _ =
+            writeln!(text, "  use_local_image_pull = true\n  disable_snapshot_annotations = {}", !options.annotations);
     }
     let _ = writeln!(
         text,
@@ -157,17 +216,9 @@ fn version_3(host: &Host, options: &ContainerdOptions) -> String {
             text,
             r#"
 [proxy_plugins.lapwing]
-  type = "snapshot"
   address = {socket}
   [proxy_plugins.lapwing.exports]
     root = {root}
-    enable_remote_snapshot_annotations = "true"
-[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-  platform = "linux"
-  snapshotter = "lapwing"
-[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-  platform = "linux"
-  snapshotter = "overlayfs"
 "#,
             socket = quoted(&plugin.socket),
             root = quoted(&plugin.root),
@@ -195,7 +246,6 @@ fn version_2(host: &Host, options: &ContainerdOptions) -> String {
         text,
         r#"  [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = {snapshotter:?}
-    disable_snapshot_annotations = false
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = {cni}
@@ -207,8 +257,7 @@ fn version_2(host: &Host, options: &ContainerdOptions) -> String {
         hosts = quoted(&hosts_dir(host)),
     );
     if let Some(plugin) = &options.snapshotter {
-        let _ =
-            write!(text, "\n[proxy_plugins.lapwing]\n  type = \"snapshot\"\n  address = {}\n", quoted(&plugin.socket));
+        let _ = write!(text, "\n[proxy_plugins.lapwing]\n  address = {}\n", quoted(&plugin.socket));
     }
     text
 }
