@@ -1,0 +1,93 @@
+//! A lazily mounted root filesystem is the same as the one that containerd unpacks with overlayfs, in everything a container can see.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lapwing_lab::image::Layout;
+use lapwing_lab::tree::{self, Node};
+use lapwing_lab::{Machine, Need, Site, check, image, require, wait};
+
+const NEEDS: [Need; 9] = [
+    Need::Root,
+    Need::Disk,
+    Need::Fuse,
+    Need::Erofs,
+    Need::Tools,
+    Need::Program("docker-registry"),
+    Need::Program("skopeo"),
+    Need::Program("runc"),
+    Need::Program("tc"),
+];
+const SOON: Duration = Duration::from_secs(180);
+
+/// Mounts the image on its machine and reads all of it.
+fn walk(machine: &Machine, reference: &str, snapshotter: &str) -> BTreeMap<PathBuf, Node> {
+    let mount = machine.host.dir().join(format!("mount-{snapshotter}"));
+    std::fs::create_dir(&mount).unwrap();
+    let mut command = machine.containerd.ctr().unwrap();
+    check(command.args(["images", "mount", "--snapshotter", snapshotter, reference]).arg(&mount)).unwrap();
+    tree::digest_walk(&machine.host.path(&mount)).unwrap()
+}
+
+/// Compares both root filesystems of `layout`, and gives the lazy one.
+fn lazy_equals_unpacked(name: &str, layout: &Layout) -> BTreeMap<PathBuf, Node> {
+    let site = Site::new(name, None).unwrap();
+    let reference = site.registry.push(layout, "lab/image:1").unwrap();
+    let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
+    let first = site.worker("first", None, settings.clone()).unwrap();
+    first.containerd.pull(&reference, "overlayfs").unwrap();
+    let mut unpacked = walk(&first, &reference, "overlayfs");
+    let node = first.lapwing.as_ref().unwrap();
+    wait::until_true("the layers to be indexed", SOON, || {
+        node.log().unwrap().matches("built the index of a layer").count() == layout.layers.len()
+    })
+    .unwrap();
+
+    let second = site.worker("second", None, settings).unwrap();
+    second.containerd.pull(&reference, "lapwing").unwrap();
+    let node = second.lapwing.as_ref().unwrap();
+    let claimed = node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
+    assert_eq!(claimed, layout.layers.len() as f64, "every layer is lazy");
+    let lazy = walk(&second, &reference, "lapwing");
+    // No tar of these images names the root in its uppermost layer: unpacked it is as old as the unpacking, an accident of each pull.
+    // Lazily it has the time that a lower layer gives it, else 1970.
+    let root = PathBuf::new();
+    unpacked.get_mut(&root).unwrap().mtime = lazy[&root].mtime;
+    let differences = tree::differences(&unpacked, &lazy, 40);
+    assert_eq!(differences, "", "left: overlayfs, right: lazily mounted");
+    lazy
+}
+
+#[test]
+fn an_image_of_oddities_is_the_same_when_mounted_lazily() {
+    const NAME: &str = "an_image_of_oddities_is_the_same_when_mounted_lazily";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let lazy = lazy_equals_unpacked(NAME, &image::small().unwrap());
+    // That the oddities were there to be compared.
+    let node = |path: &str| lazy.get(std::path::Path::new(path)).unwrap_or_else(|| panic!("no {path}"));
+    assert!(lazy.len() > 80, "{} files", lazy.len());
+    assert_eq!(node("odd/capable").xattrs.keys().collect::<Vec<_>>(), ["security.capability"]);
+    assert_eq!(node("odd/noted").xattrs["user.long"].len(), 1500);
+    assert_eq!(node("odd/owned").mtime, (1_600_000_000, 123_456_789));
+    assert_eq!((node("odd/high-ids").uid, node("odd/high-ids").gid), (2_000_000, 2_000_001));
+    assert_eq!((node("bin/sh").links, node("odd/setuid").mode), (Some(13), 0o4755));
+    assert_eq!((node("odd/pipe").kind, node("odd/null").kind, node("odd/block").kind), ("fifo", "char", "block"));
+    assert!(!lazy.contains_key(std::path::Path::new("opaque/old1")), "an opaque directory hides what was below");
+    assert!(!lazy.contains_key(std::path::Path::new("gone/file")), "a whiteout hides what was below");
+}
+
+#[test]
+fn a_real_image_is_the_same_when_mounted_lazily() {
+    const NAME: &str = "a_real_image_is_the_same_when_mounted_lazily";
+    if !require(NAME, &[&NEEDS[..], &[Need::Program("mmdebstrap"), Need::Program("pigz")]].concat()) {
+        return;
+    }
+    let lazy = lazy_equals_unpacked(NAME, &image::real().unwrap());
+    let bytes: u64 = lazy.values().filter(|node| node.kind == "file").filter_map(|node| node.size).sum();
+    assert!(lazy.len() > 15_000 && bytes > 500_000_000, "{} files with {bytes} bytes were compared", lazy.len());
+}
