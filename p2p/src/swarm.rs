@@ -167,10 +167,10 @@ impl Swarm {
         self.blobs.get(digest).is_some_and(BlobState::is_active)
     }
 
-    /// Whether nothing of that blob is wanted, traded or under way, so that it may be closed.
+    /// Whether nothing of that blob is missing that somebody wants, traded or under way, so that it may be closed.
     pub fn is_quiet(&self, digest: &Digest) -> bool {
         self.blobs.get(digest).is_none_or(|blob| {
-            blob.wants.is_empty() && blob.trades.is_empty() && blob.origin.transfers.is_empty() && !blob.find.asking
+            !blob.is_active() && blob.trades.is_empty() && blob.origin.transfers.is_empty() && !blob.find.asking
         })
     }
 

@@ -147,7 +147,7 @@ async fn prove(node: Weak<Node>, blob: Weak<Blob>, stored: Arc<StoredBlob>, mut 
     }
 }
 
-fn report(node: &Node, blob: &Blob, outcome: Result<(), StoreError>) {
+fn report(node: &Arc<Node>, blob: &Blob, outcome: Result<(), StoreError>) {
     if let Err(error) = outcome {
         node.store_failed(blob, error);
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -41,11 +42,11 @@ impl Node {
         let (peer, piece) = (undecided.peer, undecided.piece);
         let digest = blob.digest;
         let judged = tokio::task::spawn_blocking({
-            let blob = Arc::clone(&blob);
+            let (node, blob) = (Arc::clone(self), Arc::clone(&blob));
             move || {
                 let verdict = lock(&blob.trust).judge(piece, &undecided.bytes, undecided.statement.as_ref());
                 let written = match verdict {
-                    Verdict::Good => blob.stored.write_piece(piece, &undecided.bytes).map(drop),
+                    Verdict::Good => node.write_piece(&blob, piece, &undecided.bytes),
                     Verdict::Bad | Verdict::Unknown => Ok(()),
                 };
                 (verdict, written, undecided)
@@ -120,9 +121,28 @@ impl Node {
         blob.progress.send_modify(|_| {});
     }
 
-    /// The store could not take a piece: readers are told what to do about it.
-    pub(super) fn store_failed(&self, blob: &Blob, error: StoreError) {
+    /// Writes a piece. Where there is no room, blobs that are only kept open for who may come back are closed, so that the
+    /// store may evict them, and it is tried once more.
+    pub(super) fn write_piece(
+        self: &Arc<Self>,
+        blob: &Blob,
+        piece: PieceIndex,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        match blob.stored.write_piece(piece, bytes) {
+            Err(StoreError::NoSpace { .. }) => {
+                self.unflushed().into_iter().for_each(|blob| self.flush_blob(&blob));
+                self.close_unused(Duration::ZERO);
+                blob.stored.write_piece(piece, bytes).map(drop)
+            }
+            written => written.map(drop),
+        }
+    }
+
+    /// The store could not take a piece: readers are told what to do about it, and what only should come in is not fetched any more.
+    pub(super) fn store_failed(self: &Arc<Self>, blob: &Blob, error: StoreError) {
         tracing::warn!(digest = %blob.digest, %error, "piece cannot be stored");
+        self.give_up(blob);
         blob.fail(error.into());
     }
 }

@@ -46,7 +46,7 @@ pub(super) async fn flush(node: Arc<Node>) {
             () = node.flush_now.notified() => {}
         }
         node.flush_all().await;
-        node.close_unused();
+        node.close_unused(LINGER);
     }
 }
 
@@ -64,24 +64,34 @@ impl Node {
 
     /// Makes durable what has come. A failure is told to the blob's readers.
     pub(super) async fn flush_all(self: &Arc<Self>) {
-        let unflushed = |blob: &Arc<Blob>| blob.unflushed_bytes.swap(0, Ordering::Relaxed) > 0;
-        for blob in self.open_blobs().into_iter().filter(unflushed) {
-            let stored = Arc::clone(&blob.stored);
-            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || stored.flush()).await {
-                self.store_failed(&blob, error);
-            }
+        for blob in self.unflushed() {
+            let node = Arc::clone(self);
+            // Fails only when the process ends.
+            let _ = tokio::task::spawn_blocking(move || node.flush_blob(&blob)).await;
         }
     }
 
-    /// Closes blobs that nobody holds, wants or trades, so that their pieces may be evicted.
-    fn close_unused(&self) {
+    /// Blobs of which pieces came since they were last made durable; they count as durable from now on.
+    pub(super) fn unflushed(&self) -> Vec<Arc<Blob>> {
+        let came = |blob: &Arc<Blob>| blob.unflushed_bytes.swap(0, Ordering::Relaxed) > 0;
+        self.open_blobs().into_iter().filter(came).collect()
+    }
+
+    pub(super) fn flush_blob(self: &Arc<Self>, blob: &Blob) {
+        if let Err(error) = blob.stored.flush() {
+            self.store_failed(blob, error);
+        }
+    }
+
+    /// Closes blobs that nobody has held for so long, wants or trades, so that their pieces may be evicted.
+    pub(super) fn close_unused(&self, linger: Duration) {
         let mut inner = lock(&self.inner);
         let inner = &mut *inner;
         let now = Instant::now();
         let unused = |blob: &Arc<Blob>| {
             // The map's own handle is the only one, and new ones are given out under this lock alone.
             Arc::strong_count(blob) == 1
-                && now >= *lock(&blob.last_open) + LINGER
+                && now >= *lock(&blob.last_open) + linger
                 && blob.unflushed_bytes.load(Ordering::Relaxed) == 0
         };
         let closing: Vec<_> = inner

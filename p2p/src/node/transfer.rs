@@ -95,13 +95,13 @@ impl Node {
         let length = bytes.len() as u64;
         let identity = Arc::clone(&self.config.identity);
         let stored = tokio::task::spawn_blocking({
-            let blob = Arc::clone(blob);
+            let (node, blob) = (Arc::clone(self), Arc::clone(blob));
             move || {
                 let hash = piece_hash(&bytes);
                 if blob.stored.has(piece) {
                     return Ok(false);
                 }
-                blob.stored.write_piece(piece, &bytes)?;
+                node.write_piece(&blob, piece, &bytes)?;
                 if !lock(&blob.trust).vouch(&identity, piece, hash) {
                     let digest = blob.digest;
                     tracing::warn!(%digest, piece = piece.0, "metainfo contradicts the origin, not believed any more");

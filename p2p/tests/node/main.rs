@@ -5,4 +5,5 @@
 mod cold;
 mod faults;
 mod hostile;
+mod room;
 mod support;

@@ -282,6 +282,17 @@ pub(crate) async fn start_with(
             opened => break opened.unwrap(),
         }
     };
+    start_on(tracker, store, identity, metrics, adjust).await
+}
+
+/// Starts a node with this store.
+pub(crate) async fn start_on(
+    tracker: &Arc<Tracker>,
+    store: Arc<ChunkStore>,
+    identity: Arc<Identity>,
+    metrics: Arc<Metrics>,
+    adjust: impl FnOnce(&mut NodeConfig),
+) -> Arc<Node> {
     let mut config = NodeConfig::new("127.0.0.1:0".parse().unwrap(), identity);
     config.read_deadline = Duration::from_secs(20);
     adjust(&mut config);
