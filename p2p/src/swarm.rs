@@ -254,12 +254,16 @@ impl Swarm {
             PieceSource::Origin => None,
         };
         self.note_arrival(digest, piece, from);
+        if from.is_none() {
+            self.note_overtaken(digest, piece);
+        }
         self.cancel_flights(digest, piece, from);
         let now = self.now;
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.last_progress = now;
-        if from.is_none() {
-            blob.origin.progress(piece, now);
+        match from {
+            Some(_) => blob.origin.peer_gave(),
+            None => blob.origin.progress(piece, now),
         }
         if blob.have.set(piece) {
             blob.fresh.push(piece);

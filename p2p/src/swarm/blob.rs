@@ -162,7 +162,7 @@ impl BlobState {
 }
 
 /// How long a blocked read waits for peers before the origin is asked as well.
-const FAULT_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const FAULT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Joins ascending indexes to at most `max` runs.
 pub(super) fn into_runs(pieces: impl Iterator<Item = u32>, max: usize) -> Vec<Range<u32>> {

@@ -1,13 +1,14 @@
 //! Discovery and the origin: when to ask whom, and what an answer changes.
 //!
 //! The origin is asked only for pieces that somebody wants and no connected peer has, and only with a lease. Without
-//! one in three cases: discovery does not answer; nothing at all came for long, whatever discovery says; or all the
-//! blob's bytes were proven wrong, so that other nodes' are not taken any more.
+//! one in four cases: discovery does not answer; nothing at all came for long, whatever discovery says; discovery says
+//! that others have everything, and none of them gives any of it; or all the blob's bytes were proven wrong, so that
+//! other nodes' are not taken any more.
 
 use std::ops::Range;
 use std::time::Duration;
 
-use super::blob::{Transfer, Transfers};
+use super::blob::{FAULT_PATIENCE, Transfer, Transfers};
 use super::{Action, FoundPeers, Priority, Swarm, TransferId};
 use crate::digest::Digest;
 use crate::discovery::{Holding, LeaseReply, LeaseRequest, Settlement};
@@ -51,6 +52,9 @@ pub(super) struct OriginSide {
     failures: u32,
     whole_only: bool,
     refused: Option<(OriginError, Duration)>,
+    /// Since when discovery has said that others have all that is missing here, and no peer gave any of it: they are
+    /// banned here, out of reach, or gone without a word.
+    forsaken_since: Option<Duration>,
     told_at: Option<Duration>,
     /// Whether a transfer has ended well.
     delivered: bool,
@@ -64,6 +68,11 @@ impl OriginSide {
         if let Some(transfer) = transfer {
             transfer.last_progress = now;
         }
+    }
+
+    /// A peer gave a piece: discovery is right that there are some.
+    pub(super) fn peer_gave(&mut self) {
+        self.forsaken_since = None;
     }
 
     /// Transfers at once: two, so that one covers the silence between the other's end and its successor's first byte.
@@ -179,7 +188,14 @@ impl Swarm {
         if down || blob.origin_only || stalled {
             return self.fetch_unleased(digest, urgent.first().cloned().unwrap_or(first), !urgent.is_empty());
         }
-        if blob.origin.asking || (now < blob.origin.ask_after && (urgent.is_empty() || blob.origin.urgent_told)) {
+        if blob.origin.asking {
+            return;
+        }
+        if now < blob.origin.ask_after && (urgent.is_empty() || blob.origin.urgent_told) {
+            let patience = if urgent.is_empty() { STALL } else { FAULT_PATIENCE };
+            if blob.origin.forsaken_since.is_some_and(|since| now >= since + patience) {
+                self.fetch_unleased(digest, urgent.first().cloned().unwrap_or(first), !urgent.is_empty());
+            }
             return;
         }
         blob.origin.asking = true;
@@ -225,6 +241,7 @@ impl Swarm {
             Some(LeaseReply::Granted(lease)) => {
                 let end = lease.first.0.saturating_add(lease.count).min(blob.layout.piece_count());
                 if lease.first.0 < end {
+                    blob.origin.forsaken_since = None;
                     blob.origin.ask_after = Duration::ZERO;
                     let run = lease.first.0..end;
                     self.transfer(digest, run.clone(), Some((lease.id, run)), Duration::ZERO);
@@ -233,16 +250,18 @@ impl Swarm {
                 WAIT_CEILING
             }
             Some(LeaseReply::Wait(pause)) => pause.clamp(WAIT_FLOOR, WAIT_CEILING) * jitter / 1000,
-            Some(LeaseReply::Exhausted) => EXHAUSTED_PAUSE * jitter / 1000,
+            Some(LeaseReply::Exhausted) => {
+                blob.origin.forsaken_since.get_or_insert(now);
+                EXHAUSTED_PAUSE * jitter / 1000
+            }
             None => Duration::ZERO,
         };
         blob.origin.ask_after = now + pause;
         if answered {
             // Others have or fetch what is missing here: find out who they are.
             self.find_again(digest);
-        } else {
-            self.consider_origin(digest);
         }
+        self.consider_origin(digest);
     }
 
     pub(super) fn first_byte(&mut self, digest: Digest, transfer: TransferId) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::blob::{BlobState, Flight};
+use super::blob::{BlobState, FAULT_PATIENCE, Flight};
 use super::{Action, Priority, Swarm};
 use crate::digest::Digest;
 use crate::identity::PeerId;
@@ -161,6 +161,15 @@ impl Swarm {
             state.mean.add(took);
             state.last_active = self.now;
         }
+    }
+
+    /// The origin brought a piece that peers were asked for long before: they are not asked for a while, so that a peer
+    /// that vanished without a word does not delay every read.
+    pub(super) fn note_overtaken(&mut self, digest: Digest, piece: PieceIndex) {
+        let flights = self.blobs.get(&digest).and_then(|blob| blob.flights.get(&piece.0));
+        let slow = flights.into_iter().flatten().filter(|flight| self.now >= flight.since + FAULT_PATIENCE);
+        let slow: Vec<PeerId> = slow.map(|flight| flight.peer).collect();
+        slow.into_iter().for_each(|peer| self.set_unusable(digest, peer));
     }
 
     /// Ends all requests for a piece; every peer but `arrived` is told.

@@ -172,6 +172,28 @@ impl Simulation {
         mine.map(|(_, _, piece, _)| piece).collect::<BTreeSet<_>>().len() as u32 == self.pieces(digest)
     }
 
+    fn has(&self, node: usize, digest: &Digest, piece: u32) -> bool {
+        self.nodes[node].arrivals.iter().any(|(_, of, arrived, _)| of == digest && arrived.0 == piece)
+    }
+
+    /// All of it was fetched from the origin before, and discovery counts on those who did.
+    fn fetched_by_others(&mut self, digest: Digest) {
+        let pieces = self.pieces(&digest);
+        self.fetched.extend((0..pieces).map(|piece| (digest, piece)));
+    }
+
+    /// Waits for one blocked read after the other, and gives the longest wait.
+    fn read_one_by_one(&mut self, node: usize, digest: Digest, pieces: Range<u32>) -> Duration {
+        let mut longest = Duration::ZERO;
+        for piece in pieces {
+            let start = self.now;
+            self.want(node, digest, piece..piece + 1, Priority::Fault);
+            self.run_until(start + Duration::from_secs(60), |now| now.has(node, &digest, piece));
+            longest = longest.max(self.now - start);
+        }
+        longest
+    }
+
     fn kill(&mut self, node: usize) {
         self.nodes[node].alive = false;
         self.holders.values_mut().for_each(|holders| {
@@ -368,6 +390,49 @@ fn who_sends_wrong_pieces_is_banned_after_three() {
     let after = &simulation.trace[banned_at..];
     let dials = |action: &Action| matches!(action, Action::Dial { peer, .. } if *peer == id(1));
     assert!(!after.iter().any(|(_, _, action)| asked(action) || dials(action)), "a banned peer was asked again");
+}
+
+#[test]
+fn a_holder_that_is_banned_here_does_not_starve_reads() {
+    let mut simulation = Simulation::new(2, 14);
+    let digest = simulation.blob("layer", 64 * MIB);
+    simulation.nodes[1].corrupt = true;
+    simulation.open(1, digest, true, false);
+    simulation.open(0, digest, false, true);
+    simulation.fetched_by_others(digest);
+    let first = simulation.read_one_by_one(0, digest, 0..4);
+    assert!(first < Duration::from_secs(4), "{first:?} until the origin was asked");
+    assert_eq!(simulation.bans, [(0, id(1))]);
+    let later = simulation.read_one_by_one(0, digest, 10..40);
+    assert!(later < Duration::from_millis(500), "{later:?} for a read, though it is known that no peer can be used");
+}
+
+#[test]
+fn a_holder_that_is_banned_here_does_not_starve_a_pull() {
+    let mut simulation = Simulation::new(2, 15);
+    let digest = simulation.blob("layer", 64 * MIB);
+    simulation.nodes[1].corrupt = true;
+    simulation.open(1, digest, true, false);
+    simulation.open(0, digest, false, true);
+    simulation.fetched_by_others(digest);
+    simulation.want_all(0, digest, Priority::Bulk);
+    simulation.run_until(Duration::from_secs(25), |now| now.has_all(0, &digest));
+}
+
+#[test]
+fn a_holder_that_vanishes_without_a_word_delays_few_reads() {
+    let mut simulation = Simulation::new(2, 16);
+    let digest = simulation.blob("layer", 64 * MIB);
+    simulation.open(1, digest, true, false);
+    simulation.open(0, digest, false, true);
+    simulation.fetched_by_others(digest);
+    simulation.read_one_by_one(0, digest, 0..20);
+    assert!(simulation.origin_pieces.is_empty(), "the holder gave all");
+    simulation.nodes[1].alive = false;
+    let first = simulation.read_one_by_one(0, digest, 20..21);
+    assert!(first < Duration::from_secs(4), "{first:?} until the origin was asked");
+    let later = simulation.read_one_by_one(0, digest, 30..60);
+    assert!(later < Duration::from_millis(500), "{later:?} for a read after the peer was found silent");
 }
 
 #[test]
