@@ -215,7 +215,8 @@ fn lazy_worker(site: &Site, reference: &str, image: &Noise) -> (Machine, Machine
     let seed = site.worker("seed", None, site.settings()).unwrap();
     seed.containerd.pull(reference, "lapwing").unwrap();
     wait_indexed(&seed, image.layout.layers.len());
-    let mut worker = site.worker("worker", None, site.settings()).unwrap();
+    let settings = site.settings().with("lazy", "read_deadline = \"10s\"");
+    let mut worker = site.worker("worker", None, settings).unwrap();
     worker.containerd.pull(reference, "lapwing").unwrap();
     let claimed = node(&mut worker).metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
     assert_eq!(claimed as usize, image.layout.layers.len(), "all layers are lazy");
@@ -278,4 +279,20 @@ fn containerd_restarts_under_lazy_layers() {
     assert_eq!(mounts_under(&worker, &root), before, "the same mounts as before the restart");
     pull_again(&worker, &reference);
     assert_eq!(mounts_under(&worker, &root), before, "a pull of what is there mounts nothing");
+}
+
+#[test]
+fn lazy_reads_go_on_when_their_peer_vanishes() {
+    if !require("lazy_reads_go_on_when_their_peer_vanishes", &NEEDS) {
+        return;
+    }
+    let image = image::noise(5, &[6, 6]).unwrap();
+    let site = Site::new("vanishes", None).unwrap();
+    let reference = site.registry.push(&image.layout, "noise:5").unwrap();
+    let (seed, mut worker) = lazy_worker(&site, &reference, &image);
+    let before = node(&mut worker).piece_bytes("origin").unwrap();
+    // No packet says that it is gone, and the tracker counts on it for a while.
+    seed.host.set_link(false).unwrap();
+    assert_content_right(&worker, &reference, "alone", &image);
+    assert!(node(&mut worker).piece_bytes("origin").unwrap() > before, "the registry served instead");
 }
