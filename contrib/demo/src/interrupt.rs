@@ -23,7 +23,9 @@ pub(crate) fn watch() -> Result<()> {
                     _ = terminate.recv() => {}
                     _ = hangup.recv() => {}
                 }
-                INTERRUPTED.store(true, Ordering::Release);
+                if !INTERRUPTED.swap(true, Ordering::AcqRel) {
+                    eprintln!("\nmake demo: cleaning up");
+                }
             }
         });
     });

@@ -29,6 +29,7 @@ struct Numbers {
 pub(crate) struct Report {
     numbers: Numbers,
     rows: Vec<[String; 6]>,
+    notes: Vec<String>,
     /// What was not shown, with the numbers.
     failures: Vec<String>,
 }
@@ -55,23 +56,13 @@ impl Report {
             }
         }
         numbers.ok = failures.is_empty();
-        let bound = bound_s(image_bytes);
-        let efficiency = |seconds: f64| format!("{:.0} %", bound / seconds * 100.0);
-        let each: Vec<String> = cold.each_s.iter().map(|seconds| format!("{seconds:.1}")).collect();
-        let swarm = format!(
-            "{} of the network's bound of {bound:.1} s; {} until the bytes were there ({:.1} s); each: {} s",
-            efficiency(cold.measured.seconds),
-            efficiency(cold.arrived_s),
-            cold.arrived_s,
-            each.join(", ")
-        );
-        let verified = format!("then {} files read and equal", lazy.files_verified);
         let rows = vec![
-            row("baseline: plain containerd, to first output", baseline, baseline, image_bytes, String::new()),
-            row("cold swarm: 3 workers pull whole, the last", &cold.measured, baseline, image_bytes, swarm),
-            row("lazy start, to first output", &lazy.measured, baseline, image_bytes, verified),
+            row("baseline: plain containerd, pull to first output", baseline, baseline, image_bytes),
+            row("cold swarm: 3 workers pull whole, the last", &cold.measured, baseline, image_bytes),
+            row("lazy start: pull to first output", &lazy.measured, baseline, image_bytes),
         ];
-        Self { numbers, rows, failures }
+        let notes = notes(image_bytes, cold, lazy);
+        Self { numbers, rows, notes, failures }
     }
 
     pub(crate) fn ok(&self) -> bool {
@@ -82,14 +73,17 @@ impl Report {
     pub(crate) fn print(&self) -> Result<()> {
         let mut table = Table::new();
         table.load_preset(presets::ASCII_MARKDOWN);
-        table.set_header(["", "seconds", "of baseline", "from registry", "from peers", ""]).add_rows(&self.rows);
-        for column in 1..=4 {
+        table.set_header(["", "seconds", "of baseline", "from registry", "copies", "from peers"]).add_rows(&self.rows);
+        for column in 1..=5 {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
         let mut out = std::io::stdout().lock();
         writeln!(out, "\n{table}\n")?;
+        for note in &self.notes {
+            writeln!(out, "{note}")?;
+        }
         for failure in &self.failures {
             writeln!(out, "FAILED: {failure}")?;
         }
@@ -132,17 +126,41 @@ fn failures(numbers: &Numbers, lazy: &Lazy) -> Vec<String> {
     failures
 }
 
-fn row(name: &str, measured: &Measured, baseline: &Measured, image_bytes: u64, note: String) -> [String; 6] {
+fn row(name: &str, measured: &Measured, baseline: &Measured, image_bytes: u64) -> [String; 6] {
     let registry = measured.registry_bytes;
-    let peers = measured.received_bytes.saturating_sub(registry);
     [
         name.to_owned(),
         format!("{:.2}", measured.seconds),
         format!("{:.2}", measured.seconds / baseline.seconds),
-        format!("{} ({:.3} copies)", megabytes(registry), registry as f64 / image_bytes as f64),
-        megabytes(peers),
-        note,
+        megabytes(registry),
+        format!("{:.3}", registry as f64 / image_bytes as f64),
+        megabytes(measured.received_bytes.saturating_sub(registry)),
     ]
+}
+
+fn notes(image_bytes: u64, cold: &Cold, lazy: &Lazy) -> Vec<String> {
+    let bound = bound_s(image_bytes);
+    let share = |seconds: f64| format!("{seconds:.1} s ({:.0} % efficient)", bound / seconds * 100.0);
+    let each: Vec<String> = cold.each_s.iter().map(|seconds| format!("{seconds:.1}")).collect();
+    let fetched = lazy.measured.received_bytes;
+    vec![
+        format!(
+            "links of {} Mbit/s bound the cold swarm's transfer to {bound:.1} s = max(F/us, F/d, N*F/(us+N*ui))",
+            LINK.0
+        ),
+        format!(
+            "cold swarm: bytes at all three after {}, unpacked after {}",
+            share(cold.arrived_s),
+            share(cold.measured.seconds)
+        ),
+        format!("cold swarm: each {} s; all three unpack on this machine's {} cores", each.join(", "), cores()),
+        format!("lazy start: {} of {} on its link", megabytes(fetched), megabytes(image_bytes)),
+        format!("lazy start: then {} files, directories and links read and equal", lazy.files_verified),
+    ]
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// The least time in which one source and equal workers can spread a file: source's uplink, a worker's downlink, all uplinks together.
