@@ -40,7 +40,7 @@ impl Stage {
         progress.step(match flavour {
             Flavour::V2 => "containerd: the pinned 2.x",
             Flavour::Debian => {
-                "containerd: the distribution's own, which pulls and starts lazily with ctr all the same"
+                "containerd: the distribution's own; its ctr fetches whole layers before it unpacks, so a lazy start cannot be shown"
             }
         });
         let image = image::real()?;
