@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use lapwing_p2p::bitfield::Bitfield;
@@ -11,7 +12,7 @@ use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::layout::{PieceIndex, PieceLayout};
 use lapwing_p2p::metrics::Metrics;
-use lapwing_p2p::node::Priority;
+use lapwing_p2p::node::{NodeConfig, Priority};
 use lapwing_p2p::statement::PieceStatement;
 use lapwing_p2p::verify::piece_hash;
 use lapwing_p2p::wire::handshake::{GREETING_LENGTH, Greeting};
@@ -186,4 +187,34 @@ async fn a_lying_lessee_is_found_out_by_the_whole_digest() {
     assert_eq!(metrics.digest_mismatches.get(), 1);
     assert_eq!(origin.copies(), 1.0);
     node.shutdown().await;
+}
+
+/// With nobody else to ask, what a liar sends is neither on disk nor given to another node.
+#[tokio::test(flavor = "multi_thread")]
+async fn spoilt_pieces_are_never_kept_or_passed_on() {
+    for spoil in [Spoil::OneBit, Spoil::Truncated, Spoil::AnotherPiece, Spoil::ForgedStatement] {
+        let tracker = Arc::new(Tracker::default());
+        let bytes = content(LENGTH, 24);
+        let digest = Digest::of(&bytes);
+        let liar = liar(&tracker, &bytes, spoil, false).await;
+        tracker.add_lessee(digest, liar.identity.id());
+        let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mut nodes = Vec::new();
+        for directory in &directories {
+            let (metrics, identity) = (Arc::new(Metrics::default()), Arc::new(Identity::generate().unwrap()));
+            let impatient = |config: &mut NodeConfig| config.read_deadline = Duration::from_secs(1);
+            let node = start_with(&tracker, directory.path(), identity, Arc::clone(&metrics), impatient).await;
+            // The second could ask the first, too.
+            tracker.add_holder(digest, node.id(), Holding::Partial);
+            let blob = node.open(digest, LENGTH as u64, None).unwrap();
+            blob.read(0..LENGTH as u64, Priority::Bulk).await.unwrap_err();
+            assert!(metrics.bad_pieces.get() >= 1, "{spoil:?}: the liar was never asked");
+            assert_eq!(node.store().get(&digest).unwrap().have_bytes(), 0, "{spoil:?}: kept");
+            nodes.push((node, metrics));
+        }
+        for (node, metrics) in nodes {
+            assert_eq!(metrics.served_bytes.get(), 0, "{spoil:?}: passed on");
+            node.shutdown().await;
+        }
+    }
 }
