@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -40,6 +40,11 @@ pub enum Unsupported {
     /// A filesystem is not there.
     #[error("the kernel has no {0}; load the module of that name")]
     Filesystem(&'static str),
+    /// The directory is on tmpfs or another filesystem whose files EROFS does not mount.
+    #[error(
+        "EROFS mounts no files on the filesystem of {0}; choose a directory on ext4, xfs or btrfs, not tmpfs or overlayfs"
+    )]
+    Place(PathBuf),
     /// A step of the trial failed.
     #[error("the trial mount failed: {what}: {cause}")]
     Trial {
@@ -76,7 +81,12 @@ pub fn probe(directory: &Path) -> Result<Support, Unsupported> {
         let _ = fuse::detach(&trial.join(mount));
     }
     let _ = std::fs::remove_dir_all(&trial);
-    outcome.map(|()| Support { kernel })
+    match outcome {
+        Err(Unsupported::Trial { cause, .. }) if Errno::from_io_error(&cause) == Some(Errno::NOTBLK) => {
+            Err(Unsupported::Place(directory.to_owned()))
+        }
+        outcome => outcome.map(|()| Support { kernel }),
+    }
 }
 
 fn version(release: &str) -> Option<(u32, u32, u32)> {
