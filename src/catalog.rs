@@ -53,6 +53,7 @@ impl Catalog {
             Err(error @ redb::DatabaseError::DatabaseAlreadyOpen) => {
                 return Err(failed(format!("{error}; is another node running on this root?")));
             }
+            Err(error) if !is_damage(&error) => return Err(failed(error.to_string())),
             Err(error) => {
                 let aside = path.with_extension("redb.broken");
                 tracing::warn!(path = %path.display(), aside = %aside.display(), %error, "catalog is unreadable: begun anew");
@@ -156,6 +157,17 @@ impl Catalog {
             tracing::warn!(path = %self.path.display(), %error, "catalog could not be read");
             None
         })
+    }
+}
+
+/// Whether the file itself is at fault, rather than the system around it.
+fn is_damage(error: &redb::DatabaseError) -> bool {
+    use redb::{DatabaseError, StorageError};
+    match error {
+        DatabaseError::RepairAborted | DatabaseError::UpgradeRequired(_) => true,
+        DatabaseError::Storage(StorageError::Corrupted(_)) => true,
+        DatabaseError::Storage(StorageError::Io(error)) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
     }
 }
 

@@ -19,7 +19,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_snapshotter::index::Index;
-use lapwing_snapshotter::lazy::LazyMounts;
+use lapwing_snapshotter::lazy::{LazyError, LazyMounts};
 use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Target};
 use tokio::sync::watch;
 
@@ -35,6 +35,8 @@ pub(crate) use source::{Origins, SwarmLayer};
 
 /// How long "nobody has an index" is believed before the swarm is asked again.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
+/// Shortest and longest pause before the background completion of a layer is tried again.
+const COMPLETE_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 /// Most layers whose state is remembered; the oldest absent ones are forgotten first.
 const MAX_LAYERS: usize = 10_000;
 
@@ -103,7 +105,7 @@ impl Layers {
         let layer = record.layer;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(knowledge) = known.get(&layer)
-            && !is_stale(&knowledge.borrow())
+            && !is_stale(knowledge)
         {
             return knowledge.clone();
         }
@@ -116,7 +118,10 @@ impl Layers {
         let (this, record) = (Weak::clone(&self.this), record.clone());
         tokio::spawn(async move {
             let Some(this) = this.upgrade() else { return };
-            let found = this.search(&record).await;
+            let found = match this.origins.allow(&record).await {
+                Ok(record) => this.search(&record).await,
+                Err((reason, message)) => absent(reason, message),
+            };
             if let Knowledge::Absent { reason, message, .. } = &found {
                 tracing::debug!(digest = %layer, reason, message, "no index for this layer");
             }
@@ -165,6 +170,10 @@ impl Layers {
             Ok(Err(error)) => return absent("index_wrong", format!("index {}: {error}", object.digest())),
             Err(error) => return absent("index_wrong", format!("index {}: {error}", object.digest())),
         };
+        if index.layer_length() != record.length {
+            let stated = index.layer_length();
+            return absent("index_wrong", format!("index {}: {stated} bytes for {}", object.digest(), record.length));
+        }
         let diff_id = index.diff_id();
         let source = Arc::new(self.source(record, index.layer_length()));
         let added = mounts.add(index, source).await.map_err(|error| error.to_string());
@@ -176,14 +185,21 @@ impl Layers {
 
     /// Takes up a layer that a former process mounted, from the index it kept. Asks nobody.
     fn reload(&self, mounts: &Arc<LazyMounts>, layer: &Digest) -> Result<(), String> {
-        let record = self.catalog.by_layer(layer).ok_or_else(|| format!("layer {layer} is in no known image"))?;
         let index = Arc::new(self.kept.load(layer)?);
-        let source = Arc::new(self.source(&record, index.layer_length()));
+        let length = index.layer_length();
+        let source = match self.catalog.by_layer(layer) {
+            Some(record) => self.source(&record, length),
+            None => {
+                tracing::warn!(digest = %layer, "no image is known with this layer: what is missing can only come from peers");
+                SwarmLayer::new(Arc::clone(&self.node), *layer, length, None)
+            }
+        };
+        let source = Arc::new(source);
         mounts.add_blocking(index, source).map_err(|error| error.to_string())?;
         Ok(())
     }
 
-    /// After a while, fetches the rest of a mounted layer and holds it against its digest and diffID.
+    /// After a while, fetches the rest of a mounted layer and proves its index; tries again until that is done.
     fn complete_later(&self, mounts: &Arc<LazyMounts>, layer: Digest) {
         let (Some(mounted), Some(delay)) = (mounts.layer(&layer), self.complete_after) else { return };
         if !self.completing.lock().unwrap_or_else(PoisonError::into_inner).insert(layer) {
@@ -191,10 +207,21 @@ impl Layers {
         }
         let this = Weak::clone(&self.this);
         self.runtime.spawn(async move {
-            tokio::time::sleep(delay).await;
-            match mounted.complete_all().await {
-                Ok(()) => tracing::info!(digest = %layer, "layer is complete and proved"),
-                Err(error) => tracing::warn!(digest = %layer, %error, "layer was not completed in the background"),
+            let mut pause = delay;
+            loop {
+                tokio::time::sleep(pause).await;
+                match mounted.complete_all().await {
+                    Ok(()) => break,
+                    Err(error @ LazyError::Quarantined(_)) => {
+                        tracing::error!(digest = %layer, %error, "a layer's index was wrong");
+                        break;
+                    }
+                    Err(error) => {
+                        pause =
+                            (pause * 2).clamp(COMPLETE_AGAIN.0, COMPLETE_AGAIN.1).mul_f64(0.75 + fastrand::f64() / 2.0);
+                        tracing::warn!(digest = %layer, %error, again_in = ?pause, "a layer is not complete yet");
+                    }
+                }
             }
             if let Some(this) = this.upgrade() {
                 this.completing.lock().unwrap_or_else(PoisonError::into_inner).remove(&layer);
@@ -269,7 +296,12 @@ impl RemoteLayers for Layers {
     }
 }
 
-fn is_stale(knowledge: &Knowledge) -> bool {
+fn is_stale(receiver: &watch::Receiver<Knowledge>) -> bool {
+    let abandoned = receiver.has_changed().is_err();
+    let knowledge = &*receiver.borrow();
+    if abandoned && matches!(knowledge, Knowledge::Searching) {
+        return true;
+    }
     match knowledge {
         Knowledge::Absent { since, .. } => since.elapsed() > ABSENT_FOR,
         Knowledge::Indexed => true,

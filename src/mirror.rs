@@ -2,7 +2,7 @@
 //!
 //! * [`request`], [`range`], [`answer`]: what is asked for, which bytes of it, and the form of a refusal
 //! * [`manifest`]: manifests, tags and referrers, passed through; what they teach goes to the [`ImageObserver`]
-//! * [`blob`]: blobs, authorized by their registry and streamed out of the swarm; [`proof`]: when its word is not enough
+//! * [`blob`]: blobs, authorized by their registry and streamed out of the swarm
 //!
 //! The client is a container runtime that has another host to go to. So the rule everywhere: answer before
 //! [`MirrorSettings::first_byte`], with the right bytes or an error; never 429 (containerd would ask us again), never
@@ -34,7 +34,6 @@ mod answer;
 mod blob;
 mod manifest;
 mod metrics;
-mod proof;
 mod range;
 mod request;
 #[cfg(test)]
@@ -76,7 +75,6 @@ pub(crate) struct Mirror {
     observer: Arc<dyn ImageObserver>,
     metrics: MirrorMetrics,
     learning: manifest::Learning,
-    proofs: proof::Proofs,
 }
 
 impl Mirror {
@@ -87,8 +85,8 @@ impl Mirror {
         observer: Arc<dyn ImageObserver>,
         metrics: MirrorMetrics,
     ) -> Arc<Self> {
-        let (learning, proofs) = (manifest::Learning::default(), proof::Proofs::new());
-        Arc::new(Self { settings, registries, node, observer, metrics, learning, proofs })
+        let learning = manifest::Learning::default();
+        Arc::new(Self { settings, registries, node, observer, metrics, learning })
     }
 }
 

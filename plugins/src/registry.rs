@@ -160,6 +160,12 @@ impl Registries {
         Ok(endpoint)
     }
 
+    /// Whether the configuration names the registry, or it is one of the well-known public ones. Such a registry lets
+    /// only those claim a blob who could push its bytes; any other may be a stranger's, and its word is worth nothing.
+    pub fn is_listed(&self, registry: &RegistryName) -> bool {
+        self.listed.contains_key(registry) || WELL_KNOWN.contains(&registry.as_str())
+    }
+
     /// One blob at its registry, as an origin of ranges. `length` is the blob's, from its descriptor or a [`Grant`].
     pub fn origin(
         &self,

@@ -133,6 +133,13 @@ pub struct Index {
 }
 
 impl Index {
+    /// The index with another file table, as a liar would give it.
+    #[cfg(test)]
+    pub(crate) fn with_entries(mut self, entries: Vec<Entry>) -> Self {
+        self.entries = entries;
+        self
+    }
+
     /// SHA-256 of the compressed layer, its name in the manifest.
     pub fn layer(&self) -> Digest {
         self.layer

@@ -22,6 +22,7 @@ mod mounts;
 mod probe;
 mod readahead;
 
+pub use cache::replace_file;
 pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};
 pub use probe::{Support, Unsupported, probe};
@@ -78,17 +79,8 @@ pub enum LazyError {
     #[error(transparent)]
     Corrupt(#[from] SpanError),
     /// The whole tar came and is not the one that the image names: the index is wrong.
-    #[error(
-        "layer {layer} is quarantined: its tar is {found}, the image says {expected}; remove the image and pull it again"
-    )]
-    Quarantined {
-        /// The layer.
-        layer: Digest,
-        /// The diffID of the image's configuration.
-        expected: Digest,
-        /// The digest of what the index gives.
-        found: String,
-    },
+    #[error("layer {0} is quarantined: it is not what its index says; remove the image and pull it again")]
+    Quarantined(Digest),
     /// The cache on disk fails.
     #[error("cache of layer {layer} in {path}: {cause}")]
     Cache {

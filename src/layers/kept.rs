@@ -1,6 +1,5 @@
 //! The indexes of lazily mounted layers on disk, so that a restarted node mounts them without asking anybody.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use lapwing_p2p::digest::Digest;
@@ -22,10 +21,7 @@ impl KeptIndexes {
     pub(super) fn keep(&self, layer: &Digest, encoded: &[u8]) -> Result<(), String> {
         let path = self.path(layer);
         let failed = |error: std::io::Error| format!("index of {layer} cannot be kept at {}: {error}", path.display());
-        let temporary = path.with_extension("new");
-        let mut file = std::fs::File::create(&temporary).map_err(failed)?;
-        file.write_all(encoded).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&temporary, &path).map_err(failed)
+        lapwing_snapshotter::lazy::replace_file(&path, encoded).map_err(failed)
     }
 
     /// Reads it back, with all the checks that a foreign one gets.

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::catalog::LayerRecord;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -16,6 +17,19 @@ use lapwing_snapshotter::source::{LayerSource, SourceError, Urgency};
 pub(crate) struct Origins(pub Arc<Registries>);
 
 impl Origins {
+    /// Asks the registry whether this node may read the layer there, which also tells its length. A layer that could only
+    /// be read as long as peers have it, or that a stranger merely names, is not to be mounted.
+    pub(crate) async fn allow(&self, record: &LayerRecord) -> Result<LayerRecord, (&'static str, String)> {
+        let (registry, repo) = (&record.registry, &record.repo);
+        if !self.0.is_listed(registry) {
+            return Err(("unlisted_registry", format!("list {registry} under registries.hosts for lazy starts")));
+        }
+        match self.0.authorize(registry, repo, record.layer, &Credential::Configured).await {
+            Ok(grant) => Ok(LayerRecord { length: grant.length, ..record.clone() }),
+            Err(denied) => Err(("not_readable", format!("this node cannot read the layer by itself: {denied}"))),
+        }
+    }
+
     /// The origin of a blob, if its registry is one that the node talks to.
     pub(crate) fn of(
         &self,

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Blob, Priority, ReadError};
+use lapwing_p2p::origin::Origin;
+use lapwing_plugins::registry::RegistryOrigin;
 
 use super::Mirror;
 use super::answer::Refusal;
@@ -38,17 +40,11 @@ impl Mirror {
                 .registries
                 .origin(&asked.registry, &asked.repository, digest, length, credential)
                 .map_err(|error| Refusal::unavailable(error.to_string()))?;
-            let origin = Arc::new(origin);
-            let blob = self.node.open(digest, length, Some(origin.clone()))?;
-            if !grant.listed {
-                self.proofs.require(&asked.registry, &blob, origin.as_ref()).await?;
+            if grant.listed {
+                self.shared(asked, digest, length, range.clone(), Arc::new(origin)).await?
+            } else {
+                straight(asked, range.clone(), &origin).await?
             }
-            self.observer.blob_opened(&asked.registry, &asked.repository, &blob);
-            self.learning.settled(digest).await;
-            if range == (0..length) {
-                blob.want_all(Priority::Bulk);
-            }
-            self.flow(asked, &blob, range.clone()).await?
         };
         let mut response = Response::new(body);
         *response.status_mut() = status;
@@ -63,6 +59,24 @@ impl Mirror {
             headers.insert(CONTENT_RANGE, text(format!("bytes {}-{}/{length}", range.start, range.end - 1))?);
         }
         Ok(response)
+    }
+
+    /// The bytes of a blob that every node may share with clients to whom its registry says yes.
+    async fn shared(
+        &self,
+        asked: &Asked,
+        digest: Digest,
+        length: u64,
+        range: Range<u64>,
+        origin: Arc<dyn Origin>,
+    ) -> Result<Body, Refusal> {
+        let blob = self.node.open(digest, length, Some(origin))?;
+        self.observer.blob_opened(&asked.registry, &asked.repository, &blob);
+        self.learning.settled(digest).await;
+        if range == (0..length) {
+            blob.want_all(Priority::Bulk);
+        }
+        self.flow(asked, &blob, range).await
     }
 
     /// The body, whose first bytes are here already: until they are, the answer can still be an error.
@@ -82,6 +96,14 @@ impl Mirror {
         let whole = futures_util::stream::once(async { Ok(first) }).chain(stream);
         Ok(Body::from_stream(transfer.watch(whole)))
     }
+}
+
+/// The bytes as an unlisted registry gives them, past the swarm: any client can name a registry of its own that claims
+/// every digest there is, and neither may it be given what others pulled, nor may its bytes come among theirs.
+async fn straight(asked: &Asked, range: Range<u64>, origin: &RegistryOrigin) -> Result<Body, Refusal> {
+    tracing::info!(asked = %asked, registry = %asked.registry, "passed through: not listed under registries.hosts, so not shared");
+    let stream = origin.fetch(range).await.map_err(|error| Refusal::unavailable(error.to_string()))?;
+    Ok(Body::from_stream(stream))
 }
 
 /// Says in the log how a transfer ended, and counts its bytes.

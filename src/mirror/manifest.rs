@@ -48,7 +48,7 @@ impl Mirror {
             && forwarded.status == StatusCode::OK
         {
             check_digest(asked, reference, &forwarded)?;
-            if !asked.head {
+            if !asked.head && self.registries.is_listed(&asked.registry) {
                 self.learn(asked, &forwarded, credential);
             }
         }

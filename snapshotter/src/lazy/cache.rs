@@ -207,7 +207,7 @@ fn parse(bytes: &[u8], fingerprint: &[u8; 32], spans: usize) -> Option<(Vec<u64>
 }
 
 /// Replaces `path` by `bytes` so that a crash leaves the old or the new content.
-pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (directory, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
     let mut temporary_name = name.to_owned();
     temporary_name.push(".new");

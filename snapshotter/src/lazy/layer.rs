@@ -24,6 +24,7 @@ use crate::erofs::device_length;
 use crate::index::Index;
 use crate::limits::MAX_READ_AHEAD_BYTES;
 use crate::source::{LayerSource, SourceError, Urgency};
+use crate::tar::{Scanner, TarError};
 
 /// How long written spans may wait for their bits to be made lasting.
 const COMMIT_DELAY: Duration = Duration::from_secs(1);
@@ -139,9 +140,9 @@ impl LazyLayer {
         Progress { spans: self.index.spans().len(), present: self.cache.present(), proof: self.cache.proof() }
     }
 
-    /// The local file with the whole tar, once all of it is on disk to stay.
+    /// The local file with the whole tar, once all of it is proved and on disk to stay.
     pub fn complete(&self) -> Option<PathBuf> {
-        (self.cache.settled() && self.cache.proof() != Proof::Quarantined).then(|| self.cache.tar_path())
+        (self.cache.settled() && self.cache.proof() == Proof::Proved).then(|| self.cache.tar_path())
     }
 
     /// Makes what is in the cache last. Blocks on the disk.
@@ -195,7 +196,8 @@ impl LazyLayer {
         Ok(out.freeze())
     }
 
-    /// Brings the whole layer here, span after span, and compares the tar with the image's diffID.
+    /// Brings the whole layer here, span after span, and proves the index: the tar must have the image's diffID, and say
+    /// what the file table says.
     ///
     /// # Errors
     ///
@@ -206,17 +208,18 @@ impl LazyLayer {
         if self.cache.settled() && self.cache.proof() == Proof::Proved {
             return Ok(());
         }
-        let mut hasher = Sha256::new();
+        let (mut hasher, mut scanner) = (Sha256::new(), Ok(Scanner::default()));
         let mut spans = stream::iter(0..self.index.spans().len())
             .map(|span| self.span(span, Urgency::Background))
             .buffered(self.options.background_spans.max(1));
         while let Some(bytes) = spans.next().await {
             let bytes = bytes?;
-            hasher = self.blocking(move || hasher.chain_update(&bytes)).await;
+            let hashed = move || (hasher.chain_update(&bytes), scanner.and_then(|scanner| scanned(scanner, &bytes)));
+            (hasher, scanner) = self.blocking(hashed).await;
         }
-        let found = Digest::from_bytes(hasher.finalize().into());
-        let expected = self.index.diff_id();
-        self.cache.set_proof(if found == expected { Proof::Proved } else { Proof::Quarantined });
+        let is_tar = Digest::from_bytes(hasher.finalize().into()) == self.index.diff_id();
+        let is_table = scanner.and_then(Scanner::finish).is_ok_and(|entries| entries == self.index.entries());
+        self.cache.set_proof(if is_tar && is_table { Proof::Proved } else { Proof::Quarantined });
         let layer = self.clone();
         self.blocking(move || layer.cache.commit()).await.map_err(|error| self.cache_error(&error))?;
         self.refuse_quarantined()?;
@@ -228,8 +231,7 @@ impl LazyLayer {
         if self.cache.proof() != Proof::Quarantined {
             return Ok(());
         }
-        let (layer, expected) = (self.digest(), self.index.diff_id());
-        Err(LazyError::Quarantined { layer, expected, found: "another".to_owned() })
+        Err(LazyError::Quarantined(self.digest()))
     }
 
     fn spans_of(&self, range: &Range<u64>) -> Range<usize> {
@@ -426,10 +428,63 @@ fn fingerprint(index: &Index) -> [u8; 32] {
     hasher.update(index.diff_id().as_bytes());
     for span in index.spans() {
         hasher.update(&span.output.end.to_le_bytes());
+        hasher.update(span.output_hash());
     }
     *hasher.finalize().as_bytes()
 }
 
+fn scanned(mut scanner: Scanner, bytes: &[u8]) -> Result<Scanner, TarError> {
+    scanner.push(bytes)?;
+    Ok(scanner)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_core::future::BoxFuture;
+
+    use super::*;
+    use crate::index::IndexBuilder;
+
+    struct Whole(Bytes);
+
+    impl LayerSource for Whole {
+        fn read(&self, range: Range<u64>, _: Urgency) -> BoxFuture<'_, Result<Bytes, SourceError>> {
+            let part = self.0.slice(range.start as usize..range.end as usize);
+            Box::pin(async { Ok(part) })
+        }
+    }
+
+    fn index_of(tar: &[u8]) -> Index {
+        let mut builder = IndexBuilder::new(Digest::of(tar), tar.len() as u64);
+        builder.push(tar).unwrap();
+        builder.finish().unwrap()
+    }
+
+    async fn completed(directory: &Path, index: Index, tar: &[u8]) -> Result<(), LazyError> {
+        std::fs::create_dir(directory).unwrap();
+        let source = Arc::new(Whole(Bytes::copy_from_slice(tar)));
+        let layer =
+            LazyLayer::open(directory, Arc::new(index), source, Options::default(), Arc::new(Semaphore::new(1)))
+                .unwrap();
+        layer.complete_all().await
+    }
+
+    #[tokio::test]
+    async fn a_file_table_that_the_tar_does_not_say_is_quarantined() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("file"), "content").unwrap();
+        let made = std::process::Command::new("tar").arg("-C").arg(scratch.path()).args(["-cf", "-", "file"]).output();
+        let tar = made.unwrap().stdout;
+        let honest = completed(&scratch.path().join("honest"), index_of(&tar), &tar).await;
+        assert!(honest.is_ok(), "{honest:?}");
+        let mut entries = index_of(&tar).entries().to_vec();
+        entries[0].mode = 0o4777;
+        let liar = index_of(&tar).with_entries(entries);
+        let lied = completed(&scratch.path().join("lied"), liar, &tar).await;
+        assert!(matches!(lied, Err(LazyError::Quarantined(_))), "{lied:?}");
+    }
 }

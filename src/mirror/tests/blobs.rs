@@ -5,11 +5,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Method;
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::origin::{ByteStream, Origin, OriginError};
 
 use super::fake::{Fake, with_body};
 use super::rig::{Rig, Sample, bytes, header, tracker};
-use crate::mirror::proof::Proofs;
 
 const LENGTH: usize = 700_001;
 
@@ -190,39 +188,5 @@ async fn wrong_bytes_never_make_a_whole_answer() {
     } else {
         assert_eq!(response.status(), 502);
     }
-    rig.stop().await;
-}
-
-/// Says that it has every blob.
-struct Liar(Vec<u8>);
-
-impl Origin for Liar {
-    fn fetch(
-        &self,
-        range: std::ops::Range<u64>,
-    ) -> futures_util::future::BoxFuture<'_, Result<ByteStream, OriginError>> {
-        let part = self.0[range.start as usize..range.end as usize].to_vec();
-        let stream: ByteStream = Box::pin(futures_util::stream::iter([Ok(part.into())]));
-        Box::pin(async { Ok(stream) })
-    }
-
-    fn describe(&self) -> String {
-        "evil.example/x".to_owned()
-    }
-}
-
-#[tokio::test]
-async fn an_unlisted_registry_must_show_the_bytes() {
-    let (sample, _fake, rig) = sample_rig().await;
-    rig.get(&sample.layer_path()).await.bytes().await.unwrap();
-    let blob = rig.node.open(Digest::of(&sample.layer), LENGTH as u64, None).unwrap();
-    let proofs = Proofs::new();
-    let evil = "evil.example".parse().unwrap();
-    for _ in 0..3 {
-        assert!(proofs.require(&evil, &blob, &Liar(vec![0; LENGTH])).await.is_err());
-    }
-    proofs.require(&"good.example".parse().unwrap(), &blob, &Liar(sample.layer.clone())).await.unwrap();
-    assert!(proofs.require(&evil, &blob, &Liar(vec![0; LENGTH])).await.is_err(), "another's proof is not its own");
-    proofs.require(&"good.example".parse().unwrap(), &blob, &Liar(vec![0; LENGTH])).await.expect("remembered");
     rig.stop().await;
 }
