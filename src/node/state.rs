@@ -77,7 +77,7 @@ pub(crate) struct LayerState {
     pub digest: String,
     /// Registry and repository it was seen in.
     pub image: String,
-    /// `searching`, `whole`, `pending` (mounted lazily, not complete), `proved` (complete, digest and diffID matched).
+    /// `searching`, `whole`, `pending` (mounted lazily, not complete), `proved` (complete, and its index is right).
     pub state: String,
     /// Stretches of the uncompressed layer, each fetched and checked as one.
     pub spans: usize,
