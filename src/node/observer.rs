@@ -1,7 +1,9 @@
 //! What the node does with what it sees pass its mirror.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::Blob;
 use lapwing_plugins::registry::{RegistryName, RepositoryName};
 
@@ -10,17 +12,26 @@ use crate::layers::Layers;
 use crate::layers::build::Builder;
 use crate::mirror::ImageObserver;
 
+/// Most blobs under way that are remembered until an image claims them; forgotten when nobody holds them.
+const MAX_UNCLAIMED: usize = 4096;
+
 /// Remembers images, looks for the indexes of their layers ahead, and has missing ones built.
 pub(super) struct Observer {
     catalog: Arc<Catalog>,
     layers: Arc<Layers>,
     /// None where this node builds no indexes.
     builder: Option<Arc<Builder>>,
+    /// Blobs asked for before their image was known: some clients ask for the layers and the config at once.
+    unclaimed: Mutex<HashMap<Digest, Weak<Blob>>>,
 }
 
 impl Observer {
     pub(super) fn new(catalog: Arc<Catalog>, layers: Arc<Layers>, builder: Option<Arc<Builder>>) -> Self {
-        Self { catalog, layers, builder }
+        Self { catalog, layers, builder, unclaimed: Mutex::default() }
+    }
+
+    fn unclaimed(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Weak<Blob>>> {
+        self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -30,6 +41,10 @@ impl ImageObserver for Observer {
             Ok(records) => {
                 for record in &records {
                     self.layers.expect(record);
+                    let blob = self.unclaimed().remove(&record.layer).and_then(|blob| blob.upgrade());
+                    if let (Some(builder), Some(blob)) = (&self.builder, blob) {
+                        builder.layer_pulled(&blob);
+                    }
                 }
             }
             Err(error) => {
@@ -39,10 +54,15 @@ impl ImageObserver for Observer {
     }
 
     fn blob_opened(&self, _: &RegistryName, _: &RepositoryName, blob: &Arc<Blob>) {
-        if let Some(builder) = &self.builder
-            && self.catalog.by_layer(&blob.digest()).is_some()
-        {
+        let Some(builder) = &self.builder else { return };
+        if self.catalog.by_layer(&blob.digest()).is_some() {
             builder.layer_pulled(blob);
+            return;
+        }
+        let mut unclaimed = self.unclaimed();
+        unclaimed.retain(|_, blob| blob.strong_count() > 0);
+        if unclaimed.len() < MAX_UNCLAIMED {
+            unclaimed.insert(blob.digest(), Arc::downgrade(blob));
         }
     }
 }

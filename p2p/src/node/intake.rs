@@ -23,6 +23,10 @@ use crate::swarm::{Event, PieceSource};
 /// After so many new bytes of a blob they are made durable at once.
 const FLUSH_BYTES: u64 = 64 << 20;
 
+/// How often, and after which pause, room is sought for a piece.
+const ROOM_TRIES: u32 = 10;
+const ROOM_PAUSE: Duration = Duration::from_millis(30);
+
 impl Node {
     /// Takes a piece that a peer sent. One that nobody asked for is dropped.
     pub(super) async fn take_piece(
@@ -122,21 +126,26 @@ impl Node {
     }
 
     /// Writes a piece. Where there is no room, blobs that are only kept open for who may come back are closed, so that the
-    /// store may evict them, and it is tried once more.
+    /// store may evict them, and it is tried again for a moment: tasks of a blob just finished may hold it still. Blocks.
     pub(super) fn write_piece(
         self: &Arc<Self>,
         blob: &Blob,
         piece: PieceIndex,
         bytes: &[u8],
     ) -> Result<(), StoreError> {
-        match blob.stored.write_piece(piece, bytes) {
-            Err(StoreError::NoSpace { .. }) => {
-                self.unflushed().into_iter().for_each(|blob| self.flush_blob(&blob));
-                self.close_unused(Duration::ZERO);
-                blob.stored.write_piece(piece, bytes).map(drop)
+        let mut written = blob.stored.write_piece(piece, bytes);
+        for _ in 0..ROOM_TRIES {
+            if !matches!(written, Err(StoreError::NoSpace { .. })) {
+                break;
             }
-            written => written.map(drop),
+            self.unflushed().into_iter().for_each(|blob| self.flush_blob(&blob));
+            self.close_unused(Duration::ZERO);
+            written = blob.stored.write_piece(piece, bytes);
+            if written.is_err() {
+                std::thread::sleep(ROOM_PAUSE);
+            }
         }
+        written.map(drop)
     }
 
     /// The store could not take a piece: readers are told what to do about it, and what only should come in is not fetched any more.

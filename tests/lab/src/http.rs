@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 const CONNECT: Duration = Duration::from_secs(2);
-const IO: Duration = Duration::from_secs(10);
+const IO: Duration = Duration::from_secs(60);
 
 /// What a server answered.
 #[derive(Debug, Clone)]
