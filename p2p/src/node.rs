@@ -18,6 +18,8 @@ mod hashing;
 mod intake;
 mod keeping;
 mod perform;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod trust;
 
@@ -96,6 +98,8 @@ pub struct Node {
 }
 
 /// What the scheduler's decisions change. Never held across I/O.
+///
+/// Order of locks: this one first, then those of a [`Blob`]. Whoever holds one of a blob's must not take this one.
 struct Inner {
     swarm: Swarm,
     blobs: HashMap<Digest, Arc<Blob>>,

@@ -77,8 +77,14 @@ impl Node {
             }
             tracing::warn!(%digest, %object, "what is stated to be the metainfo of this blob is not");
         }
-        self.drive(Event::Verifiable { digest, verifiable: lock(&blob.trust).can_verify() });
+        self.tell_verifiable(blob);
         self.judge_aside(blob).await;
+    }
+
+    pub(super) fn tell_verifiable(self: &Arc<Self>, blob: &Blob) {
+        // In a statement of its own: `trust` must be free again before the node's lock is taken.
+        let verifiable = lock(&blob.trust).can_verify();
+        self.drive(Event::Verifiable { digest: blob.digest, verifiable });
     }
 
     pub(super) async fn ask_lease(self: Arc<Self>, request: LeaseRequest) {

@@ -1,0 +1,76 @@
+//! What needs a view of a node's inside.
+
+use std::path::Path;
+
+use futures_core::future::BoxFuture;
+
+use super::*;
+use crate::discovery::{DiscoveryError, Found, LeaseReply, LeaseRequest, Settlement};
+use crate::identity::Identity;
+use crate::store::StoreConfig;
+
+/// No tracker is there.
+struct Silence;
+
+fn silent<T: Send + 'static>() -> BoxFuture<'static, Result<T, DiscoveryError>> {
+    let error = DiscoveryError::Unreachable { tracker: "none".to_owned(), reason: "there is none".to_owned() };
+    Box::pin(std::future::ready(Err(error)))
+}
+
+impl Discovery for Silence {
+    fn find(&self, _: Digest) -> BoxFuture<'_, Result<Found, DiscoveryError>> {
+        silent()
+    }
+
+    fn announce(&self, _: Digest, _: Option<Holding>) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        silent()
+    }
+
+    fn state(&self, _: Statement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        silent()
+    }
+
+    fn lease(&self, _: LeaseRequest) -> BoxFuture<'_, Result<LeaseReply, DiscoveryError>> {
+        silent()
+    }
+
+    fn settle(&self, _: Settlement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        silent()
+    }
+}
+
+async fn start(root: &Path) -> Arc<Node> {
+    let store = ChunkStore::open(root, StoreConfig::default()).unwrap();
+    let identity = Arc::new(Identity::generate().unwrap());
+    let config = NodeConfig::new("127.0.0.1:0".parse().unwrap(), identity);
+    Node::start(config, store, Arc::new(Silence), Arc::new(Metrics::default())).await.unwrap()
+}
+
+/// [`Node::open`] asks for a blob's trust under the node's lock: nobody may do it the other way round.
+#[tokio::test(flavor = "multi_thread")]
+async fn telling_what_is_verifiable_does_not_deadlock_with_an_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path()).await;
+    let blob = node.open(Digest::of(b"blob"), 1 << 20, None).unwrap();
+    // Threads that no runtime waits for: when they are stuck the test still ends.
+    let (done, mut ended) = tokio::sync::mpsc::unbounded_channel();
+    let (opener, teller) = (done.clone(), done);
+    let (opening, opened) = (Arc::clone(&node), Arc::clone(&blob));
+    std::thread::spawn(move || {
+        for _ in 0..20_000 {
+            let _inner = lock(&opening.inner);
+            let _ = lock(&opened.trust).needs_no_word();
+        }
+        let _ = opener.send(());
+    });
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || {
+        let _entered = runtime.enter();
+        (0..20_000).for_each(|_| node.tell_verifiable(&blob));
+        let _ = teller.send(());
+    });
+    for _ in 0..2 {
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended.recv()).await;
+        ended.expect("both threads wait for the other's lock").unwrap();
+    }
+}
