@@ -20,6 +20,8 @@ mod peers;
 mod pick;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -133,6 +135,7 @@ impl Swarm {
 
     /// Takes what happened at `now`, a time since any fixed moment that never goes back, and says what is to be done, in
     /// that order.
+    #[must_use = "an action that nobody carries out is lost: the scheduler believes it done"]
     pub fn on_event(&mut self, now: Duration, event: Event) -> Vec<Action> {
         self.now = self.now.max(now);
         self.take(event);

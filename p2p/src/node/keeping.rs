@@ -84,9 +84,8 @@ impl Node {
     }
 
     /// Closes blobs that nobody has held for so long, wants or trades, so that their pieces may be evicted.
-    pub(super) fn close_unused(&self, linger: Duration) {
+    pub(super) fn close_unused(self: &Arc<Self>, linger: Duration) {
         let mut inner = lock(&self.inner);
-        let inner = &mut *inner;
         let now = Instant::now();
         let unused = |blob: &Arc<Blob>| {
             // The map's own handle is the only one, and new ones are given out under this lock alone.
@@ -102,7 +101,7 @@ impl Node {
             .collect();
         for digest in closing {
             inner.blobs.remove(&digest);
-            inner.swarm.on_event(self.elapsed(), Event::Closed(digest));
+            self.dispatch(&mut inner, Event::Closed(digest));
         }
     }
 }
