@@ -198,6 +198,9 @@ impl Node {
         if let Some(blob) = self.open_blob(&digest) {
             return checked(blob);
         }
+        if length == 0 && digest != Digest::of(b"") {
+            return Err(OpenError::NotEmpty(digest));
+        }
         let blob = Arc::new(Blob::new(self, self.store.open_pinned(&digest, length)?));
         if let Some(metainfo) = blob.stored.metainfo() {
             lock(&blob.trust).set_metainfo(metainfo);

@@ -36,6 +36,9 @@ pub enum OpenError {
     /// The blob is longer than any may be.
     #[error(transparent)]
     TooLong(#[from] TooLong),
+    /// No bytes are asked for, under a name that is not the empty blob's.
+    #[error("blob {0} cannot be empty: its digest is not that of no bytes; whoever stated its length is wrong")]
+    NotEmpty(Digest),
     /// The blob is open with another length.
     #[error("blob {digest} is open with {open} bytes, asked for with {asked}; whoever stated {asked} is wrong")]
     LengthMismatch {

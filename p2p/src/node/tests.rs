@@ -74,3 +74,13 @@ async fn telling_what_is_verifiable_does_not_deadlock_with_an_open() {
         ended.expect("both threads wait for the other's lock").unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_of_zero_is_refused_for_all_but_the_empty_blob() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path()).await;
+    let refused = node.open(Digest::of(b"something"), 0, None).map(|blob| blob.digest());
+    assert!(matches!(&refused, Err(OpenError::NotEmpty(digest)) if *digest == Digest::of(b"something")), "{refused:?}");
+    node.open(Digest::of(b""), 0, None).unwrap().verified().await.unwrap();
+    node.shutdown().await;
+}
