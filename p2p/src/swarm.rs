@@ -278,10 +278,15 @@ impl Swarm {
     }
 
     fn verified(&mut self, digest: Digest) {
-        if let Some(blob) = self.blobs.get_mut(&digest) {
-            blob.verified = true;
-            self.announce(digest, Holding::Complete);
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        blob.verified = true;
+        if std::mem::take(&mut blob.origin_only) {
+            // Peers were told that the pieces are not here while they were in doubt.
+            blob.fresh = blob.have.iter().collect();
+            blob.fresh_due = Some(self.now);
+            self.tell_news(digest);
         }
+        self.announce(digest, Holding::Complete);
     }
 
     fn dropped(&mut self, digest: Digest, pieces: &[PieceIndex], origin_only: bool) {

@@ -44,3 +44,21 @@ fn the_end_of_one_blob_may_set_another_going() {
     let later = START + Duration::from_secs(60);
     assert!(requested(&swarm.on_event(later, Event::Closed(Digest::of(b"other")))));
 }
+
+#[test]
+fn a_blob_fetched_anew_is_served_again_once_it_is_proven() {
+    let mut swarm = swarm();
+    let (digest, pieces) = open(&mut swarm, b"doubted", &[0, 1, 2, 3, 4], &[]);
+    let request = |piece| Event::Request { peer: peer(1), digest, piece, urgent: false };
+    let _ = swarm.on_event(START, Event::Dropped { digest, pieces: pieces.clone(), origin_only: true });
+    for &piece in &pieces {
+        let _ = swarm.on_event(START, Event::Stored { digest, piece, source: PieceSource::Origin });
+    }
+    let refused = swarm.on_event(START, request(pieces[0]));
+    assert!(refused.iter().any(|action| matches!(action, Action::SayNotHere { piece: Some(_), .. })), "{refused:?}");
+    let told = swarm.on_event(START, Event::Verified(digest));
+    let all = |action: &Action| matches!(action, Action::SayHave { pieces: have, .. } if *have == pieces);
+    assert!(told.iter().any(all), "{told:?}");
+    let served = swarm.on_event(START, request(pieces[0]));
+    assert!(served.iter().any(|action| matches!(action, Action::Upload { .. })), "{served:?}");
+}
