@@ -101,7 +101,10 @@ impl Uploads {
         let total: u32 = self.active.values().sum();
         let active = |peer: &PeerId| self.active.get(peer).copied().unwrap_or(0);
         let salt = rng.u64(..);
-        let urgent = self.waiting.iter().position(|waiting| waiting.urgent);
+        let urgent =
+            self.waiting.iter().position(|waiting| waiting.urgent && active(&waiting.peer) < PIPELINE + URGENT_EXTRA);
+        // Who keeps asking must not keep its slot for ever: it gets no more while a peer without one starves.
+        let starving = self.waiting.iter().any(|waiting| active(&waiting.peer) == 0 && now >= waiting.since + STARVED);
         let index = match urgent {
             Some(index) if total < self.slots * PIPELINE + URGENT_EXTRA => Some(index),
             _ => self
@@ -110,7 +113,7 @@ impl Uploads {
                 .enumerate()
                 .filter(|(_, waiting)| {
                     let mine = active(&waiting.peer);
-                    mine < PIPELINE && (mine > 0 || (self.active.len() as u32) < self.slots)
+                    if mine == 0 { (self.active.len() as u32) < self.slots } else { mine < PIPELINE && !starving }
                 })
                 .min_by_key(|(_, waiting)| {
                     let starved = now >= waiting.since + STARVED;
@@ -199,6 +202,41 @@ mod tests {
             uploads.sent(granted.peer);
         }
         panic!("the peer with most pieces was never served");
+    }
+
+    #[test]
+    fn two_peers_that_keep_asking_do_not_keep_both_slots() {
+        let mut uploads = Uploads::new(2);
+        let digest = Digest::of(b"x");
+        let mut rng = fastrand::Rng::with_seed(3);
+        let mut under_way = std::collections::VecDeque::new();
+        uploads.request(Duration::ZERO, peer(9), digest, PieceIndex(0), false);
+        for second in 0..20u32 {
+            let now = Duration::from_secs(u64::from(second));
+            for n in 1..=2 {
+                uploads.request(now, peer(n), digest, PieceIndex(2 * second), false);
+                uploads.request(now, peer(n), digest, PieceIndex(2 * second + 1), false);
+            }
+            let pieces = |peer: PeerId, _| u32::from(peer.as_bytes()[0]);
+            under_way.extend(std::iter::from_fn(|| uploads.grant(now, &mut rng, pieces)).map(|granted| granted.peer));
+            if under_way.contains(&peer(9)) {
+                return;
+            }
+            uploads.sent(under_way.pop_front().unwrap());
+        }
+        panic!("a third peer was never served");
+    }
+
+    #[test]
+    fn one_peer_does_not_take_all_by_calling_everything_urgent() {
+        let mut uploads = Uploads::new(2);
+        let digest = Digest::of(b"x");
+        for piece in 0..20 {
+            uploads.request(Duration::ZERO, peer(1), digest, PieceIndex(piece), true);
+        }
+        assert_eq!(fill(&mut uploads, |_| 0), [1; 4]);
+        uploads.request(Duration::ZERO, peer(2), digest, PieceIndex(0), true);
+        assert_eq!(fill(&mut uploads, |_| 0), [2]);
     }
 
     #[test]
