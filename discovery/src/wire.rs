@@ -8,7 +8,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Found, Holder, Holding, LeaseReply, LeaseRequest, Statement, StatementKind, Vote};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::layout::PieceLayout;
-use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_RUNS};
+use lapwing_p2p::limits::MAX_RUNS;
 use tonic::Status;
 
 use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES};
@@ -112,15 +112,17 @@ fn statement(message: &proto::Statement) -> Result<Statement, Status> {
             return Err(invalid(format!("statement.kind: {} is no kind", message.kind)));
         }
     };
-    if message.length > MAX_BLOB_LENGTH {
-        return Err(invalid(format!("statement.length: {} is above {MAX_BLOB_LENGTH}", message.length)));
-    }
-    Ok(Statement {
+    let statement = Statement {
         subject: digest("statement.subject", &message.subject)?,
         kind,
         object: digest("statement.object", &message.object)?,
         length: message.length,
-    })
+    };
+    if !statement.is_possible() {
+        let (length, limit) = (message.length, kind.max_length());
+        return Err(invalid(format!("statement.length: {length} is not within 1 to {limit}, as {kind:?} objects are")));
+    }
+    Ok(statement)
 }
 
 pub(crate) fn lease_request(message: &proto::LeaseRequest) -> Result<(LeaseRequest, PieceLayout), Status> {

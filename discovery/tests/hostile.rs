@@ -11,7 +11,7 @@ use lapwing_discovery::proto::{
     SettleRequest, StateRequest, Statement, StatementKind, SyncRequest, lease_reply::Outcome,
 };
 use lapwing_discovery::server::{Tracker, serve};
-use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_RUNS};
+use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_LAYER_INDEX_LENGTH, MAX_METAINFO_LENGTH, MAX_RUNS};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -122,6 +122,26 @@ async fn digests_states_and_counts_are_checked() {
     refused(&running, outcome, Code::InvalidArgument, "digest: expected 32 bytes, got 9");
     let outcome = client.report(ReportRequest { caller: caller(), peer: vec![] }).await;
     refused(&running, outcome, Code::InvalidArgument, "peer: expected 32 bytes, got 0");
+}
+
+/// One vote must not make every node fetch, and hold in memory, an object as long as the liar likes; nor an empty one.
+#[tokio::test]
+async fn statements_of_objects_without_or_beyond_the_length_of_their_kind_are_refused() {
+    let (running, mut client) = start().await;
+    let state = |kind: StatementKind, length| StateRequest {
+        caller: Some(caller(1)),
+        statements: vec![Statement { subject: vec![1; 32], kind: kind.into(), object: vec![2; 32], length }],
+    };
+    let kinds =
+        [(StatementKind::Metainfo, MAX_METAINFO_LENGTH as u64), (StatementKind::LayerIndex, MAX_LAYER_INDEX_LENGTH)];
+    for (kind, limit) in kinds {
+        for length in [0, limit + 1] {
+            refused(&running, client.state(state(kind, length)).await, Code::InvalidArgument, "statement.length");
+        }
+    }
+    for (kind, limit) in kinds {
+        client.state(state(kind, limit)).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use futures_core::future::BoxFuture;
 use crate::digest::Digest;
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
+use crate::limits::{MAX_LAYER_INDEX_LENGTH, MAX_METAINFO_LENGTH};
 
 /// How much of a blob a peer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,6 +39,16 @@ pub enum StatementKind {
     LayerIndex,
 }
 
+impl StatementKind {
+    /// Longest object of that kind, in bytes.
+    pub const fn max_length(self) -> u64 {
+        match self {
+            Self::Metainfo => MAX_METAINFO_LENGTH as u64,
+            Self::LayerIndex => MAX_LAYER_INDEX_LENGTH,
+        }
+    }
+}
+
 /// "The object derived from this blob is that blob": said by a node that verified the subject and derived it.
 ///
 /// Derivation is deterministic, so that independent nodes agree, and the object is an ordinary blob of the swarm that
@@ -50,8 +61,15 @@ pub struct Statement {
     pub kind: StatementKind,
     /// Digest of the derived object.
     pub object: Digest,
-    /// Its length in bytes.
+    /// Its length in bytes, at least one and at most [`StatementKind::max_length`].
     pub length: u64,
+}
+
+impl Statement {
+    /// Whether an object of that kind can have that length.
+    pub const fn is_possible(&self) -> bool {
+        self.length > 0 && self.length <= self.kind.max_length()
+    }
 }
 
 /// A [`Statement`] and how many distinct nodes made it.

@@ -9,6 +9,9 @@ pub const MAX_RUNS: usize = 64;
 /// Longest encoded metainfo, in bytes: that of a blob of [`MAX_BLOB_LENGTH`], just above 32 MiB.
 pub const MAX_METAINFO_LENGTH: usize = crate::verify::METAINFO_HEADER_LENGTH + (1 << 20) * 32;
 
+/// Longest encoded layer index that nodes tell each other of, in bytes: enough for layers of some 10 GB.
+pub const MAX_LAYER_INDEX_LENGTH: u64 = 64 << 20;
+
 /// Longest bitmap file of the chunk store that is read, in bytes: that of a blob of [`MAX_BLOB_LENGTH`].
 pub const MAX_BITMAP_FILE_LENGTH: u64 = 48 + (1 << 20) / 8 + 4;
 

@@ -265,6 +265,11 @@ impl Node {
 
     /// Tells discovery of a derived object that is here.
     async fn proclaim(&self, digest: Digest, statement: Statement) {
+        if !statement.is_possible() {
+            let (length, limit) = (statement.length, statement.kind.max_length());
+            tracing::warn!(%digest, length, limit, "derived object is too long for others, kept here only");
+            return;
+        }
         let announced = self.discovery.announce(digest, Some(Holding::Complete)).await;
         let stated = self.discovery.state(statement).await;
         if let Err(error) = announced.and(stated) {
@@ -281,7 +286,8 @@ impl Node {
             return self.open(object, length, None).ok();
         }
         let found = self.discovery.find(subject).await.unwrap_or_default();
-        let voted = found.votes.iter().map(|vote| vote.statement).find(|s| s.kind == kind && s.subject == subject);
+        let about = |s: &Statement| s.kind == kind && s.subject == subject && s.is_possible();
+        let voted = found.votes.iter().map(|vote| vote.statement).find(about);
         let (object, length) = voted.map(|statement| (statement.object, statement.length)).or(known)?;
         let blob = self.open(object, length, None).ok()?;
         if let Some(statement) = voted {

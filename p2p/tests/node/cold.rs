@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Holding, StatementKind};
+use lapwing_p2p::discovery::{Holding, Statement, StatementKind};
 use lapwing_p2p::node::Priority;
 
 use crate::support::{Handle, MemoryOrigin, Tracker, content, start};
@@ -136,4 +136,23 @@ async fn who_waits_for_an_object_gets_it_when_this_node_derives_it() {
     waiting.verified().await.unwrap();
     assert_eq!(waiting.read(0..object.len() as u64, Priority::Fault).await.unwrap(), object);
     node.shutdown().await;
+}
+
+/// One vote names an object of a length that its kind cannot have: it is not fetched, and the next vote counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vote_for_an_object_beyond_the_limit_of_its_kind_is_passed_over() {
+    let tracker = Arc::new(Tracker::default());
+    let subject = Digest::of(b"layer");
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = start(&tracker, one.path(), |_| {}).await;
+    let second = start(&tracker, two.path(), |_| {}).await;
+    let kind = StatementKind::LayerIndex;
+    for (subject, length) in [(subject, 1 << 40), (subject, 0), (Digest::of(b"other"), kind.max_length() + 1)] {
+        tracker.vote(Statement { subject, kind, object: Digest::of(b"never there"), length }, first.id());
+    }
+    let digest = first.publish(kind, subject, content(1000, 6)).await.unwrap();
+    assert_eq!(second.derived(subject, kind).await.unwrap().digest(), digest);
+    assert!(second.derived(Digest::of(b"other"), kind).await.is_none());
+    first.shutdown().await;
+    second.shutdown().await;
 }

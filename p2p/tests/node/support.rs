@@ -77,6 +77,11 @@ impl Tracker {
         self.state.lock().unwrap().books.entry(digest).or_default().lessees.insert(peer);
     }
 
+    /// `peer` makes a statement, true or not.
+    pub(crate) fn vote(&self, statement: Statement, peer: PeerId) {
+        self.state.lock().unwrap().statements.push((statement, BTreeSet::from([peer])));
+    }
+
     pub(crate) fn holding(&self, digest: &Digest, peer: &PeerId) -> Option<Holding> {
         self.state.lock().unwrap().holders.get(digest)?.get(peer).copied()
     }
