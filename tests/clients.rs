@@ -382,7 +382,8 @@ fn removing_a_lazy_image_removes_its_mounts() {
     let snapshots = || ctr(&["snapshots", "--snapshotter", "lapwing", "ls"]).lines().skip(1).count();
     machine.containerd.pull(&cluster.image, "lapwing").unwrap();
     assert_eq!((snapshots(), layer_mounts(&machine).len()), (2, 2));
-    ctr(&["run", "--detach", "--snapshotter", "lapwing", &cluster.image, "long", "/bin/sleep", "1000"]);
+    let mut command = machine.containerd.run_command(&["--detach"], &cluster.image, "lapwing", "long").unwrap();
+    check(command.args(["/bin/sleep", "1000"])).unwrap();
 
     ctr(&["images", "rm", "--sync", &cluster.image]);
     assert_eq!(layer_mounts(&machine).len(), 2, "the container keeps its layers");

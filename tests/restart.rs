@@ -230,9 +230,8 @@ fn lazy_worker(site: &Site, reference: &str, image: &Noise) -> (Machine, Machine
     worker.containerd.pull(reference, "lapwing").unwrap();
     let claimed = node(&mut worker).metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
     assert_eq!(claimed as usize, image.layout.layers.len(), "all layers are lazy");
-    let mut command = worker.containerd.ctr().unwrap();
-    command.args(["run", "--detach", "--snapshotter", "lapwing", reference, "idle", "sleep", "600"]);
-    check(&mut command).unwrap();
+    let mut command = worker.containerd.run_command(&["--detach"], reference, "lapwing", "idle").unwrap();
+    check(command.args(["sleep", "600"])).unwrap();
     (seed, worker)
 }
 

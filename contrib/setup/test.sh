@@ -48,7 +48,11 @@ if [ "$skipped" != 0 ] || [ "$ignored" != 0 ]; then
 fi
 if [ "$failed" != 0 ]; then
   echo
-  sed -nE 's/^test ([^ ]+) \.\.\. FAILED$/FAILED: \1/p' "$log"
+  # What each says of itself first, at the end of all output: whoever sees only the last lines of a run still sees the causes.
+  sed -nE 's/^test ([^ ]+) \.\.\. FAILED$/\1/p' "$log" | while read -r name; do
+    echo "FAILED: $name"
+    grep -F -A12 "thread '$name' " "$log" | grep -vE '^( +[0-9]+:| +at |stack backtrace:|note:)' | cut -c1-1500 | head -n 13 || true
+  done
   grep -E '^error: (test failed|could not|[0-9]+ target)|process didn.t exit successfully' "$log" || true
 fi
 echo

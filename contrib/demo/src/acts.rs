@@ -138,8 +138,7 @@ fn pull(stage: &Stage, worker: &Machine, snapshotter: &str) -> Result<Running> {
 }
 
 fn run(stage: &Stage, worker: &Machine, snapshotter: &str) -> Result<Running> {
-    let mut command = worker.containerd.ctr()?;
-    command.args(["run", "--rm", "--snapshotter", snapshotter, &stage.reference, "demo"]);
+    let mut command = worker.containerd.run_command(&["--rm"], &stage.reference, snapshotter, "demo")?;
     let name = format!("the container on {}", worker.host.name());
     Running::start(&name, &mut command, worker.host.dir().join("run.err"))
 }

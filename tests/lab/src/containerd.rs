@@ -115,8 +115,23 @@ impl Containerd {
 
     /// Runs a container of a pulled image to its end with `ctr`, and gives its output. No `args`: the image's own command.
     pub fn run(&self, reference: &str, snapshotter: &str, name: &str, args: &[&str]) -> Result<String> {
+        check(self.run_command(&["--rm"], reference, snapshotter, name)?.args(args))
+    }
+
+    /// A `ctr run` with `options`, to which the arguments of the container are still to be added.
+    ///
+    /// `ctr` puts a container into the cgroup `/<namespace>/<name>`, and cgroups are the machine's: of two hosts with a container of the same
+    /// name, one would remove the other's cgroup under its feet.
+    pub fn run_command(&self, options: &[&str], reference: &str, snapshotter: &str, name: &str) -> Result<Command> {
         let mut command = self.ctr()?;
-        check(command.args(["run", "--rm", "--snapshotter", snapshotter, reference, name]).args(args))
+        command.args(["run", "--snapshotter", snapshotter, "--cgroup", &self.cgroup(name)]).args(options);
+        command.args([reference, name]);
+        Ok(command)
+    }
+
+    /// The cgroup of a container of [`Self::run_command`].
+    pub fn cgroup(&self, name: &str) -> String {
+        format!("/{}-{name}", self.host.namespace())
     }
 }
 

@@ -83,6 +83,11 @@ impl Host {
         &self.inner.name
     }
 
+    /// The name of its network namespace, which no other host on this machine has.
+    pub fn namespace(&self) -> &str {
+        &self.inner.namespace
+    }
+
     /// Its address on the network.
     pub fn address(&self) -> Ipv4Addr {
         self.inner.address

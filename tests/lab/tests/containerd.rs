@@ -113,6 +113,30 @@ fn nerdctl_pulls_and_runs() {
     assert_eq!(run(&["run", "--rm", "--net=none", &bench.image]).trim(), image::SMALL_OUTPUT);
 }
 
+/// Two hosts had one cgroup for containers of one name: now and then a container's end removed that of another that was just being made.
+#[test]
+fn containers_of_one_name_on_two_hosts_have_their_own_cgroups() {
+    if !require("containers_of_one_name_on_two_hosts_have_their_own_cgroups", &[&NEEDS[..], &[Need::Tools]].concat()) {
+        return;
+    }
+    let cgroups_of_the_container = || {
+        let bench = bench("cgroups");
+        let containerd = bench.containerd(Flavour::V2);
+        containerd.pull(&bench.image, "overlayfs").unwrap();
+        let mut run = containerd.run_command(&["--detach"], &bench.image, "overlayfs", "same").unwrap();
+        lapwing_lab::check(run.args(["/bin/sleep", "1000"])).unwrap();
+        let tasks = lapwing_lab::check(containerd.ctr().unwrap().args(["tasks", "list", "--quiet"])).unwrap();
+        assert_eq!(tasks.trim(), "same");
+        let pids = lapwing_lab::check(containerd.ctr().unwrap().args(["tasks", "ps", "same"])).unwrap();
+        let pid = pids.lines().nth(1).and_then(|line| line.split_whitespace().next()).unwrap().to_owned();
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(cgroups.contains(&containerd.cgroup("same")), "{cgroups}");
+        lapwing_lab::check(containerd.ctr().unwrap().args(["tasks", "rm", "--force", "same"])).unwrap();
+        containerd.cgroup("same")
+    };
+    assert_ne!(cgroups_of_the_container(), cgroups_of_the_container());
+}
+
 /// A container of the small image looks the same whether its root filesystem is walked once or twice, and holds what the image builder wrote.
 #[test]
 fn a_root_filesystem_is_walked_from_outside() {
