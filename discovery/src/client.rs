@@ -27,7 +27,7 @@ use tokio::time::Instant;
 pub use self::config::{ClientConfig, InvalidConfig};
 use self::link::{Held, Link};
 use crate::limits::{MAX_BLOBS_PER_NODE, MAX_STATEMENTS_PER_NODE};
-use crate::proto;
+use crate::{proto, wire};
 
 /// What the client and its tasks share.
 struct Shared {
@@ -80,6 +80,7 @@ impl TrackerClient {
             zone: config.zone.clone(),
             rack: config.rack.clone(),
             instance: fastrand::u64(..),
+            seed: config.seed,
         };
         let shared = Arc::new(Shared { config, caller, held: Mutex::default(), links });
         let keep = |link: &Arc<Link>| {
@@ -217,15 +218,8 @@ impl Discovery for TrackerClient {
 
     fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<LeaseReply, DiscoveryError>> {
         Box::pin(async move {
-            let run = |run: &std::ops::Range<u32>| proto::Run { first: run.start, end: run.end };
             let ask = |link: Arc<Link>| {
-                let message = proto::LeaseRequest {
-                    caller: Some(self.shared.caller.clone()),
-                    digest: request.digest.as_bytes().to_vec(),
-                    length: request.length,
-                    missing: request.missing.iter().map(run).collect(),
-                    urgent: request.urgent.iter().map(run).collect(),
-                };
+                let message = wire::lease::request_message(self.shared.caller.clone(), &request);
                 async move { link.client().lease(message).await }
             };
             let (link, reply) = self.ask(ask).await?;
@@ -240,12 +234,7 @@ impl Discovery for TrackerClient {
     /// Is told to every tracker: those that did not grant the lease take no notice.
     fn settle(&self, settlement: Settlement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         Box::pin(self.tell(move |link| {
-            let request = proto::SettleRequest {
-                caller: Some(self.shared.caller.clone()),
-                digest: settlement.digest.as_bytes().to_vec(),
-                lease: settlement.lease,
-                fetched: settlement.fetched,
-            };
+            let request = wire::lease::settlement_message(self.shared.caller.clone(), &settlement);
             async move { Ok(link.client().settle(request).await?.map(|reply| reply.registration)) }
         }))
     }

@@ -336,7 +336,7 @@ impl LeaseBook {
             asker.leases += 1;
         }
         self.leased.insert(run.clone());
-        let lease = Lease { id, first: PieceIndex(run.start), count, term };
+        let lease = Lease::new(id, PieceIndex(run.start), count, term);
         self.live.insert(id, Grant { peer, run, granted: now, deadline: now + term, urgent });
         LeaseReply::Granted(lease)
     }

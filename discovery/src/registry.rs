@@ -54,6 +54,8 @@ pub struct Caller {
     pub place: Place,
     /// Port of its piece wire; 0 if it serves nobody.
     pub port: u16,
+    /// Whether it keeps blobs for others.
+    pub seed: bool,
     /// The tracker's end of the connection. A holder that runs on the tracker's own machine is seen there on a loopback
     /// address, and this is where the caller reaches that machine.
     pub reached_at: IpAddr,

@@ -1,19 +1,17 @@
 //! Between messages and types: everything that comes in is checked here, once, and refused in words.
 
+pub(crate) mod lease;
+
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
-use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Found, Holder, Holding, LeaseReply, LeaseRequest, Statement, StatementKind, Vote};
+use lapwing_p2p::discovery::{Found, Holder, Holding, Statement, StatementKind, Vote};
 use lapwing_p2p::identity::PeerId;
-use lapwing_p2p::layout::PieceLayout;
-use lapwing_p2p::limits::MAX_RUNS;
 use tonic::Status;
 
 use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES};
 use crate::proto;
-use crate::registry::{Caller, Place, are_runs};
+use crate::registry::{Caller, Place};
 
 /// The two ends of the connection that a request came over.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +70,7 @@ pub(crate) fn caller(message: Option<proto::Caller>, ends: Ends) -> Result<Calle
         group: message.group,
         place: Place { zone: message.zone.into(), rack: message.rack.into(), address: ends.remote },
         port,
+        seed: message.seed,
         reached_at: ends.local,
     })
 }
@@ -125,27 +124,6 @@ fn statement(message: &proto::Statement) -> Result<Statement, Status> {
     Ok(statement)
 }
 
-pub(crate) fn lease_request(message: &proto::LeaseRequest) -> Result<(LeaseRequest, PieceLayout), Status> {
-    let layout = PieceLayout::new(message.length).map_err(|error| invalid(format!("length: {error}")))?;
-    let request = LeaseRequest {
-        digest: digest("digest", &message.digest)?,
-        length: message.length,
-        missing: runs("missing", &message.missing, layout)?,
-        urgent: runs("urgent", &message.urgent, layout)?,
-    };
-    Ok((request, layout))
-}
-
-fn runs(field: &str, messages: &[proto::Run], layout: PieceLayout) -> Result<Vec<Range<u32>>, Status> {
-    check_count(field, messages.len(), MAX_RUNS)?;
-    let runs: Vec<Range<u32>> = messages.iter().map(|run| run.first..run.end).collect();
-    if !are_runs(&runs, layout.piece_count()) {
-        let pieces = layout.piece_count();
-        return Err(invalid(format!("{field}: expected ascending, disjoint, non-empty runs within {pieces} pieces")));
-    }
-    Ok(runs)
-}
-
 // What goes out, and how a client reads it.
 
 pub(crate) fn holding_message(digest: Digest, holding: Option<Holding>) -> proto::Holding {
@@ -182,6 +160,8 @@ pub(crate) fn find_reply(registration: u64, found: &Found) -> proto::FindReply {
         },
         port: holder.address.port().into(),
         state: state(Some(holder.holding)).into(),
+        seed: holder.seed,
+        far: holder.far,
     };
     let vote = |vote: &Vote| proto::Vote { statement: Some(statement_message(&vote.statement)), nodes: vote.nodes };
     proto::FindReply {
@@ -190,25 +170,6 @@ pub(crate) fn find_reply(registration: u64, found: &Found) -> proto::FindReply {
         votes: found.votes.iter().map(vote).collect(),
         lessees: found.lessees.iter().map(|peer| peer.as_bytes().to_vec()).collect(),
     }
-}
-
-pub(crate) fn lease_reply(registration: u64, reply: &LeaseReply) -> proto::LeaseReply {
-    use proto::lease_reply::{Exhausted, Grant, Outcome, Wait};
-    let outcome = match reply {
-        LeaseReply::Granted(lease) => Outcome::Grant(Grant {
-            lease: lease.id,
-            first: lease.first.0,
-            count: lease.count,
-            term_ms: millis(lease.term),
-        }),
-        LeaseReply::Wait(pause) => Outcome::Wait(Wait { pause_ms: millis(*pause) }),
-        LeaseReply::Exhausted => Outcome::Exhausted(Exhausted {}),
-    };
-    proto::LeaseReply { registration, outcome: Some(outcome) }
-}
-
-fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// A holder as a tracker names it, unless it is nonsense.
@@ -224,7 +185,13 @@ pub(crate) fn holder(message: &proto::Holder) -> Option<Holder> {
         proto::HoldingState::Complete => Holding::Complete,
         proto::HoldingState::Gone | proto::HoldingState::Unspecified => return None,
     };
-    Some(Holder { peer: peer("", &message.node).ok()?, address: SocketAddr::new(address, port), holding })
+    Some(Holder {
+        peer: peer("", &message.node).ok()?,
+        address: SocketAddr::new(address, port),
+        holding,
+        seed: message.seed,
+        far: message.far,
+    })
 }
 
 /// A vote on `subject` as a tracker names it, unless it is nonsense.

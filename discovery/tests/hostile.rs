@@ -153,7 +153,7 @@ async fn lease_requests_are_checked() {
         digest: vec![1; 32],
         length: 1 << 20,
         missing: vec![run(0, 16)],
-        urgent: Vec::new(),
+        ..LeaseRequest::default()
     };
     for (bad, code, words) in [
         (LeaseRequest { length: u64::MAX, ..good.clone() }, Code::InvalidArgument, "length"),
@@ -162,6 +162,13 @@ async fn lease_requests_are_checked() {
         (LeaseRequest { missing: vec![run(5, 2)], ..good.clone() }, Code::InvalidArgument, "missing"),
         (LeaseRequest { missing: vec![run(0, 4), run(3, 5)], ..good.clone() }, Code::InvalidArgument, "ascending"),
         (LeaseRequest { urgent: vec![run(u32::MAX - 1, u32::MAX)], ..good.clone() }, Code::InvalidArgument, "urgent"),
+        (LeaseRequest { importable: vec![run(3, 3)], ..good.clone() }, Code::InvalidArgument, "importable"),
+        (LeaseRequest { rare: vec![16], ..good.clone() }, Code::InvalidArgument, "rare: piece 16"),
+        (LeaseRequest { rare: vec![0; MAX_RUNS + 1], ..good.clone() }, Code::ResourceExhausted, "rare: 65"),
+        (LeaseRequest { useless: vec![vec![1; 31]], ..good.clone() }, Code::InvalidArgument, "useless"),
+        (LeaseRequest { useless: vec![vec![1; 32]; 65], ..good.clone() }, Code::ResourceExhausted, "useless: 65"),
+        (LeaseRequest { site: "a b".into(), ..good.clone() }, Code::InvalidArgument, "site"),
+        (LeaseRequest { site: "x".repeat(256), ..good.clone() }, Code::InvalidArgument, "site"),
         (
             LeaseRequest { missing: vec![run(0, 1); MAX_RUNS + 1], ..good.clone() },
             Code::ResourceExhausted,
@@ -171,8 +178,13 @@ async fn lease_requests_are_checked() {
         refused(&running, client.lease(bad).await, code, words);
     }
     let Some(Outcome::Grant(grant)) = client.lease(good).await.unwrap().into_inner().outcome else { panic!() };
-    let settle =
-        |node, fetched| SettleRequest { caller: Some(caller(node)), digest: vec![1; 32], lease: grant.lease, fetched };
+    let settle = |node, fetched| SettleRequest {
+        caller: Some(caller(node)),
+        digest: vec![1; 32],
+        lease: grant.lease,
+        fetched,
+        ..SettleRequest::default()
+    };
     let stolen = client.settle(settle(2, 1)).await.unwrap_err();
     assert_eq!((stolen.code(), stolen.message().contains("not the caller's")), (Code::InvalidArgument, true));
     let excess = client.settle(settle(1, u32::MAX)).await.unwrap_err();

@@ -170,12 +170,12 @@ async fn fetch_all(client: Arc<TrackerClient>, digest: Digest, length: u64) -> V
             next = piece + 1;
         }
         missing.truncate(64);
-        let request = LeaseRequest { digest, length, missing, urgent: Vec::new() };
+        let request = LeaseRequest { missing, ..LeaseRequest::new(digest, length) };
         match client.lease(request).await.unwrap() {
             LeaseReply::Granted(lease) => {
                 fetched.extend(lease.first.0..lease.first.0 + lease.count);
                 fetched.sort_unstable();
-                let settlement = Settlement { lease: lease.id, digest, fetched: lease.count };
+                let settlement = Settlement::new(lease.id, digest, lease.count);
                 client.settle(settlement).await.unwrap();
             }
             LeaseReply::Wait(pause) => tokio::time::sleep(pause).await,

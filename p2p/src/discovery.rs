@@ -28,6 +28,17 @@ pub struct Holder {
     pub address: SocketAddr,
     /// What it holds.
     pub holding: Holding,
+    /// Whether it is a seed: a node that keeps blobs for others.
+    pub seed: bool,
+    /// Whether it stands in another zone: what comes from there crosses the border, and is fetched under an import lease.
+    pub far: bool,
+}
+
+impl Holder {
+    /// A holder that is neither a seed nor far.
+    pub const fn new(peer: PeerId, address: SocketAddr, holding: Holding) -> Self {
+        Self { peer, address, holding, seed: false, far: false }
+    }
 }
 
 /// What a [`Statement`] says of its subject.
@@ -92,7 +103,19 @@ pub struct Found {
     pub lessees: Vec<PeerId>,
 }
 
-/// The right to fetch a run of pieces from the origin.
+/// What a lease allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum LeaseKind {
+    /// To fetch the run from the origin.
+    #[default]
+    Origin,
+    /// To fetch the whole blob from an origin that serves no ranges, as the only one.
+    Whole,
+    /// To ask peers of another zone for the run.
+    Import,
+}
+
+/// The right to fetch a run of pieces from the origin, or over a zone's border.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// Names the lease in [`Discovery::settle`].
@@ -103,6 +126,15 @@ pub struct Lease {
     pub count: u32,
     /// How long it holds unless extended by finishing; after that somebody else may get it.
     pub term: Duration,
+    /// From where.
+    pub kind: LeaseKind,
+}
+
+impl Lease {
+    /// A lease of a run of the origin's.
+    pub const fn new(id: u64, first: PieceIndex, count: u32, term: Duration) -> Self {
+        Self { id, first, count, term, kind: LeaseKind::Origin }
+    }
 }
 
 /// Answer to a request for a lease.
@@ -110,24 +142,71 @@ pub struct Lease {
 pub enum LeaseReply {
     /// Fetch these, then settle.
     Granted(Lease),
-    /// Nothing now: all that is wanted is with others, or enough streams are under way. Ask again after the pause.
+    /// Nothing now: all that is wanted is with others, enough streams are under way, or the origin asked for a pause (then
+    /// it is longer than seconds). Ask again after the pause.
     Wait(Duration),
     /// Every piece has been fetched by somebody: trade.
     Exhausted,
 }
 
-/// A request for the right to fetch from the origin.
+/// A request for the right to fetch from the origin, or over a zone's border.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRequest {
     /// The blob.
     pub digest: Digest,
     /// Its length in bytes (fixes the pieces).
     pub length: u64,
-    /// The pieces that the asker lacks, as runs `first..end`, ascending; at most
+    /// Whose streams and pauses it shares: [`Origin::site`](crate::origin::Origin::site) of its origin; empty if it has none.
+    /// The scheduler leaves it empty, who carries the request out fills it in.
+    pub site: String,
+    /// The pieces that the asker lacks and no peer of its zone offers it, as runs `first..end`, ascending; at most
     /// [`MAX_RUNS`](crate::limits::MAX_RUNS).
     pub missing: Vec<std::ops::Range<u32>>,
     /// Pieces that a read is waiting for: granted first, beyond the stream limit. Same form as `missing`, may be empty.
     pub urgent: Vec<std::ops::Range<u32>>,
+    /// Those of `missing` that a peer of another zone offers. Same form.
+    pub importable: Vec<std::ops::Range<u32>>,
+    /// Pieces that the asker lacks though peers offer them, the rarest first, at most [`MAX_RUNS`](crate::limits::MAX_RUNS):
+    /// where further copies are allowed, these are fetched again.
+    pub rare: Vec<PieceIndex>,
+    /// How long the rest of the blob will take at the present rate, if that is known: further copies must pay.
+    pub remaining: Option<Duration>,
+    /// How many pieces the asker brought in that no peer has taken from it yet.
+    pub unshared: u32,
+    /// Peers that discovery named and that give this node nothing of the blob: out of reach, refused here, or without it.
+    /// What only these have may be leased again. At most [`MAX_USELESS`](crate::limits::MAX_USELESS).
+    pub useless: Vec<PeerId>,
+}
+
+impl LeaseRequest {
+    /// A request for nothing yet.
+    pub const fn new(digest: Digest, length: u64) -> Self {
+        Self {
+            digest,
+            length,
+            site: String::new(),
+            missing: Vec::new(),
+            urgent: Vec::new(),
+            importable: Vec::new(),
+            rare: Vec::new(),
+            remaining: None,
+            unshared: 0,
+            useless: Vec::new(),
+        }
+    }
+}
+
+/// What an origin did besides delivering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It asked for a pause: nobody is to ask it meanwhile.
+    Busy(Duration),
+    /// It serves no ranges.
+    NoRanges,
+    /// It does not give this node the blob, and asking again will not help.
+    Refused,
+    /// It did not deliver, this time.
+    Unavailable,
 }
 
 /// How a lease ended.
@@ -139,6 +218,17 @@ pub struct Settlement {
     pub digest: Digest,
     /// How many pieces of the run, from its first, were fetched and are served now. The rest is free again.
     pub fetched: u32,
+    /// How long the origin took to its first byte, where it gave one.
+    pub first_byte: Option<Duration>,
+    /// What went wrong.
+    pub trouble: Option<Trouble>,
+}
+
+impl Settlement {
+    /// The end of a lease without more to tell.
+    pub const fn new(lease: u64, digest: Digest, fetched: u32) -> Self {
+        Self { lease, digest, fetched, first_byte: None, trouble: None }
+    }
 }
 
 /// Discovery, as the swarm sees it: soft state, kept by trackers.
@@ -146,7 +236,7 @@ pub struct Settlement {
 /// Contract:
 /// * Every call ends within a few seconds; an error means "go on without" (last known peers, then the origin).
 /// * `announce` is idempotent and takes effect for other askers within a second.
-/// * Of one piece at most one live lease exists at a time, unless urgent.
+/// * Of one piece at most one live lease of the origin exists at a time, and one import lease in each zone.
 pub trait Discovery: Send + Sync + 'static {
     /// Who has `digest`, and what is stated of it.
     fn find(&self, digest: Digest) -> BoxFuture<'_, Result<Found, DiscoveryError>>;

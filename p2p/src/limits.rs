@@ -6,6 +6,12 @@ pub const MAX_BLOB_LENGTH: u64 = 1 << 40;
 /// Most runs of missing pieces named in one lease request.
 pub const MAX_RUNS: usize = 64;
 
+/// Most peers named in one lease request as giving nothing.
+pub const MAX_USELESS: usize = 64;
+
+/// Longest name of an origin's site, in bytes.
+pub const MAX_SITE_BYTES: usize = 255;
+
 /// Longest encoded metainfo, in bytes: that of a blob of [`MAX_BLOB_LENGTH`], just above 32 MiB.
 pub const MAX_METAINFO_LENGTH: usize = crate::verify::METAINFO_HEADER_LENGTH + (1 << 20) * 32;
 

@@ -26,6 +26,19 @@ pub trait Origin: Send + Sync + 'static {
 
     /// Where the blob is, for people: registry, repository and digest, or a URL without its query. No secrets.
     fn describe(&self) -> String;
+
+    /// The server behind it, the same on every node: streams and pauses are counted for all blobs of one site. Unless
+    /// overridden, what stands before the first slash of [`Self::describe`], scheme aside.
+    fn site(&self) -> String {
+        site_of(&self.describe())
+    }
+}
+
+/// The host (and port) with which a description begins.
+fn site_of(description: &str) -> String {
+    let rest = description.split_once("://").map_or(description, |(_, rest)| rest);
+    let host = rest.split(['/', ' ', '?', '#']).next().unwrap_or_default();
+    host.chars().take(crate::limits::MAX_SITE_BYTES).collect::<String>().to_ascii_lowercase()
 }
 
 /// Why an origin gave nothing.
@@ -69,4 +82,21 @@ pub enum OriginError {
         /// What happened.
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_is_the_host_of_whatever_describes_it() {
+        for (description, site) in [
+            ("reg.example:5000/library/x@sha256:00", "reg.example:5000"),
+            ("https://Files.example/a/b", "files.example"),
+            ("http://10.0.0.1:80", "10.0.0.1:80"),
+            ("", ""),
+        ] {
+            assert_eq!(site_of(description), site);
+        }
+    }
 }

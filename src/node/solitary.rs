@@ -33,12 +33,7 @@ impl Discovery for Solitary {
     fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<LeaseReply, DiscoveryError>> {
         let run = request.urgent.first().or(request.missing.first());
         let reply = run.map_or(LeaseReply::Exhausted, |run| {
-            LeaseReply::Granted(Lease {
-                id: 0,
-                first: PieceIndex(run.start),
-                count: (run.end - run.start).min(RUN),
-                term: TERM,
-            })
+            LeaseReply::Granted(Lease::new(0, PieceIndex(run.start), (run.end - run.start).min(RUN), TERM))
         });
         future::ready(Ok(reply)).boxed()
     }

@@ -5,9 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Found, Lease, LeaseReply, LeaseRequest};
+use lapwing_p2p::discovery::{Found, LeaseReply, LeaseRequest};
 use lapwing_p2p::identity::PeerId;
-use lapwing_p2p::layout::PieceIndex;
 
 use crate::limits::{MAX_BELIEVED, MAX_HOLDERS_PER_ANSWER, MAX_LESSEES, MAX_OBJECTS_PER_SUBJECT, MIN_WAIT};
 use crate::proto::{self, lease_reply::Outcome};
@@ -45,9 +44,7 @@ pub(super) fn leased(reply: &proto::LeaseReply, request: &LeaseRequest) -> Optio
             let end = grant.first.checked_add(grant.count)?;
             let mut wanted = request.missing.iter().chain(&request.urgent);
             let asked = wanted.any(|run| run.start <= grant.first && end <= run.end);
-            let term = Duration::from_millis(grant.term_ms.into()).min(MAX_BELIEVED);
-            let lease = Lease { id: grant.lease, first: PieceIndex(grant.first), count: grant.count, term };
-            (grant.count > 0 && asked).then_some(LeaseReply::Granted(lease))
+            (grant.count > 0 && asked).then(|| LeaseReply::Granted(wire::lease::grant(grant)))
         }
         Outcome::Wait(wait) => {
             let pause = Duration::from_millis(wait.pause_ms.into()).clamp(MIN_WAIT, MAX_BELIEVED);
@@ -59,6 +56,8 @@ pub(super) fn leased(reply: &proto::LeaseReply, request: &LeaseRequest) -> Optio
 
 #[cfg(test)]
 mod tests {
+    use lapwing_p2p::layout::PieceIndex;
+
     use super::*;
 
     fn holder(node: u8, address: &[u8], port: u32) -> proto::Holder {
@@ -67,6 +66,7 @@ mod tests {
             address: address.to_vec(),
             port,
             state: proto::HoldingState::Partial.into(),
+            ..proto::Holder::default()
         }
     }
 
@@ -126,13 +126,13 @@ mod tests {
     #[test]
     fn a_grant_must_be_of_what_was_asked() {
         let request = LeaseRequest {
-            digest: Digest::of(b"x"),
-            length: 8 << 20,
             missing: vec![2..4, 8..9],
             urgent: vec![0..1, 20..21],
+            ..LeaseRequest::new(Digest::of(b"x"), 8 << 20)
         };
         let read = |first, count| {
-            let outcome = Outcome::Grant(proto::lease_reply::Grant { lease: 1, first, count, term_ms: u32::MAX });
+            let outcome =
+                Outcome::Grant(proto::lease_reply::Grant { lease: 1, first, count, term_ms: u32::MAX, kind: 0 });
             leased(&proto::LeaseReply { registration: 1, outcome: Some(outcome) }, &request)
         };
         for (first, count) in [(2, 2), (2, 1), (8, 1), (0, 1)] {

@@ -25,6 +25,8 @@ pub struct ClientConfig {
     pub rack: String,
     /// TCP port of its piece wire; 0 if it serves nobody.
     pub piece_port: u16,
+    /// Whether it keeps blobs for others: where a seed asks for leases, nobody else gets them.
+    pub seed: bool,
     /// How long one call may take before the next tracker is asked; twice that for a call in all.
     pub deadline: Duration,
     /// Between two signs of life, before jitter; a tracker forgets a node that is silent for 55 s.
@@ -41,6 +43,7 @@ impl ClientConfig {
             zone: String::new(),
             rack: String::new(),
             piece_port: 0,
+            seed: false,
             deadline: DEADLINE,
             heartbeat: HEARTBEAT,
         }

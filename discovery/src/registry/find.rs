@@ -7,7 +7,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Found, Holder, Holding};
 
 use super::group::Group;
-use super::nearness::distance;
+use super::nearness::{distance, is_far};
 use super::reachable;
 use crate::limits::{FAR_SHARE, MAX_HOLDERS_PER_ANSWER, MAX_HOLDERS_SCANNED, MAX_LESSEES};
 
@@ -41,7 +41,13 @@ impl Group {
             candidates.push(Candidate {
                 distance: distance(&asking.place, &node.place),
                 shuffle: random.u32(..),
-                holder: Holder { peer: node.peer, address, holding },
+                holder: Holder {
+                    peer: node.peer,
+                    address,
+                    holding,
+                    seed: node.seed,
+                    far: is_far(&asking.place, &node.place),
+                },
             });
         }
         let lessees = blob.books.iter().flat_map(|book| book.lessees()).copied().filter(|peer| *peer != asking.peer);

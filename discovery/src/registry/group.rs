@@ -43,7 +43,7 @@ impl Group {
             if node.instance == caller.instance && !node.is_gone(now) {
                 node.heard(now);
                 node.place.clone_from(&caller.place);
-                node.port = caller.port;
+                (node.port, node.seed) = (caller.port, caller.seed);
                 return Ok((index, node.registration));
             }
             self.remove_node(totals, index);
@@ -52,6 +52,7 @@ impl Group {
             return Err(Refusal::Full { what: "nodes", limit: MAX_NODES });
         }
         let mut node = Node::new(caller.node, caller.instance, next, caller.place.clone(), caller.port);
+        node.seed = caller.seed;
         node.heard(now);
         let index = self.nodes.insert(node);
         self.by_peer.insert(caller.node, index);

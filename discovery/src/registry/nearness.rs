@@ -20,6 +20,11 @@ pub fn distance(a: &Place, b: &Place) -> u32 {
     label_distance(a, b) * 16 + address_distance(a.address, b.address)
 }
 
+/// Whether a zone's border lies between them, as far as is known.
+pub(crate) fn is_far(a: &Place, b: &Place) -> bool {
+    !a.zone.is_empty() && !b.zone.is_empty() && a.zone != b.zone
+}
+
 fn label_distance(a: &Place, b: &Place) -> u32 {
     if a.zone.is_empty() || b.zone.is_empty() {
         return 2;

@@ -31,6 +31,7 @@ fn caller(number: u32) -> Caller {
         group: "default".to_owned(),
         place: Place { zone: "".into(), rack: "".into(), address: IpAddr::from([10, high, low, 1]) },
         port: 7081,
+        seed: false,
         reached_at: IpAddr::from([10, 255, 255, 1]),
     }
 }
@@ -51,7 +52,7 @@ fn names(registry: &mut Registry, now: Duration, asker: &Caller, blob: u32) -> V
 fn lease(registry: &mut Registry, now: Duration, asker: &Caller, blob: u32, length: u64) -> LeaseReply {
     let layout = PieceLayout::new(length).unwrap();
     let missing = std::iter::once(0..layout.piece_count()).collect();
-    let request = LeaseRequest { digest: digest(blob), length, missing, urgent: Vec::new() };
+    let request = LeaseRequest { missing, ..LeaseRequest::new(digest(blob), length) };
     registry.lease(now, asker, &request, layout).unwrap().1
 }
 
@@ -173,7 +174,7 @@ fn many_keys_on_one_machine_are_one_reporter() {
 fn what_a_dead_lessee_held_is_free_once_two_miss_it() {
     let mut registry = registry();
     let LeaseReply::Granted(first) = lease(&mut registry, NOW, &caller(1), 1, 300 << 10) else { panic!() };
-    let settlement = Settlement { lease: first.id, digest: digest(1), fetched: first.count };
+    let settlement = Settlement::new(first.id, digest(1), first.count);
     registry.settle(NOW, &caller(1), settlement).unwrap();
     let LeaseReply::Granted(second) = lease(&mut registry, NOW, &caller(1), 1, 300 << 10) else { panic!() };
     assert_ne!(first.first, second.first);
@@ -221,7 +222,7 @@ fn pieces_of_one_who_gave_the_blob_up_are_free() {
     let mut registry = registry();
     hold(&mut registry, NOW, &caller(1), 1, Holding::Partial);
     let LeaseReply::Granted(first) = lease(&mut registry, NOW, &caller(1), 1, 1) else { panic!() };
-    let settlement = Settlement { lease: first.id, digest: digest(1), fetched: 1 };
+    let settlement = Settlement::new(first.id, digest(1), 1);
     registry.settle(NOW, &caller(1), settlement).unwrap();
     assert_eq!(lease(&mut registry, NOW, &caller(2), 1, 1), LeaseReply::Exhausted);
     registry.announce(NOW, &caller(1), &[(digest(1), None)]).unwrap();
@@ -236,7 +237,7 @@ fn lies_about_a_length_do_not_stop_the_others_and_are_bounded() {
         assert!(matches!(lease(&mut registry, NOW, &caller(1), 1, lie), LeaseReply::Granted(_)));
     }
     assert!(matches!(lease(&mut registry, NOW, &caller(2), 1, 5 << 20), LeaseReply::Granted(_)));
-    let request = LeaseRequest { digest: digest(1), length: 77, missing: Vec::new(), urgent: Vec::new() };
+    let request = LeaseRequest::new(digest(1), 77);
     assert_eq!(registry.lease(NOW, &caller(1), &request, layout(77)), Err(Refusal::lengths()));
 }
 

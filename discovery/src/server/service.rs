@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lapwing_p2p::discovery::{LeaseReply, Settlement};
+use lapwing_p2p::discovery::LeaseReply;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Tracker, plain};
@@ -116,21 +116,18 @@ impl TrackerService for Tracker {
     }
 
     async fn lease(&self, request: Request<proto::LeaseRequest>) -> Result<Response<proto::LeaseReply>, Status> {
-        let read = |mut message: proto::LeaseRequest| Ok((message.caller.take(), wire::lease_request(&message)?));
+        let read = |mut message: proto::LeaseRequest| Ok((message.caller.take(), wire::lease::request(&message)?));
         self.call("lease", request, read, |registry, now, caller, (request, layout)| {
             let (registration, reply) = registry.lease(now, caller, &request, layout)?;
             if matches!(reply, LeaseReply::Granted(_)) {
                 self.metrics.leases_granted.inc();
             }
-            Ok(wire::lease_reply(registration, &reply))
+            Ok(wire::lease::reply_message(registration, &reply))
         })
     }
 
     async fn settle(&self, request: Request<proto::SettleRequest>) -> Result<Response<proto::SettleReply>, Status> {
-        let read = |message: proto::SettleRequest| {
-            let digest = wire::digest("digest", &message.digest)?;
-            Ok((message.caller, Settlement { lease: message.lease, digest, fetched: message.fetched }))
-        };
+        let read = |mut message: proto::SettleRequest| Ok((message.caller.take(), wire::lease::settlement(&message)?));
         self.call("settle", request, read, |registry, now, caller, settlement| {
             Ok(proto::SettleReply { registration: registry.settle(now, caller, settlement)? })
         })

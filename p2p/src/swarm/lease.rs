@@ -201,7 +201,7 @@ impl Swarm {
         blob.origin.asking = true;
         blob.origin.urgent_told = !urgent.is_empty();
         let length = blob.layout.length();
-        self.actions.push(Action::Lease(LeaseRequest { digest, length, missing, urgent }));
+        self.actions.push(Action::Lease(LeaseRequest { missing, urgent, ..LeaseRequest::new(digest, length) }));
     }
 
     fn fetch_unleased(&mut self, digest: Digest, run: Range<u32>, urgent: bool) {
@@ -278,7 +278,7 @@ impl Swarm {
         match ended.lease {
             Some((lease, run)) => {
                 let fetched = run.take_while(|&piece| blob.have.get(PieceIndex(piece))).count() as u32;
-                self.actions.push(Action::Settle(Settlement { lease, digest, fetched }));
+                self.actions.push(Action::Settle(Settlement::new(lease, digest, fetched)));
             }
             None => self.unleased -= 1,
         }

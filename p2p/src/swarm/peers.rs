@@ -199,7 +199,7 @@ impl Swarm {
             if blob.known.len() >= MAX_KNOWN_HOLDERS && !blob.known.contains_key(&holder.peer) {
                 continue;
             }
-            let Holder { peer, address, holding } = *holder;
+            let Holder { peer, address, holding, .. } = *holder;
             let known = Known { address, holding, rank, failed: false, dial_after: Duration::ZERO };
             let known = blob.known.entry(peer).or_insert(known);
             (known.address, known.holding, known.rank) = (address, holding, rank);

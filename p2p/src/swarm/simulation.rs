@@ -265,7 +265,7 @@ impl Simulation {
                 let found = (!self.discovery_down).then(|| {
                     let holders = self.holders.get(&digest).into_iter().flatten().filter(|(other, _)| **other != node);
                     let address = "127.0.0.1:1".parse().unwrap();
-                    let holder = |(&other, &holding): (&_, &_)| Holder { peer: id(other), address, holding };
+                    let holder = |(&other, &holding): (&_, &_)| Holder::new(id(other), address, holding);
                     FoundPeers { holders: holders.map(holder).collect(), verifiable: true, metainfo_pending: false }
                 });
                 self.after(LATENCY * 2, node, Event::Found { digest, found });
@@ -316,7 +316,7 @@ impl Simulation {
         self.sequence += 1;
         let id = self.sequence;
         self.live.insert(id, (digest, first..first + count));
-        LeaseReply::Granted(Lease { id, first: PieceIndex(first), count, term: Duration::from_secs(10) })
+        LeaseReply::Granted(Lease::new(id, PieceIndex(first), count, Duration::from_secs(10)))
     }
 }
 

@@ -108,7 +108,7 @@ impl Tracker {
         let count = if free && request.missing.iter().any(|run| run.contains(&second)) { 2 } else { 1 };
         book.live.insert(id, (me, first..first + count));
         book.lessees.insert(me);
-        LeaseReply::Granted(Lease { id, first: PieceIndex(first), count, term: Duration::from_secs(30) })
+        LeaseReply::Granted(Lease::new(id, PieceIndex(first), count, Duration::from_secs(30)))
     }
 }
 
@@ -137,8 +137,8 @@ impl Discovery for Client {
         self.ask(|tracker| {
             let state = tracker.state.lock().unwrap();
             let holders = state.holders.get(&digest).into_iter().flatten().filter(|(peer, _)| **peer != self.me);
-            let holders = holders
-                .filter_map(|(&peer, &holding)| Some(Holder { peer, address: *state.addresses.get(&peer)?, holding }));
+            let holders =
+                holders.filter_map(|(&peer, &holding)| Some(Holder::new(peer, *state.addresses.get(&peer)?, holding)));
             let votes = state.statements.iter().filter(|(statement, _)| statement.subject == digest);
             let votes = votes.map(|(statement, nodes)| Vote { statement: *statement, nodes: nodes.len() as u32 });
             let lessees = state.books.get(&digest).map(|book| book.lessees.iter().copied().collect());
