@@ -45,6 +45,12 @@ pub const MAX_QUEUED_REQUESTS: usize = 256;
 /// Most frames that wait to be written to one peer; a peer that reads slower than that is dropped.
 pub const MAX_QUEUED_FRAMES: usize = 4096;
 
+/// Most bytes of pieces that are received, checked and written at the same time, over all connections and origins.
+pub const MAX_RECEIVE_BYTES: usize = 32 << 20;
+
+/// Most bytes of receive buffers that are kept for the next piece.
+pub const MAX_IDLE_RECEIVE_BYTES: usize = 8 << 20;
+
 /// Most peers whose offences are remembered.
 pub const MAX_OFFENDERS: usize = 4096;
 

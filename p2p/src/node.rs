@@ -9,6 +9,7 @@
 
 mod aside;
 mod blob;
+mod buffers;
 mod config;
 mod connection;
 mod derived;
@@ -54,6 +55,7 @@ pub use config::NodeConfig;
 pub use error::{NodeError, OpenError, ReadError};
 
 use blob::lock;
+use buffers::Buffers;
 use connection::{Link, Queues};
 use derived::Derived;
 
@@ -89,6 +91,7 @@ pub struct Node {
     inner: Mutex<Inner>,
     derived: Derived,
     connections: Arc<Semaphore>,
+    buffers: Buffers,
     aside_bytes: AtomicU64,
     next_id: AtomicU64,
     wake: Notify,
@@ -134,6 +137,7 @@ impl Node {
         let node = Arc::new(Self {
             derived: derived.unwrap_or_else(|_| Derived::load(store.root())),
             connections: Arc::new(Semaphore::new(config.max_connections)),
+            buffers: Buffers::new(),
             config,
             store,
             discovery,

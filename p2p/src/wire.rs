@@ -25,7 +25,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use crate::bitfield::{Bitfield, InvalidBitfield};
 use crate::digest::Digest;
 use crate::layout::{PieceIndex, PieceLayout, TooLong};
-use crate::limits::{MAX_CONTROL_FRAME, MAX_HAVES, MAX_PIECE_FRAME};
+use crate::limits::{MAX_CONTROL_FRAME, MAX_HAVES, MAX_PIECE_FRAME, MAX_PIECE_LENGTH};
 use crate::statement::{PieceStatement, STATEMENT_LENGTH};
 
 /// Bytes before the body of a frame.
@@ -169,6 +169,74 @@ impl Header {
     pub const fn length(&self) -> usize {
         self.length as usize
     }
+
+    /// Whether the body is a piece: its bytes are better read to where they shall stay, after its [`PieceHead`].
+    pub const fn is_piece(&self) -> bool {
+        self.kind == PIECE
+    }
+
+    /// Bytes of the piece itself in a body that begins with that head.
+    pub fn piece_length(&self, head: &PieceHead) -> Result<usize, WireError> {
+        let length = self.length().checked_sub(head.encoded_length()).ok_or(WireError::Length(self.kind))?;
+        if length as u64 > MAX_PIECE_LENGTH { Err(WireError::Length(self.kind)) } else { Ok(length) }
+    }
+}
+
+/// What stands before the bytes of a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PieceHead {
+    /// The sender's number of the blob.
+    pub blob: BlobNumber,
+    /// Which piece.
+    pub piece: PieceIndex,
+    /// Who states its hash; none where the receiver needs nobody's word.
+    pub statement: Option<PieceStatement>,
+}
+
+impl PieceHead {
+    /// Bytes that say how long the head is.
+    pub const MIN_LENGTH: usize = 9;
+    /// Length of the longest head in bytes.
+    pub const MAX_LENGTH: usize = Self::MIN_LENGTH + STATEMENT_LENGTH;
+
+    /// Length in bytes of the head that begins with these.
+    pub fn length(first: &[u8; Self::MIN_LENGTH]) -> Result<usize, WireError> {
+        match first[Self::MIN_LENGTH - 1] {
+            0 => Ok(Self::MIN_LENGTH),
+            1 => Ok(Self::MAX_LENGTH),
+            _ => Err(WireError::Flag),
+        }
+    }
+
+    /// Reads the head at the beginning of `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, WireError> {
+        let short = WireError::Length(PIECE);
+        let first = body.first_chunk().ok_or(short)?;
+        let head = body.get(..Self::length(first)?).ok_or(short)?;
+        let statement = head[Self::MIN_LENGTH..].first_chunk().map(PieceStatement::decode);
+        let number = |at: usize| u32::from_be_bytes([first[at], first[at + 1], first[at + 2], first[at + 3]]);
+        Ok(Self { blob: BlobNumber(number(0)), piece: PieceIndex(number(4)), statement })
+    }
+
+    const fn encoded_length(&self) -> usize {
+        if self.statement.is_some() { Self::MAX_LENGTH } else { Self::MIN_LENGTH }
+    }
+
+    /// Appends everything of a `Piece` frame before its `piece_length` bytes, which the caller writes itself.
+    pub fn encode(&self, out: &mut BytesMut, piece_length: usize) {
+        out.put_u8(PIECE);
+        out.put_u32((self.encoded_length() + piece_length) as u32);
+        self.put(out);
+    }
+
+    fn put(&self, out: &mut BytesMut) {
+        out.put_u32(self.blob.0);
+        out.put_u32(self.piece.0);
+        out.put_u8(u8::from(self.statement.is_some()));
+        if let Some(statement) = &self.statement {
+            out.put_slice(&statement.encode());
+        }
+    }
 }
 
 impl Frame {
@@ -202,26 +270,13 @@ impl Frame {
                 out.put_u32(piece.map_or(WHOLE_BLOB, |piece| piece.0));
             }
             Self::Piece { blob, piece, statement, bytes } => {
-                put_piece_head(out, *blob, *piece, statement.as_ref());
+                PieceHead { blob: *blob, piece: *piece, statement: *statement }.put(out);
                 out.put_slice(bytes);
             }
             Self::Ping | Self::Bye => {}
         }
         let length = (out.len() - start - HEADER_LENGTH) as u32;
         out[start + 1..start + HEADER_LENGTH].copy_from_slice(&length.to_be_bytes());
-    }
-
-    /// Everything of a `Piece` frame before its bytes, which the caller writes itself.
-    pub fn encode_piece_head(
-        out: &mut BytesMut,
-        blob: BlobNumber,
-        piece: PieceIndex,
-        statement: Option<&PieceStatement>,
-        piece_length: usize,
-    ) {
-        out.put_u8(PIECE);
-        out.put_u32((9 + statement.map_or(0, |_| STATEMENT_LENGTH) + piece_length) as u32);
-        put_piece_head(out, blob, piece, statement);
     }
 
     /// Reads the body that follows `header`; exactly [`Header::length`] bytes.
@@ -253,8 +308,9 @@ impl Frame {
                 Self::NotHere { digest, piece: (piece != WHOLE_BLOB).then_some(PieceIndex(piece)) }
             }
             PIECE => {
-                let (blob, piece) = (BlobNumber(number(&mut body)?), PieceIndex(number(&mut body)?));
-                let statement = if flag(&mut body)? { Some(statement(&mut body).ok_or(short)?) } else { None };
+                let head = PieceHead::decode(&body)?;
+                body.advance(head.encoded_length());
+                let PieceHead { blob, piece, statement } = head;
                 return Ok(Self::Piece { blob, piece, statement, bytes: body });
             }
             PING => Self::Ping,
@@ -287,15 +343,6 @@ impl Frame {
     }
 }
 
-fn put_piece_head(out: &mut BytesMut, blob: BlobNumber, piece: PieceIndex, statement: Option<&PieceStatement>) {
-    out.put_u32(blob.0);
-    out.put_u32(piece.0);
-    out.put_u8(u8::from(statement.is_some()));
-    if let Some(statement) = statement {
-        out.put_slice(&statement.encode());
-    }
-}
-
 fn flag(body: &mut Bytes) -> Result<bool, WireError> {
     match body.try_get_u8() {
         Ok(0) => Ok(false),
@@ -308,12 +355,6 @@ fn digest(body: &mut Bytes) -> Option<Digest> {
     let bytes = *body.first_chunk()?;
     body.advance(bytes.len());
     Some(Digest::from_bytes(bytes))
-}
-
-fn statement(body: &mut Bytes) -> Option<PieceStatement> {
-    let statement = PieceStatement::decode(body.first_chunk()?);
-    body.advance(STATEMENT_LENGTH);
-    Some(statement)
 }
 
 #[cfg(test)]
@@ -374,13 +415,23 @@ mod tests {
 
         #[test]
         fn the_head_of_a_piece_is_that_of_its_frame(blob: u32, piece: u32, stated: bool, bytes: Vec<u8>) {
-            let (blob, piece) = (BlobNumber(blob), PieceIndex(piece));
             let statement = stated.then(|| PieceStatement::decode(&[9; STATEMENT_LENGTH]));
-            let (mut head, mut whole) = (BytesMut::new(), BytesMut::new());
-            Frame::encode_piece_head(&mut head, blob, piece, statement.as_ref(), bytes.len());
-            head.put_slice(&bytes);
-            Frame::Piece { blob, piece, statement, bytes: bytes.into() }.encode(&mut whole);
-            prop_assert_eq!(head, whole);
+            let head = PieceHead { blob: BlobNumber(blob), piece: PieceIndex(piece), statement };
+            let mut sent = BytesMut::new();
+            head.encode(&mut sent, bytes.len());
+            sent.put_slice(&bytes);
+            let mut whole = BytesMut::new();
+            let frame = Frame::Piece { blob: head.blob, piece: head.piece, statement, bytes: bytes.clone().into() };
+            frame.encode(&mut whole);
+            prop_assert_eq!(&sent, &whole);
+
+            let header = Header::decode(*sent.first_chunk().unwrap()).unwrap();
+            prop_assert!(header.is_piece());
+            let body = &sent[HEADER_LENGTH..];
+            let read = PieceHead::decode(body).unwrap();
+            prop_assert_eq!(read, head);
+            prop_assert_eq!(PieceHead::length(body.first_chunk().unwrap()), Ok(body.len() - bytes.len()));
+            prop_assert_eq!(header.piece_length(&read), Ok(bytes.len()));
         }
 
         /// What is accepted is the encoding of what was read, and nothing else; and no input panics.
@@ -404,5 +455,11 @@ mod tests {
             assert!(matches!(Header::decode(head), Err(WireError::TooLong { .. })), "{kind}");
         }
         assert_eq!(Header::decode([0, 0, 0, 0, 0]), Err(WireError::Kind(0)));
+        // A head that claims a statement for which its body has no room.
+        let head = PieceHead { blob: BlobNumber(0), piece: PieceIndex(0), statement: None };
+        let short = Header::decode([PIECE, 0, 0, 0, 8]).unwrap();
+        assert_eq!(short.piece_length(&head), Err(WireError::Length(PIECE)));
+        let long = Header { kind: PIECE, length: MAX_PIECE_FRAME as u32 };
+        assert_eq!(long.piece_length(&head), Err(WireError::Length(PIECE)));
     }
 }

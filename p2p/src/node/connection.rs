@@ -1,30 +1,33 @@
 //! One TCP connection of the piece wire: handshake, a task that reads, a task that writes.
 //!
-//! A piece is read, checked and stored before the next frame is read, so one connection holds at most one piece in
-//! memory per direction. Control frames overtake pieces that wait to be sent.
+//! A piece is checked and stored while the next one is read: a connection holds at most two pieces in memory, out of
+//! the node's [`buffers`](super::buffers), and none that it sends. Control frames overtake pieces that wait to be sent.
+
+mod channel;
+mod reader;
+mod writer;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
-use super::blob::{Blob, lock};
 use crate::digest::Digest;
 use crate::identity::{Identity, PeerId};
-use crate::layout::{PieceIndex, PieceLayout};
+use crate::layout::PieceIndex;
 use crate::limits::{MAX_BLOBS_PER_CONNECTION, MAX_QUEUED_FRAMES};
-use crate::swarm::Event;
 use crate::wire::handshake::{GREETING_LENGTH, Greeting, HandshakeError};
-use crate::wire::{BlobNumber, Frame, HEADER_LENGTH, Header, WireError};
+use crate::wire::{BlobNumber, Frame, WireError};
+
+use reader::Reader;
+use writer::Writer;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that says nothing for so long is gone: it should have sent a ping.
@@ -157,12 +160,11 @@ pub(super) async fn run(
     peer: PeerId,
     queues: Queues,
 ) -> Result<(), ConnectionError> {
-    stream.set_nodelay(true)?;
-    let (read, write) = stream.into_split();
+    let (read, write) = channel::split(stream)?;
     let closing = queues.closing.clone();
     let mut writer = node.tasks.spawn(Writer { node: Arc::clone(node), peer, write, queues }.run());
     let ended = tokio::select! {
-        ended = Reader { node, peer, read, blobs: HashMap::new() }.run() => ended,
+        ended = Reader::new(node, peer, read).run() => ended,
         () = closing.cancelled() => Ok(()),
         written = &mut writer => return written.unwrap_or(Ok(())),
     };
@@ -170,159 +172,4 @@ pub(super) async fn run(
     // The writer says goodbye and ends by itself, within its time-out.
     drop(writer);
     ended
-}
-
-struct Reader<'a> {
-    node: &'a Arc<Node>,
-    peer: PeerId,
-    read: OwnedReadHalf,
-    blobs: HashMap<BlobNumber, (Digest, PieceLayout)>,
-}
-
-impl Reader<'_> {
-    async fn run(mut self) -> Result<(), ConnectionError> {
-        loop {
-            let frame = self.next_frame().await?;
-            if frame == Frame::Bye {
-                return Ok(());
-            }
-            self.take(frame).await?;
-        }
-    }
-
-    async fn next_frame(&mut self) -> Result<Frame, ConnectionError> {
-        let mut head = [0; HEADER_LENGTH];
-        timeout(SILENCE, self.read.read_exact(&mut head)).await.map_err(|_| ConnectionError::TimedOut)??;
-        let header = Header::decode(head)?;
-        let mut body = vec![0; header.length()];
-        timeout(FRAME_TIMEOUT, self.read.read_exact(&mut body)).await.map_err(|_| ConnectionError::TimedOut)??;
-        Ok(Frame::decode(header, Bytes::from(body))?)
-    }
-
-    fn digest(&self, blob: BlobNumber) -> Result<Digest, ConnectionError> {
-        self.blobs.get(&blob).map(|(digest, _)| *digest).ok_or(ConnectionError::UnknownBlob(blob.0))
-    }
-
-    async fn take(&mut self, frame: Frame) -> Result<(), ConnectionError> {
-        let peer = self.peer;
-        match frame {
-            Frame::Hello { blob, digest, layout, have } => {
-                if self.blobs.len() >= MAX_BLOBS_PER_CONNECTION && !self.blobs.contains_key(&blob) {
-                    return Err(ConnectionError::TooManyBlobs);
-                }
-                self.blobs.insert(blob, (digest, layout));
-                self.node.greeted(peer, digest, layout, have).await;
-            }
-            Frame::Have { blob, pieces } => {
-                let digest = self.digest(blob)?;
-                self.node.drive(Event::Have { peer, digest, pieces });
-            }
-            Frame::Request { blob, piece, urgent } => {
-                let digest = self.digest(blob)?;
-                self.node.drive(Event::Request { peer, digest, piece, urgent });
-            }
-            Frame::Cancel { blob, piece } => {
-                let digest = self.digest(blob)?;
-                self.node.drive(Event::Cancel { peer, digest, piece });
-            }
-            Frame::NotHere { digest, piece } => self.node.drive(Event::NotHere { peer, digest, piece }),
-            Frame::Piece { blob, piece, statement, bytes } => {
-                let digest = self.digest(blob)?;
-                self.node.take_piece(peer, digest, piece, statement, bytes).await;
-            }
-            Frame::Ping | Frame::Bye => {}
-        }
-        Ok(())
-    }
-}
-
-struct Writer {
-    node: Arc<Node>,
-    peer: PeerId,
-    write: OwnedWriteHalf,
-    queues: Queues,
-}
-
-impl Writer {
-    async fn run(mut self) -> Result<(), ConnectionError> {
-        let mut out = BytesMut::new();
-        loop {
-            out.clear();
-            tokio::select! {
-                biased;
-                () = self.queues.closing.cancelled() => {
-                    Frame::Bye.encode(&mut out);
-                    return self.write(&out).await;
-                }
-                frame = self.queues.frames.recv() => match frame {
-                    Some(frame) => {
-                        frame.encode(&mut out);
-                        while let Ok(frame) = self.queues.frames.try_recv() {
-                            frame.encode(&mut out);
-                        }
-                        self.write(&out).await?;
-                    }
-                    None => return Ok(()),
-                },
-                upload = self.queues.uploads.recv() => match upload {
-                    Some(upload) => self.upload(&mut out, &upload).await?,
-                    None => return Ok(()),
-                },
-                () = tokio::time::sleep(PING_AFTER) => {
-                    Frame::Ping.encode(&mut out);
-                    self.write(&out).await?;
-                }
-            }
-        }
-    }
-
-    async fn upload(&mut self, out: &mut BytesMut, upload: &Upload) -> Result<(), ConnectionError> {
-        let &Upload { digest, number, piece } = upload;
-        let read = match self.node.open_blob(&digest) {
-            Some(blob) => read_to_send(&self.node, blob, piece).await,
-            None => None,
-        };
-        if let Some((statement, bytes)) = read {
-            // The bytes follow the head from their own buffer; on a plaintext connection sendfile(2) could take them
-            // from StoredBlob::file() instead.
-            Frame::encode_piece_head(out, number, piece, statement.as_ref(), bytes.len());
-            self.write(out).await?;
-            self.write(&bytes).await?;
-            self.node.metrics.served_bytes.inc_by(bytes.len() as u64);
-        } else {
-            Frame::NotHere { digest, piece: Some(piece) }.encode(out);
-            self.write(out).await?;
-        }
-        self.node.drive(Event::Sent { peer: self.peer });
-        Ok(())
-    }
-
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
-        Ok(timeout(FRAME_TIMEOUT, self.write.write_all(bytes)).await.map_err(|_| ConnectionError::TimedOut)??)
-    }
-}
-
-type ToSend = (Option<crate::statement::PieceStatement>, Bytes);
-
-/// A piece and who vouches for it: whoever did when it came, or this node, which checked it then.
-async fn read_to_send(node: &Arc<Node>, blob: Arc<Blob>, piece: PieceIndex) -> Option<ToSend> {
-    let identity = Arc::clone(&node.config.identity);
-    let read = tokio::task::spawn_blocking(move || {
-        let bytes = blob.stored.read_piece(piece)?;
-        if blob.layout.piece_count() == 1 {
-            return Ok((None, bytes));
-        }
-        let statement = lock(&blob.trust).statement(piece).unwrap_or_else(|| {
-            let hash = crate::verify::piece_hash(&bytes);
-            crate::statement::PieceStatement::sign(&identity, &blob.digest, blob.layout.length(), piece, hash)
-        });
-        Ok::<_, crate::store::StoreError>((Some(statement), bytes))
-    });
-    match read.await.ok()? {
-        Ok(read) => Some(read),
-        Err(error) => {
-            tracing::warn!(%error, piece = piece.0, "piece cannot be read for a peer");
-            None
-        }
-    }
 }

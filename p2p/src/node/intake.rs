@@ -78,7 +78,7 @@ impl Node {
         }
     }
 
-    fn set_aside(self: &Arc<Self>, blob: &Arc<Blob>, undecided: Undecided) {
+    fn set_aside(self: &Arc<Self>, blob: &Arc<Blob>, mut undecided: Undecided) {
         let bytes = undecided.bytes.len() as u64;
         let (peer, piece, digest) = (undecided.peer, undecided.piece, blob.digest);
         if self.aside_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_ASIDE_BYTES {
@@ -86,6 +86,8 @@ impl Node {
             self.metrics.unverifiable_pieces.inc();
             return self.drive(Event::Unusable { peer, digest, piece });
         }
+        // It may wait long: the receive buffer goes back.
+        undecided.bytes = Bytes::copy_from_slice(&undecided.bytes);
         lock(&blob.aside).add(undecided);
         self.drive(Event::FindAgain(digest));
     }

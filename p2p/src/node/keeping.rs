@@ -47,6 +47,7 @@ pub(super) async fn flush(node: Arc<Node>) {
         }
         node.flush_all().await;
         node.close_unused(LINGER);
+        node.buffers.trim();
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
 use tokio::time::timeout;
 
@@ -13,7 +13,7 @@ use super::Node;
 use super::blob::{Blob, lock};
 use crate::layout::PieceIndex;
 use crate::metrics::Source;
-use crate::origin::{Origin, OriginError};
+use crate::origin::{ByteStream, Origin, OriginError};
 use crate::store::StoreError;
 use crate::swarm::{Event, PieceSource, TransferId};
 use crate::verify::piece_hash;
@@ -59,29 +59,30 @@ impl Node {
         let Some(origin) = lock(&blob.origin).clone() else { return Ok(()) };
         let end = blob.layout.range(PieceIndex(pieces.end - 1)).end;
         let range = blob.layout.range(PieceIndex(pieces.start)).start..end;
-        let silent = || unavailable(&*origin, format!("silent for {SILENCE:?}"));
-        let mut stream = timeout(SILENCE, origin.fetch(range)).await.map_err(|_| silent())??;
-        let mut assembled = BytesMut::new();
+        let silent = |_| silent(&*origin);
+        let stream = timeout(SILENCE, origin.fetch(range)).await.map_err(silent)??;
+        let mut body = Body { origin: &*origin, stream, chunk: Bytes::new() };
         let mut first = true;
         for piece in pieces.map(PieceIndex) {
             let length = {
                 let range = blob.layout.range(piece);
                 (range.end - range.start) as usize
             };
-            while assembled.len() < length {
-                let chunk = match timeout(SILENCE, stream.next()).await.map_err(|_| silent())? {
-                    Some(Ok(chunk)) => chunk,
-                    Some(Err(error)) => return Err(unavailable(&*origin, error.to_string())),
-                    None => return Err(unavailable(&*origin, "the body was cut short".to_owned())),
-                };
-                if std::mem::take(&mut first) {
-                    self.drive(Event::FirstByte { digest, transfer });
-                }
-                self.metrics.count_bytes(Source::origin, chunk.len() as u64);
-                blob.bytes_from_origin.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                assembled.extend_from_slice(&chunk);
+            // An origin that is slow to answer holds no memory.
+            body.await_bytes().await?;
+            if std::mem::take(&mut first) {
+                self.drive(Event::FirstByte { digest, transfer });
             }
-            let bytes = assembled.copy_to_bytes(length);
+            let mut buffer = self.buffers.take(length).await;
+            let mut missing = buffer.as_mut();
+            while !missing.is_empty() {
+                body.await_bytes().await?;
+                let filled = body.give(missing);
+                self.metrics.count_bytes(Source::origin, filled as u64);
+                blob.bytes_from_origin.fetch_add(filled as u64, Ordering::Relaxed);
+                missing = &mut missing[filled..];
+            }
+            let bytes = Bytes::from_owner(buffer);
             self.keep(blob, piece, bytes).await.map_err(|error| unavailable(&*origin, error))?;
             if !self.is_active(&digest) {
                 return Ok(());
@@ -122,6 +123,39 @@ impl Node {
             Err(_) => Err("the node is shutting down".to_owned()),
         }
     }
+}
+
+/// What an origin sends, as it comes.
+struct Body<'a> {
+    origin: &'a dyn Origin,
+    stream: ByteStream,
+    /// Came and was not given yet.
+    chunk: Bytes,
+}
+
+impl Body<'_> {
+    /// Waits until there is something to give.
+    async fn await_bytes(&mut self) -> Result<(), OriginError> {
+        while self.chunk.is_empty() {
+            self.chunk = match timeout(SILENCE, self.stream.next()).await.map_err(|_| silent(self.origin))? {
+                Some(Ok(chunk)) => chunk,
+                Some(Err(error)) => return Err(unavailable(self.origin, error.to_string())),
+                None => return Err(unavailable(self.origin, "the body was cut short".to_owned())),
+            };
+        }
+        Ok(())
+    }
+
+    /// Copies what is there to `room`, as much as fits.
+    fn give(&mut self, room: &mut [u8]) -> usize {
+        let length = room.len().min(self.chunk.len());
+        self.chunk.copy_to_slice(&mut room[..length]);
+        length
+    }
+}
+
+fn silent(origin: &dyn Origin) -> OriginError {
+    unavailable(origin, format!("silent for {SILENCE:?}"))
 }
 
 fn unavailable(origin: &dyn Origin, reason: String) -> OriginError {

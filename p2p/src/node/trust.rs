@@ -117,6 +117,17 @@ impl Trust {
         self.statements.get(&piece).copied()
     }
 
+    /// This node's statement of a piece of a blob that it has verified: the metainfo is of its own making then.
+    pub(super) fn statement_of_proven(&mut self, identity: &Identity, piece: PieceIndex) -> Option<PieceStatement> {
+        if let Some(statement) = self.statement(piece) {
+            return Some(statement);
+        }
+        let hash = self.metainfo.as_ref()?.hash(piece)?;
+        let statement = PieceStatement::sign(identity, &self.digest, self.layout.length(), piece, hash);
+        self.statements.insert(piece, statement);
+        Some(statement)
+    }
+
     /// The peers that stated what `truth` contradicts, and of which piece.
     pub(super) fn liars(&self, truth: &Metainfo) -> Vec<(PeerId, PieceIndex)> {
         let wrong = |(piece, statement): &(&PieceIndex, &PieceStatement)| truth.hash(**piece) != Some(statement.hash);

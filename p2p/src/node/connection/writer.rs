@@ -1,0 +1,134 @@
+//! The side of a connection that writes: control frames first, then the pieces whose turn the scheduler says it is.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::time::timeout;
+
+use super::channel::Outgoing;
+use super::{ConnectionError, FRAME_TIMEOUT, PING_AFTER, Queues, Upload};
+use crate::identity::PeerId;
+use crate::layout::PieceIndex;
+use crate::node::Node;
+use crate::node::blob::{Blob, lock};
+use crate::statement::PieceStatement;
+use crate::swarm::Event;
+use crate::verify::piece_hash;
+use crate::wire::{Frame, PieceHead};
+
+pub(super) struct Writer {
+    pub(super) node: Arc<Node>,
+    pub(super) peer: PeerId,
+    pub(super) write: Outgoing,
+    pub(super) queues: Queues,
+}
+
+impl Writer {
+    pub(super) async fn run(mut self) -> Result<(), ConnectionError> {
+        let mut out = BytesMut::new();
+        loop {
+            out.clear();
+            tokio::select! {
+                biased;
+                () = self.queues.closing.cancelled() => {
+                    Frame::Bye.encode(&mut out);
+                    return self.write(&out).await;
+                }
+                frame = self.queues.frames.recv() => match frame {
+                    Some(frame) => {
+                        frame.encode(&mut out);
+                        while let Ok(frame) = self.queues.frames.try_recv() {
+                            frame.encode(&mut out);
+                        }
+                        self.write(&out).await?;
+                    }
+                    None => return Ok(()),
+                },
+                upload = self.queues.uploads.recv() => match upload {
+                    Some(upload) => {
+                        let closing = self.queues.closing.clone();
+                        tokio::select! {
+                            sent = self.upload(&mut out, &upload) => sent?,
+                            // In the middle of a piece there is no room for a goodbye.
+                            () = closing.cancelled() => return Ok(()),
+                        }
+                    }
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(PING_AFTER) => {
+                    Frame::Ping.encode(&mut out);
+                    self.write(&out).await?;
+                }
+            }
+        }
+    }
+
+    async fn upload(&mut self, out: &mut BytesMut, upload: &Upload) -> Result<(), ConnectionError> {
+        let &Upload { digest, number, piece } = upload;
+        let offer = match self.node.open_blob(&digest) {
+            Some(blob) => vouch(&self.node, &blob, piece).await.map(|statement| (blob, statement)),
+            None => None,
+        };
+        if let Some((blob, statement)) = offer {
+            let range = blob.layout.range(piece);
+            let length = range.end - range.start;
+            PieceHead { blob: number, piece, statement }.encode(out, length as usize);
+            let sending = async {
+                self.write.write(out, true).await?;
+                self.write.send(&blob.stored, range).await
+            };
+            timeout(FRAME_TIMEOUT, sending).await.map_err(|_| ConnectionError::TimedOut)??;
+            self.node.metrics.served_bytes.inc_by(length);
+        } else {
+            Frame::NotHere { digest, piece: Some(piece) }.encode(out);
+            self.write(out).await?;
+        }
+        self.node.drive(Event::Sent { peer: self.peer });
+        Ok(())
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
+        let writing = timeout(FRAME_TIMEOUT, self.write.write(bytes, false));
+        Ok(writing.await.map_err(|_| ConnectionError::TimedOut)??)
+    }
+}
+
+/// Who vouches for a piece: whoever did when it came, or this node, which checked it then. None if it is not here. The
+/// bytes are not checked again: that is for who receives them.
+async fn vouch(node: &Arc<Node>, blob: &Arc<Blob>, piece: PieceIndex) -> Option<Option<PieceStatement>> {
+    if !blob.stored.has(piece) {
+        return None;
+    }
+    if blob.layout.piece_count() == 1 {
+        return Some(None);
+    }
+    let known = {
+        let mut trust = lock(&blob.trust);
+        if blob.is_verified() {
+            trust.statement_of_proven(&node.config.identity, piece)
+        } else {
+            trust.statement(piece)
+        }
+    };
+    match known {
+        Some(statement) => Some(Some(statement)),
+        None => state(node, Arc::clone(blob), piece).await.map(Some),
+    }
+}
+
+/// States the hash of a piece that came before this process started.
+async fn state(node: &Arc<Node>, blob: Arc<Blob>, piece: PieceIndex) -> Option<PieceStatement> {
+    let identity = Arc::clone(&node.config.identity);
+    let stated = tokio::task::spawn_blocking(move || {
+        let hash = piece_hash(&blob.stored.read_piece(piece)?);
+        let (digest, length) = (blob.digest, blob.layout.length());
+        Ok::<_, crate::store::StoreError>(PieceStatement::sign(&identity, &digest, length, piece, hash))
+    });
+    match stated.await.ok()? {
+        Ok(statement) => Some(statement),
+        Err(error) => {
+            tracing::warn!(%error, piece = piece.0, "piece cannot be read for a peer");
+            None
+        }
+    }
+}
