@@ -23,7 +23,7 @@ use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use rustix::io::Errno;
 
-pub use mount::{detach, is_mount_root, mount_at, open_device};
+pub use mount::{mount_at, open_device};
 pub use session::{Handshake, Lengths, Session};
 
 /// One data file. Immutable: the same node id always has the same size and bytes.

@@ -8,6 +8,7 @@ pub mod index;
 mod inflate;
 pub mod lazy;
 pub mod limits;
+pub mod mountpoint;
 pub mod remote;
 pub mod service;
 pub mod source;

@@ -27,7 +27,6 @@ use crate::remote::{MountedLayers, RemoteLayers};
 mod convert;
 mod directories;
 mod metrics;
-pub(crate) mod mountpoint;
 mod mounts;
 mod operations;
 pub mod proto;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_core::future::BoxFuture;
-use lapwing_snapshotter::fuse::{DataFile, DataFiles, Handshake, Lengths, Session, detach, mount_at, open_device};
+use lapwing_snapshotter::fuse::{DataFile, DataFiles, Handshake, Lengths, Session, mount_at, open_device};
+use lapwing_snapshotter::mountpoint::detach;
 use rustix::io::Errno;
 use tokio::sync::Notify;
 

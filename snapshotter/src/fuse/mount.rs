@@ -1,13 +1,12 @@
-//! Makes and removes mounts.
+//! Opens and mounts FUSE connections.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountFlags;
 
 /// Opens `/dev/fuse`: one new connection, not yet mounted.
 ///
@@ -30,28 +29,4 @@ pub fn mount_at(device: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
     let options = CString::new(options).map_err(io::Error::other)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
     Ok(rustix::mount::mount("lapwing", at, "fuse.lapwing", flags, options.as_c_str())?)
-}
-
-/// Takes every mount off `at`, lazily: what still uses one keeps it. Nothing mounted or no such path is success.
-///
-/// # Errors
-///
-/// When umount2(2) fails otherwise.
-pub fn detach(at: &Path) -> io::Result<()> {
-    loop {
-        match rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Whether something is mounted at `at`. Asks no filesystem: a dead FUSE mount answers too.
-pub fn is_mount_root(at: &Path) -> bool {
-    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
-    match rustix::fs::statx(CWD, at, flags, StatxFlags::empty()) {
-        Ok(statx) => statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
-        Err(error) => error == Errno::NOTCONN,
-    }
 }

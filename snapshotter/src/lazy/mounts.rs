@@ -34,6 +34,7 @@ use super::{LazyError, Options, erofs_mount};
 use crate::erofs::{self, ErofsError};
 use crate::fuse::{self, DataFile, DataFiles, Handshake, Lengths, Session};
 use crate::index::Index;
+use crate::mountpoint::{self, MountState};
 use crate::source::LayerSource;
 
 /// Why a layer cannot be added or mounted; the remedy is to pull it whole.
@@ -104,7 +105,7 @@ impl LazyMounts {
     /// When the directories cannot be made, or FUSE is missing or forbidden.
     pub fn start(root: &Path, options: Options) -> Result<Arc<Self>, MountError> {
         let data = root.join("data");
-        fuse::detach(&data).map_err(system("detach the former mount at", &data))?;
+        mountpoint::detach(&data).map_err(system("detach the former mount at", &data))?;
         for directory in [&data, &root.join("layers")] {
             DirBuilder::new()
                 .recursive(true)
@@ -185,11 +186,11 @@ impl LazyMounts {
             return Err(LazyError::Quarantined(*digest).into());
         }
         let ours = self.mounted_at(at) == Some(*digest);
-        if fuse::is_mount_root(at) {
+        if !matches!(mountpoint::state(at), MountState::NotMounted) {
             if ours {
                 return Ok(());
             }
-            fuse::detach(at).map_err(system("detach the former mount at", at))?;
+            mountpoint::detach(at).map_err(system("detach the former mount at", at))?;
         }
         let image = self.image(&layer, lowers)?;
         let device = layer.complete().unwrap_or_else(|| self.root.join("data").join(file_name(digest)));
@@ -205,7 +206,7 @@ impl LazyMounts {
     ///
     /// When umount2(2) fails.
     pub fn unmount(&self, at: &Path) -> Result<(), MountError> {
-        fuse::detach(at).map_err(system("unmount", at))?;
+        mountpoint::detach(at).map_err(system("unmount", at))?;
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner).remove(at);
         Ok(())
     }
@@ -252,7 +253,7 @@ impl LazyMounts {
             }
         }
         let data = self.root.join("data");
-        if let Err(error) = fuse::detach(&data) {
+        if let Err(error) = mountpoint::detach(&data) {
             tracing::warn!(mount = %data.display(), %error, "the FUSE mount cannot be detached");
         }
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -19,6 +19,7 @@ use super::cache::replace_file;
 use super::erofs_mount;
 use crate::erofs;
 use crate::fuse::{self, DataFile, DataFiles, Handshake, Lengths, Session};
+use crate::mountpoint;
 use crate::tree::{Entry, Extent, Kind};
 
 /// The first kernel whose file-backed EROFS mounts are sound with blocks of 512 bytes.
@@ -78,7 +79,7 @@ pub fn probe(directory: &Path) -> Result<Support, Unsupported> {
     let outcome = run(&trial, &kernel);
     for mount in ["mount", "data"] {
         // Most often nothing is left there.
-        let _ = fuse::detach(&trial.join(mount));
+        let _ = mountpoint::detach(&trial.join(mount));
     }
     let _ = std::fs::remove_dir_all(&trial);
     match outcome {
@@ -124,8 +125,8 @@ fn run(trial: &Path, kernel: &str) -> Result<(), Unsupported> {
     let session = Session::start(device, Handshake::Pending, Lengths::AsGiven, Arc::new(Trial), runtime)
         .map_err(step("serve FUSE"))?;
     let outcome = read_both(&image, &data.join("trial"), &mount, kernel);
-    let _ = fuse::detach(&mount);
-    let _ = fuse::detach(&data);
+    let _ = mountpoint::detach(&mount);
+    let _ = mountpoint::detach(&data);
     session.stop();
     outcome
 }

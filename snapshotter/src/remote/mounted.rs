@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lapwing_p2p::digest::Digest;
 
 use super::RemoteLayers;
-use crate::service::mountpoint::{self, MountState};
+use crate::mountpoint::{self, MountState};
 
 /// Mount points are told apart by their snapshot's id modulo this.
 const STRIPES: usize = 16;

@@ -11,8 +11,9 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
-use super::{SnapshotError, mountpoint};
+use super::SnapshotError;
 use crate::graph::Kind;
+use crate::mountpoint;
 
 const REMOVED: &str = "removed-";
 

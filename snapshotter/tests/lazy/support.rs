@@ -141,7 +141,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         for mount in self.mounts().iter().rev() {
-            let _ = lapwing_snapshotter::fuse::detach(mount);
+            let _ = lapwing_snapshotter::mountpoint::detach(mount);
         }
     }
 }

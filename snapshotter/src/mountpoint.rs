@@ -13,14 +13,17 @@ const MAX_STACKED: usize = 16;
 
 /// What is at a directory that should be a mount point.
 #[derive(Debug)]
-pub(crate) enum MountState {
+pub enum MountState {
+    /// A mount that answers.
     Mounted,
+    /// Nothing is mounted, or there is no such directory.
     NotMounted,
     /// Something is mounted and does not answer, such as a FUSE mount whose server is gone.
     Broken(io::Error),
 }
 
-pub(crate) fn state(path: &Path) -> MountState {
+/// What is at `path`.
+pub fn state(path: &Path) -> MountState {
     match is_mount_root(path) {
         Ok(true) => MountState::Mounted,
         Ok(false) => MountState::NotMounted,
@@ -41,8 +44,12 @@ fn is_mount_root(path: &Path) -> Result<bool, Errno> {
     Ok((found.stx_dev_major, found.stx_dev_minor) != (parent.stx_dev_major, parent.stx_dev_minor))
 }
 
-/// Detaches all that is mounted on `path`; containers that use it keep it.
-pub(crate) fn detach(path: &Path) -> io::Result<()> {
+/// Takes every mount off `path`, lazily: what still uses one keeps it. Nothing mounted or no such path is success.
+///
+/// # Errors
+///
+/// When umount2(2) fails otherwise, or there are absurdly many.
+pub fn detach(path: &Path) -> io::Result<()> {
     for _ in 0..MAX_STACKED {
         match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
