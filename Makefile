@@ -30,6 +30,10 @@ bench-index: ## CPU and size of building a layer index, against plain decompress
 	@mkdir -p target/bench
 	cargo run --release --quiet --package lapwing-bench --bin index | tee target/bench/index.json
 
+.PHONY: bench-swarm
+bench-swarm: packages release ## Swarms of real nodes against the bound (SCENARIOS="cold8 ...", REPEAT=3); writes target/bench/swarm.json
+	cargo run --release --quiet --package lapwing-bench --bin swarm -- $(SCENARIOS)
+
 .PHONY: release
 release: ## The optimised binary, target/release/lapwing
 	cargo build --release --bin lapwing

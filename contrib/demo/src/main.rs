@@ -1,18 +1,17 @@
 //! The demonstration behind `make demo`: a real image on a network of limited links, pulled by plain containerd, by a cold swarm, and started lazily.
 //!
 //! [`stage`] builds the network and its machines, [`acts`] plays the three acts on it, [`report`] holds the numbers against what must be shown.
-//! [`command`] runs what the acts run, [`progress`] tells how far they are, [`interrupt`] ends them early. Everything made is a guard of
+//! [`command`] runs what the acts run, [`progress`] tells how far they are. Everything made is a guard of
 //! [`lapwing_lab`]: when `main` returns, for whatever reason, processes, namespaces, mounts and files are gone.
 
 mod acts;
 mod command;
-mod interrupt;
 mod progress;
 mod report;
 mod stage;
 
 use anyhow::{Context, Result, ensure};
-use lapwing_lab::Need;
+use lapwing_lab::{Need, interrupt};
 use progress::Progress;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
 
 /// True when everything was shown that must be.
 fn play() -> Result<bool> {
-    interrupt::watch()?;
+    interrupt::watch("make demo")?;
     let missing = lapwing_lab::missing(&[
         Need::Root,
         Need::Disk,

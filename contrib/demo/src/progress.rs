@@ -1,8 +1,8 @@
 //! What the watcher of a demonstration sees: a line for each step, and on a terminal one that changes.
 
-use crate::interrupt;
 use anyhow::Result;
 use lapwing_lab::Host;
+use lapwing_lab::interrupt;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,11 @@
 //! The network and its machines.
 
-use crate::interrupt;
 use crate::progress::Progress;
 use anyhow::Result;
 use lapwing_lab::image::{self, Layout};
 use lapwing_lab::{
     Flavour, Lab, Lapwing, LapwingSettings, Machine, MachineOptions, Mbit, Network, Registry, RegistryOptions,
+    interrupt,
 };
 
 /// Every link, both ways.

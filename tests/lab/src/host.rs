@@ -4,7 +4,7 @@
 //! collide with nobody. Everything else is the machine's. What a process on the host mounts, only the host sees;
 //! [`Host::path`] leads a test to it.
 
-use crate::network::{Mbit, Network, NetworkInner};
+use crate::network::{Mbit, Network, NetworkInner, Rates};
 use crate::process::{Process, check, output};
 use crate::{http, sweep, tools};
 use anyhow::{Context, Result, anyhow, bail};
@@ -44,20 +44,15 @@ pub(crate) struct HostInner {
 }
 
 impl Host {
-    pub(crate) fn start(
-        network: &Network,
-        name: &str,
-        number: u32,
-        address: Ipv4Addr,
-        rate: Option<Mbit>,
-    ) -> Result<Self> {
+    pub(crate) fn start(network: &Network, name: &str, number: u32, address: Ipv4Addr, rates: Rates) -> Result<Self> {
+        let segment = network.segment();
         let network = network.inner.clone();
         let namespace = format!("{}-{name}", network.lab.0.prefix);
         let dir = network.lab.dir().join(name);
         std::fs::create_dir(&dir).with_context(|| format!("two hosts called {name}?"))?;
         check(Command::new("ip").args(["netns", "add", &namespace]))?;
         let mut inner = HostInner { network, name: name.into(), namespace, number, address, dir, holder: None };
-        inner.network.attach(&inner.namespace, number, address, rate)?;
+        inner.network.attach(segment, &inner.namespace, number, address, rates)?;
         let mut holder = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", inner.namespace))
             .args(["unshare", "--mount", "--propagation", "private", "sh", "-c", HOLD, "hold"])
@@ -158,11 +153,10 @@ impl Host {
     }
 
     fn counter(&self, column: usize) -> Result<u64> {
-        self.within(|| {
-            let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
-            let line = text.lines().find_map(|line| line.trim_start().strip_prefix("eth0:")).context("no eth0")?;
-            line.split_whitespace().nth(column).and_then(|value| value.parse().ok()).context("no such counter")
-        })
+        // The counters of the namespace that the holder is in: nobody has to enter it.
+        let text = std::fs::read_to_string(format!("/proc/{}/net/dev", self.inner.holder_pid()))?;
+        let line = text.lines().find_map(|line| line.trim_start().strip_prefix("eth0:")).context("no eth0")?;
+        line.split_whitespace().nth(column).and_then(|value| value.parse().ok()).context("no such counter")
     }
 
     /// Pulls the cable, or puts it back.
@@ -173,7 +167,12 @@ impl Host {
 
     /// Changes the rate limit in both directions.
     pub fn set_rate(&self, rate: Mbit) -> Result<()> {
-        self.inner.network.set_rate(&self.inner.namespace, self.inner.number, rate)
+        self.set_rates(rate.into())
+    }
+
+    /// Changes the limits of the directions that `rates` names.
+    pub fn set_rates(&self, rates: Rates) -> Result<()> {
+        self.inner.network.set_rates(&self.inner.namespace, self.inner.number, rates)
     }
 
     /// `program` of the pinned tools.

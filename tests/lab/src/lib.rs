@@ -6,6 +6,7 @@
 //! - [`Registry`], [`Containerd`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with the last two.
 //! - [`Site`]: a network with registry and tracker, as most tests want it.
 //! - [`image`]: images, built once into a cache outside the tree.
+//! - [`interrupt`]: signals, for programs that are no tests.
 //! - [`tree`]: two root filesystems compared file by file. [`wait`]: conditions with a deadline.
 //! - [`require`]: what a test needs of the machine, and skipping by name where it is missing.
 //!
@@ -22,6 +23,7 @@ mod containerd;
 mod host;
 mod http;
 pub mod image;
+pub mod interrupt;
 mod lab;
 mod lapwing;
 mod machine;
@@ -43,7 +45,7 @@ pub use lab::Lab;
 pub use lapwing::{Lapwing, LapwingSettings, lapwing_binary};
 pub use machine::{Machine, MachineOptions};
 pub use needs::{Need, missing, require};
-pub use network::{Mbit, Network};
+pub use network::{Mbit, Network, Rates};
 pub use process::{Process, check, output};
 pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};
 pub use site::Site;

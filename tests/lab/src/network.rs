@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::lab::Lab;
 use crate::process::check;
 use crate::sweep;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,15 +32,46 @@ impl Mbit {
     }
 }
 
+/// The limits of a host's link, each way by itself; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rates {
+    /// What the host sends.
+    pub up: Option<Mbit>,
+    /// What it receives.
+    pub down: Option<Mbit>,
+}
+
+impl Rates {
+    /// Both ways limited, each to its own.
+    pub const fn of(up: Mbit, down: Mbit) -> Self {
+        Self { up: Some(up), down: Some(down) }
+    }
+}
+
+impl From<Mbit> for Rates {
+    fn from(both: Mbit) -> Self {
+        Self::of(both, both)
+    }
+}
+
 /// A network; hosts can be added at any time.
 #[derive(Clone)]
 pub struct Network {
     pub(crate) inner: Arc<NetworkInner>,
     default_rate: Option<Mbit>,
+    /// The bridge, in the network's namespace, that new hosts are tied to.
+    segment: &'static str,
 }
+
+/// The bridge of every network, and that of its far segment.
+const NEAR: &str = "br0";
+const FAR: &str = "br1";
+/// The two ends of the border between them.
+const BORDER: [&str; 2] = ["border0", "border1"];
 
 pub(crate) struct NetworkInner {
     pub(crate) lab: Lab,
+    /// Namespace of the bridges.
     bridge: String,
     hosts: AtomicU32,
     /// `/etc/hosts` of all hosts: one file, which each of them sees.
@@ -55,9 +86,35 @@ impl Network {
         check(Command::new("ip").args(["netns", "add", &bridge]))?;
         let inner = NetworkInner { lab: lab.clone(), bridge, hosts: AtomicU32::new(0), names: Mutex::new(names) };
         inner.ip(&["link", "set", "lo", "up"])?;
-        inner.ip(&["link", "add", "br0", "type", "bridge"])?;
-        inner.ip(&["link", "set", "br0", "up"])?;
-        Ok(Self { inner: Arc::new(inner), default_rate: None })
+        inner.add_bridge(NEAR)?;
+        Ok(Self { inner: Arc::new(inner), default_rate: None, segment: NEAR })
+    }
+
+    /// A second segment of this network, over a border that carries `border` each way. Hosts that are added to what is returned are beyond
+    /// it; all others stay on this side. There is at most one.
+    pub fn far_segment(&self, border: Mbit) -> Result<Self> {
+        let [near, far] = BORDER;
+        self.inner.add_bridge(FAR)?;
+        self.inner.ip(&["link", "add", near, "type", "veth", "peer", "name", far])?;
+        self.inner.ip(&["link", "set", near, "master", NEAR, "up"])?;
+        self.inner.ip(&["link", "set", far, "master", FAR, "up"])?;
+        for end in BORDER {
+            self.inner.limit(&self.inner.bridge, end, border)?;
+        }
+        Ok(Self { segment: FAR, ..self.clone() })
+    }
+
+    /// Bytes that crossed the border into the far segment and out of it, link headers included.
+    pub fn border_bytes(&self) -> Result<(u64, u64)> {
+        let show = ["-n", &self.inner.bridge, "-j", "-s", "link", "show", "dev", BORDER[0]];
+        let text = check(Command::new("ip").args(show))?;
+        let links: serde_json::Value = serde_json::from_str(&text)?;
+        let bytes = |way: &str| links[0]["stats64"][way]["bytes"].as_u64().context("no such counter");
+        Ok((bytes("tx")?, bytes("rx")?))
+    }
+
+    pub(crate) const fn segment(&self) -> &'static str {
+        self.segment
     }
 
     pub(crate) fn with_default_rate(self, rate: Mbit) -> Self {
@@ -67,6 +124,11 @@ impl Network {
     /// A new host, known to all hosts of this network as `<name>.lab`. Sending and receiving are each limited to `rate`, else to the
     /// network's default, else not at all.
     pub fn host(&self, name: &str, rate: Option<Mbit>) -> Result<Host> {
+        self.host_at(name, rate.or(self.default_rate).map(Rates::from).unwrap_or_default())
+    }
+
+    /// The same with limits that differ by direction.
+    pub fn host_at(&self, name: &str, rates: Rates) -> Result<Host> {
         ensure!(
             name.len() <= 32 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()),
             "a host name has up to 32 of a-z and 0-9: {name:?}"
@@ -80,7 +142,7 @@ impl Network {
             let line = format!("{address} {name}.lab {name}\n");
             std::io::Write::write_all(&mut std::fs::File::options().append(true).open(&*names)?, line.as_bytes())?;
         }
-        Host::start(self, name, number, address, rate.or(self.default_rate))
+        Host::start(self, name, number, address, rates)
     }
 }
 
@@ -93,21 +155,21 @@ impl NetworkInner {
         check(Command::new("ip").args(["-n", &self.bridge]).args(args)).map(drop)
     }
 
-    /// Ties the namespace `host` to the bridge: `eth0` there, `v<number>` here.
-    pub(crate) fn attach(&self, host: &str, number: u32, address: Ipv4Addr, rate: Option<Mbit>) -> Result<()> {
+    fn add_bridge(&self, name: &str) -> Result<()> {
+        self.ip(&["link", "add", name, "type", "bridge"])?;
+        self.ip(&["link", "set", name, "up"])
+    }
+
+    /// Ties the namespace `host` to the bridge `segment`: `eth0` there, `v<number>` here.
+    pub(crate) fn attach(&self, segment: &str, host: &str, number: u32, address: Ipv4Addr, rates: Rates) -> Result<()> {
         let port = format!("v{number}");
         self.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", host])?;
-        self.ip(&["link", "set", &port, "master", "br0", "up"])?;
+        self.ip(&["link", "set", &port, "master", segment, "up"])?;
         let inside = |args: &[&str]| check(Command::new("ip").args(["-n", host]).args(args)).map(drop);
         inside(&["link", "set", "lo", "up"])?;
         inside(&["address", "add", &format!("{address}/16"), "dev", "eth0"])?;
         inside(&["link", "set", "eth0", "up"])?;
-        if let Some(rate) = rate {
-            for (namespace, interface) in [(host, "eth0"), (self.bridge.as_str(), port.as_str())] {
-                self.limit(namespace, interface, rate)?;
-            }
-        }
-        Ok(())
+        self.set_rates(host, number, rates)
     }
 
     fn limit(&self, namespace: &str, interface: &str, rate: Mbit) -> Result<()> {
@@ -119,9 +181,15 @@ impl NetworkInner {
         .map(drop)
     }
 
-    pub(crate) fn set_rate(&self, host: &str, number: u32, rate: Mbit) -> Result<()> {
-        self.limit(host, "eth0", rate)?;
-        self.limit(&self.bridge, &format!("v{number}"), rate)
+    /// Limits the directions that `rates` names, and leaves the others as they are.
+    pub(crate) fn set_rates(&self, host: &str, number: u32, rates: Rates) -> Result<()> {
+        if let Some(up) = rates.up {
+            self.limit(host, "eth0", up)?;
+        }
+        if let Some(down) = rates.down {
+            self.limit(&self.bridge, &format!("v{number}"), down)?;
+        }
+        Ok(())
     }
 }
 

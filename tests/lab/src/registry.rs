@@ -1,11 +1,14 @@
 //! A real registry: Debian's `docker-registry` on a host.
 
+mod blob;
+
 use crate::host::Host;
 use crate::image::Layout;
 use crate::process::{Process, check};
 use crate::tools;
 use crate::wait::{self, Poll};
 use anyhow::{Context, Result};
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -96,6 +99,12 @@ impl Registry {
         command.arg(image.oci_reference()).arg(format!("docker://127.0.0.1:{PORT}/{repository}"));
         check(&mut command)?;
         Ok(format!("{}/{repository}", self.name()))
+    }
+
+    /// Pushes `length` bytes of `content` as a blob of `repository`, as a layer is pushed, over the host's loopback.
+    pub fn push_blob(&self, repository: &str, digest: &str, length: u64, content: impl Read + Send) -> Result<()> {
+        self.host
+            .within(|| blob::push(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), repository, digest, length, content))
     }
 
     /// Bytes sent to the network by the registry's host.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
 use lapwing_lab::{
-    BASIC_PASSWORD, BASIC_USER, Lab, Mbit, Need, Registry, RegistryOptions, http_get, image, require, wait,
+    BASIC_PASSWORD, BASIC_USER, Host, Lab, Mbit, Need, Rates, Registry, RegistryOptions, http_get, image, require, wait,
 };
 use std::net::SocketAddr;
 use std::path::Path;
@@ -38,6 +38,39 @@ fn a_limited_host_gets_its_rate() {
     let (sent, counted) = (server.sent_bytes().unwrap(), client.received_bytes().unwrap());
     for bytes in [sent, counted] {
         assert!((BYTES..BYTES * 21 / 20).contains(&bytes), "{bytes} bytes were counted for {BYTES}");
+    }
+}
+
+/// Each way has its own limit, and what crosses the border is limited and counted by itself. Only that a limit is not passed is held against the clock.
+#[test]
+fn directions_and_a_border_are_limited_by_themselves() {
+    if !require("directions_and_a_border_are_limited_by_themselves", &NEEDS) {
+        return;
+    }
+    const BYTES: u64 = 4 << 20;
+    let near = Lab::new("border").unwrap().network().unwrap();
+    let far = near.far_segment(Mbit(1000)).unwrap();
+    let slow_sender = near.host_at("slow", Rates::of(Mbit(16), Mbit(1000))).unwrap();
+    let beyond = far.host("beyond", None).unwrap();
+    let seconds = |from: &Host, to: &Host| {
+        let address = SocketAddr::from((from.address(), 9000));
+        let listener = from.within(|| Ok(std::net::TcpListener::bind(address)?)).unwrap();
+        let sender = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::copy(&mut std::io::Read::take(std::io::repeat(7), BYTES), &mut stream).unwrap()
+        });
+        let start = Instant::now();
+        let read = to.within(|| Ok(std::io::copy(&mut std::net::TcpStream::connect(address)?, &mut std::io::sink())?));
+        assert_eq!((read.unwrap(), sender.join().unwrap()), (BYTES, BYTES));
+        start.elapsed().as_secs_f64()
+    };
+    assert_eq!(near.border_bytes().unwrap().0 / BYTES, 0);
+    let up_s = seconds(&slow_sender, &beyond);
+    assert!(up_s > 1.8, "{BYTES} bytes at 16 Mbit/s took {up_s:.2} s");
+    seconds(&beyond, &slow_sender);
+    let (into, out_of) = far.border_bytes().unwrap();
+    for bytes in [into, out_of] {
+        assert!((BYTES..BYTES * 11 / 10).contains(&bytes), "{bytes} bytes were counted for {BYTES}");
     }
 }
 

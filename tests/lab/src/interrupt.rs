@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM and a closed terminal: the act under way ends with an error, and everything is cleaned up on the way out.
+//! Ctrl-C, SIGTERM and a closed terminal, for programs that use the laboratory: what is under way ends with an error at its next look, and
+//! everything is cleaned up on the way out.
 
 use anyhow::{Context, Result, bail};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,8 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Takes these signals from now on.
-pub(crate) fn watch() -> Result<()> {
+/// Takes these signals from now on; `program` is who says so on standard error.
+pub fn watch(program: &'static str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let guard = runtime.enter();
     let failed = "cannot handle signals";
@@ -24,7 +25,7 @@ pub(crate) fn watch() -> Result<()> {
                     _ = hangup.recv() => {}
                 }
                 if !INTERRUPTED.swap(true, Ordering::AcqRel) {
-                    eprintln!("\nmake demo: cleaning up");
+                    eprintln!("\n{program}: cleaning up");
                 }
             }
         });
@@ -33,7 +34,7 @@ pub(crate) fn watch() -> Result<()> {
 }
 
 /// An error once somebody wants it to end.
-pub(crate) fn check() -> Result<()> {
+pub fn check() -> Result<()> {
     if INTERRUPTED.load(Ordering::Acquire) {
         bail!("interrupted; everything is cleaned up");
     }
