@@ -1,4 +1,4 @@
-//! The operator's listener: metrics, health, and the state behind `lapwing ls`.
+//! The operator's listener: metrics, health, the state behind `lapwing ls`, and the speed limits behind `lapwing limits`.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,7 +10,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use lapwing_p2p::node::Node;
 use prometheus_client::registry::Registry;
+
+use crate::config::LimitsTable;
 
 /// What the listener shows; the daemon fills in the parts it has.
 #[derive(Default)]
@@ -20,6 +23,8 @@ pub(crate) struct Admin {
     pub ready: Arc<AtomicBool>,
     /// Answers `/api/v1/state`.
     pub state: Option<Box<dyn Fn() -> serde_json::Value + Send + Sync>>,
+    /// Whose speed limits `/api/v1/limits` shows and sets.
+    pub limited: Option<Arc<Node>>,
 }
 
 impl Admin {
@@ -42,6 +47,7 @@ pub(crate) async fn bind(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/api/v1/state", get(state))
+        .route("/api/v1/limits", get(limits).put(set_limits))
         .with_state(Arc::new(admin));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
@@ -73,4 +79,23 @@ async fn state(State(admin): State<Arc<Admin>>) -> Response {
         Some(state) => Json(state()).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     }
+}
+
+async fn limits(State(admin): State<Arc<Admin>>) -> Response {
+    match &admin.limited {
+        Some(node) => Json(LimitsTable::from(node.limits())).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+/// Sets all limits; those left out are taken away.
+async fn set_limits(State(admin): State<Arc<Admin>>, Json(table): Json<LimitsTable>) -> Response {
+    let Some(node) = &admin.limited else { return StatusCode::NOT_FOUND.into_response() };
+    if let Some((key, reason)) = table.invalid() {
+        return (StatusCode::UNPROCESSABLE_ENTITY, format!("{key}: {reason}\n")).into_response();
+    }
+    node.set_limits((&table).into());
+    let limits = LimitsTable::from(node.limits());
+    tracing::info!(limits = %serde_json::to_string(&limits).unwrap_or_default(), "speed limits changed");
+    Json(limits).into_response()
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::ByteSize;
+
 /// Peer-to-peer image distribution and lazy start for containerd.
 #[derive(Debug, Parser)]
 #[command(name = "lapwing", version, max_term_width = 100)]
@@ -23,6 +25,8 @@ pub(crate) enum Command {
     Up(Daemon),
     /// List the blobs and lazily mounted layers of the node on this machine
     Ls(Query),
+    /// Show the speed limits of the node on this machine, or change them until it is started anew
+    Limits(Limits),
     /// Check whether this machine can do what Lapwing needs, and say what to mend
     Doctor(Doctor),
     /// Print the configuration's reference, or check a file
@@ -44,6 +48,41 @@ pub(crate) struct Query {
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
+}
+
+/// Sizes per second, such as "10MiB"; "0" takes a limit away. Limits that are not named stay.
+#[derive(Debug, Args)]
+pub(crate) struct Limits {
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// What the node sends to other nodes
+    #[arg(long, value_name = "SIZE")]
+    pub upload: Option<ByteSize>,
+    /// ... of each blob
+    #[arg(long, value_name = "SIZE")]
+    pub upload_per_blob: Option<ByteSize>,
+    /// ... to each node
+    #[arg(long, value_name = "SIZE")]
+    pub upload_per_peer: Option<ByteSize>,
+    /// What the node asks of other nodes
+    #[arg(long, value_name = "SIZE")]
+    pub download: Option<ByteSize>,
+    /// ... of each blob
+    #[arg(long, value_name = "SIZE")]
+    pub download_per_blob: Option<ByteSize>,
+    /// ... of each node
+    #[arg(long, value_name = "SIZE")]
+    pub download_per_peer: Option<ByteSize>,
+    /// What the node takes from registries
+    #[arg(long, value_name = "SIZE")]
+    pub origin: Option<ByteSize>,
+    /// ... of each blob
+    #[arg(long, value_name = "SIZE")]
+    pub origin_per_blob: Option<ByteSize>,
 }
 
 #[derive(Debug, Args)]

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
 use serde::{Deserialize, Serialize};
 
+mod limits;
 mod units;
 
+pub(crate) use limits::LimitsTable;
 pub(crate) use units::{ByteSize, Span};
 
 /// The annotated file with every key and its default.
@@ -31,6 +33,7 @@ pub(crate) struct Config {
     pub peer: Peer,
     pub tracker: Tracker,
     pub store: Store,
+    pub limits: LimitsTable,
     pub registries: RegistriesConfig,
 }
 
@@ -116,6 +119,7 @@ impl Default for Config {
             peer: Peer::default(),
             tracker: Tracker::default(),
             store: Store::default(),
+            limits: LimitsTable::default(),
             registries: RegistriesConfig::default(),
         }
     }
@@ -242,6 +246,9 @@ impl Config {
         if !(1..=1024).contains(&self.peer.upload_slots) {
             return invalid("peer.upload_slots", format!("{} is not between 1 and 1024", self.peer.upload_slots));
         }
+        if let Some((key, reason)) = self.limits.invalid() {
+            return invalid(key, reason);
+        }
         for (name, registry) in &self.registries.hosts {
             check_registry(name, registry)?;
         }
@@ -313,6 +320,7 @@ mod tests {
             ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),
+            ("[limits.origin]\nper_blob = \"1KiB\"", "limits.origin.per_blob"),
             ("[registries.hosts.\"http://x\"]", "host:port"),
             ("[registries.hosts.x]\nusername = \"u\"", "go together"),
         ];

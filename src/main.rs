@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
+        Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Ls(query) => on_runtime(commands::ls::run(&query)),
         Command::Tracker(daemon) => run_daemon(&daemon, async |config, shutdown| tracker::run(&config, shutdown).await),
         Command::Node(daemon) => {

@@ -96,6 +96,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     admin.state = Some(Box::new(move || {
         serde_json::to_value(state::NodeState::gather(&told.0, &told.1, &told.2)).unwrap_or_default()
     }));
+    admin.limited = Some(Arc::clone(&node));
     let ready = Arc::clone(&admin.ready);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.clone().cancelled_owned())
@@ -154,6 +155,7 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     let mut settings = NodeConfig::new(config.peer.listen, Arc::clone(&identity));
     settings.read_deadline = config.lazy.read_deadline.0;
     settings.upload_slots = config.peer.upload_slots;
+    settings.limits = (&config.limits).into();
     let discovery: Arc<dyn Discovery> = if config.tracker.addresses.is_empty() {
         tracing::warn!("no tracker is configured (tracker.addresses): blobs come from the registries alone");
         Arc::new(solitary::Solitary)

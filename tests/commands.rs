@@ -12,7 +12,7 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 6] = ["node", "tracker", "up", "ls", "doctor", "config"];
+const COMMANDS: [&str; 7] = ["node", "tracker", "up", "ls", "limits", "doctor", "config"];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 
 fn lapwing(args: &[&str]) -> Output {
@@ -207,6 +207,36 @@ fn ls_lists_what_was_pulled() {
 }
 
 #[test]
+fn limits_are_shown_and_changed_while_the_node_runs() {
+    if !require("limits_are_shown_and_changed_while_the_node_runs", &NEEDS) {
+        return;
+    }
+    let host = Lab::new("limits").unwrap().network().unwrap().host("w1", None).unwrap();
+    let mut node = Lapwing::start(&host, LapwingSettings::up().with("limits.upload", "node = \"10MiB\"")).unwrap();
+    let limits = |args: &[&str]| {
+        let shown = lapwing_on(&host, &[&["limits", "--json"], args].concat());
+        assert!(shown.status.success(), "{}", text(&shown.stderr));
+        serde_json::from_slice::<Value>(&shown.stdout).unwrap()
+    };
+    assert_eq!(limits(&[])["upload"]["node"], "10MiB", "as configured");
+    let changed = limits(&["--download-per-peer", "2MiB", "--origin", "5MiB"]);
+    assert_eq!((&changed["download"]["per_peer"], &changed["origin"]["node"]), (&"2MiB".into(), &"5MiB".into()));
+    assert_eq!(changed["upload"]["node"], "10MiB", "what is not named stays");
+    assert_eq!(limits(&["--upload", "0"])["upload"]["node"], "0");
+    assert_eq!(limits(&[])["origin"]["node"], "5MiB");
+    let table = lapwing_on(&host, &["limits"]);
+    let shown = text(&table.stdout);
+    assert!(shown.lines().any(|line| line.split_whitespace().eq(["origin", "5MiB", "no", "limit"])), "{shown}");
+
+    let refused = lapwing_on(&host, &["limits", "--upload", "1KiB"]);
+    let error = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(error.contains("limits.upload.node") && error.contains("64KiB"), "{error}");
+    assert_eq!(limits(&[])["upload"]["node"], "0", "nothing was changed");
+    node.stop().unwrap();
+}
+
+#[test]
 fn a_tracker_has_an_admin_listener_too() {
     if !require("a_tracker_has_an_admin_listener_too", &NEEDS) {
         return;
@@ -214,6 +244,8 @@ fn a_tracker_has_an_admin_listener_too() {
     let host = Lab::new("admin").unwrap().network().unwrap().host("tracker", None).unwrap();
     let mut tracker = Lapwing::start(&host, LapwingSettings::tracker()).unwrap();
     the_admin_listener_of(&tracker);
+    let refused = lapwing_on(&host, &["limits"]);
+    assert_eq!(refused.status.code(), Some(1), "a tracker has no limits to show");
     let refused = lapwing_on(&host, &["ls"]);
     assert_eq!(refused.status.code(), Some(1), "a tracker has no blobs to list");
     assert!(text(&refused.stderr).contains("127.0.0.1:7082"), "{}", text(&refused.stderr));

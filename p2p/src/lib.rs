@@ -5,6 +5,7 @@
 //! * [`identity`], [`statement`], [`verify`]: who states which hash, and what is believed
 //! * [`wire`]: the framing that peers speak
 //! * [`swarm`]: the deterministic scheduler: events and time in, actions out
+//! * [`rate`]: speed limits
 //! * [`origin`], [`discovery`]: the two contracts that somebody else fulfils
 //! * [`node`]: the shell of sockets and tasks around all of it
 //!
@@ -21,6 +22,7 @@ pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod origin;
+pub mod rate;
 pub mod statement;
 pub mod store;
 pub mod swarm;

@@ -1,5 +1,8 @@
 //! The names of everything this crate counts.
 
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -32,6 +35,13 @@ pub struct KindLabel {
     pub kind: &'static str,
 }
 
+/// Labels of the counter of throttled time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DirectionLabel {
+    /// `upload`, `download`, `origin`.
+    pub direction: &'static str,
+}
+
 /// The counters and gauges of one node.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -53,6 +63,8 @@ pub struct Metrics {
     pub unleased_fetches: Counter,
     /// `lapwing_digest_mismatches_total`: whole blobs that did not match their digest.
     pub digest_mismatches: Counter,
+    /// `lapwing_throttled_seconds_total{direction}`: time in which a speed limit held something back.
+    pub throttled: Family<DirectionLabel, Counter<f64, AtomicU64>>,
     /// `lapwing_active_blobs`: blobs that something wants.
     pub active_blobs: Gauge,
     /// `lapwing_peers`: connected peers.
@@ -72,6 +84,8 @@ impl Metrics {
         registry.register("origin_errors", "Origin transfers that failed", self.origin_errors.clone());
         registry.register("active_blobs", "Blobs that something wants", self.active_blobs.clone());
         registry.register("peers", "Connected peers", self.peers.clone());
+        let throttled = "Time in which a speed limit held something back";
+        registry.register_with_unit("throttled", throttled, Unit::Seconds, self.throttled.clone());
         let bytes = Unit::Bytes;
         registry.register_with_unit("piece", "Bytes of pieces taken in", bytes.clone(), self.piece_bytes.clone());
         registry.register_with_unit("served", "Bytes of pieces sent to peers", bytes, self.served_bytes.clone());
@@ -86,6 +100,10 @@ impl Metrics {
             OriginError::Unavailable { .. } => "unavailable",
         };
         self.origin_errors.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    pub(crate) fn count_throttled(&self, direction: &'static str, time: Duration) {
+        self.throttled.get_or_create(&DirectionLabel { direction }).inc_by(time.as_secs_f64());
     }
 
     pub(crate) fn count_bytes(&self, source: Source, bytes: u64) {

@@ -21,6 +21,7 @@ mod keeping;
 mod perform;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod transfer;
 mod trust;
 
@@ -58,6 +59,7 @@ use blob::lock;
 use buffers::Buffers;
 use connection::{Link, Queues};
 use derived::Derived;
+use throttle::OriginGate;
 
 /// One line of [`Node::blobs`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +92,7 @@ pub struct Node {
     started: Instant,
     inner: Mutex<Inner>,
     derived: Derived,
+    origin_gate: OriginGate,
     connections: Arc<Semaphore>,
     buffers: Buffers,
     aside_bytes: AtomicU64,
@@ -138,6 +141,7 @@ impl Node {
             derived: derived.unwrap_or_else(|_| Derived::load(store.root())),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             buffers: Buffers::new(),
+            origin_gate: OriginGate::default(),
             config,
             store,
             discovery,
@@ -152,6 +156,7 @@ impl Node {
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
+        node.set_limits(node.config.limits);
         node.spawn(keeping::accept(Arc::clone(&node), listener));
         node.spawn(keeping::tick(Arc::clone(&node)));
         node.spawn(keeping::flush(Arc::clone(&node)));
@@ -360,6 +365,10 @@ impl Node {
             for action in inner.swarm.on_event(self.elapsed(), event) {
                 self.perform(inner, action, &mut events);
             }
+        }
+        if inner.swarm.holds_back() {
+            // By the next tick a limit may allow it.
+            self.wake.notify_one();
         }
     }
 

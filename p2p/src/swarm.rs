@@ -16,6 +16,8 @@
 mod blob;
 mod event;
 mod lease;
+#[cfg(test)]
+mod limited;
 mod peers;
 mod pick;
 #[cfg(test)]
@@ -25,12 +27,14 @@ mod tests;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::discovery::Holding;
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
+use crate::rate::{Buckets, Rates};
 
 pub use event::{Action, CloseReason, Event, FoundPeers, PieceSource, TransferId, WantId};
 
@@ -101,6 +105,8 @@ pub struct Swarm {
     dialing: BTreeSet<PeerId>,
     offences: BTreeMap<PeerId, Offence>,
     uploads: Uploads,
+    upload_limit: Buckets,
+    download_limit: Buckets,
     in_flight: u32,
     in_flight_bytes: u64,
     mean: Mean,
@@ -123,6 +129,8 @@ impl Swarm {
             dialing: BTreeSet::new(),
             offences: BTreeMap::new(),
             uploads: Uploads::new(config.upload_slots.max(1)),
+            upload_limit: Buckets::default(),
+            download_limit: Buckets::default(),
             in_flight: 0,
             in_flight_bytes: 0,
             mean: Mean::default(),
@@ -140,8 +148,36 @@ impl Swarm {
         self.now = self.now.max(now);
         self.take(event);
         self.fill_requests();
+        self.download_limit.account(self.now);
         self.grant_uploads();
         std::mem::take(&mut self.actions)
+    }
+
+    /// Limits from now on what is sent to peers and what is asked of them.
+    pub fn set_limits(&mut self, now: Duration, upload: Rates, download: Rates) {
+        self.upload_limit.set(now, upload);
+        self.download_limit.set(now, download);
+    }
+
+    /// The limits of what is sent to peers and of what is asked of them.
+    pub fn limits(&self) -> (Rates, Rates) {
+        (self.upload_limit.rates(), self.download_limit.rates())
+    }
+
+    /// Whether a limit holds something back, so that ticks are due every few milliseconds.
+    pub const fn holds_back(&self) -> bool {
+        self.upload_limit.holds_back() || self.download_limit.holds_back()
+    }
+
+    /// For how long limits have held uploads back, and requests.
+    pub fn throttled(&self) -> (Duration, Duration) {
+        (self.upload_limit.throttled(), self.download_limit.throttled())
+    }
+
+    /// How urgently some of `pieces` are wanted; none if nobody wants them any more.
+    pub fn urgency(&self, digest: &Digest, pieces: &Range<u32>) -> Option<Priority> {
+        let overlaps = |want: &&Want| want.pieces.start < pieces.end && pieces.start < want.pieces.end;
+        self.blobs.get(digest)?.wants.values().filter(overlaps).map(|want| want.priority).min()
     }
 
     /// Whether a piece from `peer` is waited for.
@@ -157,7 +193,7 @@ impl Swarm {
 
     /// Whether something is wanted, so that ticks are due every few milliseconds.
     pub fn is_busy(&self) -> bool {
-        self.active_blobs() > 0 || self.blobs.values().any(|blob| blob.fresh_due.is_some())
+        self.active_blobs() > 0 || self.holds_back() || self.blobs.values().any(|blob| blob.fresh_due.is_some())
     }
 
     /// Number of blobs of which something is wanted and missing.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::identity::Identity;
+use crate::rate::{Limits, Rates};
 
 /// Settings of a [`Node`](super::Node).
 #[derive(Clone)]
@@ -25,7 +26,11 @@ pub struct NodeConfig {
     pub origin_streams_without_tracker: u32,
     /// How long a peer that sent wrong pieces is refused. Default 10 min.
     pub ban: Duration,
+    /// Speed limits at the start; [`Node::set_limits`](super::Node::set_limits) changes them. Default none.
+    pub limits: Limits,
 }
+
+const NONE: Rates = Rates { node: 0, per_blob: 0, per_peer: 0 };
 
 impl NodeConfig {
     /// The defaults, on that address, in that name.
@@ -39,6 +44,7 @@ impl NodeConfig {
             max_connections: 512,
             origin_streams_without_tracker: 2,
             ban: Duration::from_secs(600),
+            limits: Limits { upload: NONE, download: NONE, origin: NONE },
         }
     }
 }

@@ -58,6 +58,7 @@ impl Node {
         for blob in self.open_blobs() {
             self.drop_expired_aside(&blob, now);
         }
+        self.count_throttled();
         let inner = lock(&self.inner);
         self.metrics.active_blobs.set(inner.swarm.active_blobs() as i64);
         inner.swarm.is_busy()

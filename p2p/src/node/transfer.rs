@@ -62,7 +62,7 @@ impl Node {
         let silent = |_| silent(&*origin);
         let stream = timeout(SILENCE, origin.fetch(range)).await.map_err(silent)??;
         let mut body = Body { origin: &*origin, stream, chunk: Bytes::new() };
-        let mut first = true;
+        let (wanted, mut first) = (pieces.clone(), true);
         for piece in pieces.map(PieceIndex) {
             let length = {
                 let range = blob.layout.range(piece);
@@ -73,6 +73,8 @@ impl Node {
             if std::mem::take(&mut first) {
                 self.drive(Event::FirstByte { digest, transfer });
             }
+            // What has to wait for a speed limit holds none either.
+            self.admit_from_origin(blob, &wanted, length as u64).await;
             let mut buffer = self.buffers.take(length).await;
             let mut missing = buffer.as_mut();
             while !missing.is_empty() {

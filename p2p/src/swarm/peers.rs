@@ -144,15 +144,21 @@ impl Swarm {
     }
 
     pub(super) fn grant_uploads(&mut self) {
-        let blobs = &self.blobs;
+        let (now, blobs) = (self.now, &self.blobs);
         let pieces_of = |peer: PeerId, digest: Digest| {
             let trade = blobs.get(&digest).and_then(|blob| blob.trades.get(&peer));
             trade.map_or(0, |trade| trade.have.count())
         };
-        while let Some(granted) = self.uploads.grant(self.now, &mut self.rng, pieces_of) {
+        loop {
+            let limit = &self.upload_limit;
+            let open = |peer, digest| limit.is_open(now, &digest) && limit.is_open_to(now, &peer);
+            let Some(granted) = self.uploads.grant(now, &mut self.rng, pieces_of, open) else { break };
             let Granted { peer, digest, piece } = granted;
+            let bytes = blobs.get(&digest).map_or(0, |blob| blob.piece_bytes(piece));
+            self.upload_limit.take(now, &digest, Some(&peer), bytes);
             self.actions.push(Action::Upload { peer, digest, piece });
         }
+        self.upload_limit.account(now);
     }
 
     pub(super) fn bad(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex) {

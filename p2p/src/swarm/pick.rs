@@ -57,7 +57,7 @@ impl Swarm {
         }
         wants.sort_by_key(|(priority, since, digest, pieces)| (*priority, *since, *digest, pieces.start));
         for (priority, _, digest, pieces) in wants {
-            while self.has_budget(priority) {
+            while self.has_budget(priority) && self.download_limit.is_open(self.now, &digest) {
                 let Some((piece, peer)) = self.choose(&digest, &pieces, priority) else { break };
                 self.request(digest, piece, peer, priority == Priority::Fault, false);
             }
@@ -126,7 +126,7 @@ impl Swarm {
                 (false, None) => UNPROVEN_REQUESTS,
                 (false, Some(_)) => u32::MAX,
             };
-            state.in_flight < limit
+            state.in_flight < limit && self.download_limit.is_open_to(self.now, peer)
         })
     }
 
@@ -141,6 +141,7 @@ impl Swarm {
         blob.flights.entry(piece.0).or_default().push(Flight { peer, since: self.now });
         self.in_flight += 1;
         self.in_flight_bytes += blob.piece_bytes(piece);
+        self.download_limit.take(self.now, &digest, Some(&peer), blob.piece_bytes(piece));
         if let Some(state) = self.peers.get_mut(&peer) {
             state.in_flight += 1;
             state.last_active = self.now;
@@ -226,7 +227,7 @@ impl Swarm {
         }
         for (piece, peer, urgent) in hedges {
             // Hedges are second requests: they may not fill the budget of first ones many times over.
-            if self.in_flight < FAULT_BUDGET_PIECES {
+            if self.in_flight < FAULT_BUDGET_PIECES && self.download_limit.is_open(self.now, &digest) {
                 self.request(digest, piece, peer, urgent, true);
             }
         }

@@ -91,20 +91,26 @@ impl Uploads {
         self.active.remove(&peer);
     }
 
-    /// The next request to serve; `pieces_of` says how much of a blob a peer has.
+    /// The next request to serve; `pieces_of` says how much of a blob a peer has, `open` whether its bytes may go to a
+    /// peer now.
     pub(super) fn grant(
         &mut self,
         now: Duration,
         rng: &mut fastrand::Rng,
         pieces_of: impl Fn(PeerId, Digest) -> u32,
+        open: impl Fn(PeerId, Digest) -> bool,
     ) -> Option<Granted> {
         let total: u32 = self.active.values().sum();
         let active = |peer: &PeerId| self.active.get(peer).copied().unwrap_or(0);
         let salt = rng.u64(..);
-        let urgent =
-            self.waiting.iter().position(|waiting| waiting.urgent && active(&waiting.peer) < PIPELINE + URGENT_EXTRA);
+        let open = |waiting: &Waiting| open(waiting.peer, waiting.digest);
+        let urgent = self
+            .waiting
+            .iter()
+            .position(|waiting| waiting.urgent && active(&waiting.peer) < PIPELINE + URGENT_EXTRA && open(waiting));
         // Who keeps asking must not keep its slot for ever: it gets no more while a peer without one starves.
-        let starving = self.waiting.iter().any(|waiting| active(&waiting.peer) == 0 && now >= waiting.since + STARVED);
+        let starves = |waiting: &Waiting| active(&waiting.peer) == 0 && now >= waiting.since + STARVED;
+        let starving = self.waiting.iter().any(|waiting| starves(waiting) && open(waiting));
         let index = match urgent {
             Some(index) if total < self.slots * PIPELINE + URGENT_EXTRA => Some(index),
             _ => self
@@ -113,7 +119,9 @@ impl Uploads {
                 .enumerate()
                 .filter(|(_, waiting)| {
                     let mine = active(&waiting.peer);
-                    if mine == 0 { (self.active.len() as u32) < self.slots } else { mine < PIPELINE && !starving }
+                    let free =
+                        if mine == 0 { (self.active.len() as u32) < self.slots } else { mine < PIPELINE && !starving };
+                    free && open(waiting)
                 })
                 .min_by_key(|(_, waiting)| {
                     let starved = now >= waiting.since + STARVED;
@@ -150,7 +158,7 @@ mod tests {
 
     fn fill(uploads: &mut Uploads, pieces: impl Fn(PeerId) -> u32) -> Vec<u8> {
         let mut rng = fastrand::Rng::with_seed(7);
-        std::iter::from_fn(|| uploads.grant(Duration::ZERO, &mut rng, |peer, _| pieces(peer)))
+        std::iter::from_fn(|| uploads.grant(Duration::ZERO, &mut rng, |peer, _| pieces(peer), |_, _| true))
             .map(|granted| granted.peer.as_bytes()[0])
             .collect()
     }
@@ -194,8 +202,9 @@ mod tests {
         for second in 0..5u8 {
             let now = Duration::from_secs(u64::from(second));
             uploads.request(now, peer(10 + second), digest, PieceIndex(0), false);
-            let granted =
-                uploads.grant(now, &mut rng, |peer, _| if peer.as_bytes()[0] == 1 { 100 } else { 0 }).unwrap();
+            let granted = uploads
+                .grant(now, &mut rng, |peer, _| if peer.as_bytes()[0] == 1 { 100 } else { 0 }, |_, _| true)
+                .unwrap();
             if granted.peer == peer(1) {
                 return;
             }
@@ -218,7 +227,9 @@ mod tests {
                 uploads.request(now, peer(n), digest, PieceIndex(2 * second + 1), false);
             }
             let pieces = |peer: PeerId, _| u32::from(peer.as_bytes()[0]);
-            under_way.extend(std::iter::from_fn(|| uploads.grant(now, &mut rng, pieces)).map(|granted| granted.peer));
+            under_way.extend(
+                std::iter::from_fn(|| uploads.grant(now, &mut rng, pieces, |_, _| true)).map(|granted| granted.peer),
+            );
             if under_way.contains(&peer(9)) {
                 return;
             }

@@ -5,5 +5,6 @@
 mod cold;
 mod faults;
 mod hostile;
+mod limits;
 mod room;
 mod support;
