@@ -89,9 +89,9 @@ fn a_read_has_the_whole_limit_and_the_background_what_is_left() {
         while let Some(action) = actions.pop() {
             let Action::Request { peer, digest, piece, .. } = action else { continue };
             if digest == read {
-                came += 1
+                came += 1;
             } else {
-                background_came += 1
+                background_came += 1;
             }
             actions.extend(swarm.on_event(now, Event::Stored { digest, piece, source: PieceSource::Peer(peer) }));
         }
