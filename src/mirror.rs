@@ -126,16 +126,10 @@ async fn handle(State(mirror): State<Arc<Mirror>>, request: Request) -> Response
 impl Mirror {
     async fn within(self: &Arc<Self>, deadline: Instant, asked: Asked) -> Result<Response, Refusal> {
         let (shown, kind) = (asked.to_string(), asked.thing.kind());
-        let answering = async {
-            match &asked.thing {
-                Thing::Blob(digest) => self.blob(&asked, *digest).await,
-                _ => self.pass_through(&asked).await,
-            }
+        let answer = match &asked.thing {
+            Thing::Blob(digest) => self.blob(&asked, *digest, deadline).await,
+            _ => self.before(deadline, &asked, self.pass_through(&asked)).await,
         };
-        let answer = tokio::time::timeout_at(deadline, answering).await.unwrap_or_else(|_| {
-            let waited = self.settings.first_byte;
-            Err(Refusal::unavailable(format!("{shown}: no answer from registry or peers within {waited:?}")))
-        });
         match &answer {
             Ok(response) => {
                 tracing::info!(repo = %asked.repository, asked = %shown, kind, status = response.status().as_u16(), "mirror answers");
@@ -145,6 +139,21 @@ impl Mirror {
             }
         }
         answer
+    }
+
+    /// What `answering` gives before `deadline`, or the refusal that sends the client on.
+    async fn before<T>(
+        &self,
+        deadline: Instant,
+        asked: &Asked,
+        answering: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        tokio::time::timeout_at(deadline, answering).await.unwrap_or_else(|_| Err(self.silent(asked)))
+    }
+
+    fn silent(&self, asked: &Asked) -> Refusal {
+        let waited = self.settings.first_byte;
+        Refusal::unavailable(format!("{asked}: no answer from registry or peers within {waited:?}"))
     }
 }
 

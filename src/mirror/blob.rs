@@ -13,6 +13,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Blob, Priority, ReadError};
 use lapwing_p2p::origin::Origin;
 use lapwing_plugins::registry::RegistryOrigin;
+use tokio::time::Instant;
 
 use super::Mirror;
 use super::answer::Refusal;
@@ -20,12 +21,22 @@ use super::metrics::MirrorMetrics;
 use super::range::{Wanted, wanted};
 use super::request::Asked;
 
+/// How many times [`MirrorSettings::first_byte`](super::MirrorSettings::first_byte) a client waits for the first byte
+/// of a blob of which others are coming.
+const PATIENCE: u32 = 6;
+
 impl Mirror {
     /// The right to a blob is asked of its registry first, whatever of it is here: an answer then says no more than
     /// the registry's own would.
-    pub(super) async fn blob(self: &Arc<Self>, asked: &Asked, digest: Digest) -> Result<Response, Refusal> {
+    pub(super) async fn blob(
+        self: &Arc<Self>,
+        asked: &Asked,
+        digest: Digest,
+        deadline: Instant,
+    ) -> Result<Response, Refusal> {
         let credential = self.registries.client_credential(&asked.registry, asked.authorization());
-        let grant = self.registries.authorize(&asked.registry, &asked.repository, digest, &credential).await?;
+        let authorizing = self.registries.authorize(&asked.registry, &asked.repository, digest, &credential);
+        let grant = self.before(deadline, asked, async { Ok(authorizing.await?) }).await?;
         let length = grant.length;
         let etag = format!("\"{digest}\"");
         let (status, range) = match wanted(&asked.headers, length, &etag) {
@@ -41,9 +52,13 @@ impl Mirror {
                 .origin(&asked.registry, &asked.repository, digest, length, credential)
                 .map_err(|error| Refusal::unavailable(error.to_string()))?;
             if grant.listed {
-                self.shared(asked, digest, length, range.clone(), Arc::new(origin)).await?
+                let blob = self.before(deadline, asked, self.shared(asked, digest, length, Arc::new(origin))).await?;
+                if range == (0..length) {
+                    blob.want_all(Priority::Bulk);
+                }
+                self.flow(asked, &blob, range.clone()).await?
             } else {
-                straight(asked, range.clone(), &origin).await?
+                self.before(deadline, asked, straight(asked, range.clone(), &origin)).await?
             }
         };
         let mut response = Response::new(body);
@@ -61,28 +76,24 @@ impl Mirror {
         Ok(response)
     }
 
-    /// The bytes of a blob that every node may share with clients to whom its registry says yes.
+    /// A blob that every node may share with clients to whom its registry says yes.
     async fn shared(
         &self,
         asked: &Asked,
         digest: Digest,
         length: u64,
-        range: Range<u64>,
         origin: Arc<dyn Origin>,
-    ) -> Result<Body, Refusal> {
+    ) -> Result<Arc<Blob>, Refusal> {
         let blob = self.node.open(digest, length, Some(origin))?;
         self.observer.blob_opened(&asked.registry, &asked.repository, &blob);
         self.learning.settled(digest).await;
-        if range == (0..length) {
-            blob.want_all(Priority::Bulk);
-        }
-        self.flow(asked, &blob, range).await
+        Ok(blob)
     }
 
     /// The body, whose first bytes are here already: until they are, the answer can still be an error.
     async fn flow(&self, asked: &Asked, blob: &Arc<Blob>, range: Range<u64>) -> Result<Body, Refusal> {
         let mut stream = Box::pin(blob.stream(range.clone(), Priority::Bulk));
-        let first = match stream.next().await {
+        let first = match self.first_bytes(asked, blob, &mut stream).await? {
             Some(first) => first?,
             None => return Err(Refusal::unavailable(format!("{asked}: the swarm gave no bytes"))),
         };
@@ -95,6 +106,29 @@ impl Mirror {
         };
         let whole = futures_util::stream::once(async { Ok(first) }).chain(stream);
         Ok(Body::from_stream(transfer.watch(whole)))
+    }
+
+    /// Waits for the first bytes for as long as any bytes of the blob come: many nodes that start together get its rarest
+    /// pieces first, and to send one of them on to the registry would cost a copy.
+    async fn first_bytes(
+        &self,
+        asked: &Asked,
+        blob: &Arc<Blob>,
+        stream: &mut (impl Stream<Item = Result<Bytes, ReadError>> + Unpin),
+    ) -> Result<Option<Result<Bytes, ReadError>>, Refusal> {
+        let arrived = || {
+            let sources = blob.sources();
+            sources.bytes_from_peers + sources.bytes_from_origin
+        };
+        for _ in 0..PATIENCE {
+            let before = arrived();
+            match tokio::time::timeout(self.settings.first_byte, stream.next()).await {
+                Ok(first) => return Ok(first),
+                Err(_) if arrived() > before => {}
+                Err(_) => break,
+            }
+        }
+        Err(self.silent(asked))
     }
 }
 
