@@ -95,6 +95,7 @@ pub(crate) struct Peer {
 pub(crate) struct Tracker {
     pub addresses: Vec<String>,
     pub listen: SocketAddr,
+    pub insecure: bool,
     pub group: String,
     pub zone: String,
     pub rack: String,
@@ -166,6 +167,7 @@ impl Default for Tracker {
         Self {
             addresses: Vec::new(),
             listen: loopback(7070),
+            insecure: false,
             group: "default".into(),
             zone: String::new(),
             rack: String::new(),
@@ -224,16 +226,17 @@ impl Config {
                 return invalid(key, format!("{} is not an absolute path", path.display()));
             }
         }
-        for (key, address) in [("peer.listen", self.peer.listen), ("tracker.listen", self.tracker.listen)] {
-            if !address.ip().is_loopback() && !self.peer.insecure {
-                return invalid(
-                    key,
-                    format!(
-                        "{address} can be reached from other machines and traffic is not encrypted yet; listen on \
-                         loopback, or set peer.insecure = true if you trust that network"
-                    ),
-                );
-            }
+        // Who says it of the piece wire, which can be encrypted, means it of the tracker, which cannot yet.
+        let tracker_may_be_reached = self.tracker.insecure || self.peer.insecure;
+        if !self.tracker.listen.ip().is_loopback() && !tracker_may_be_reached {
+            return invalid(
+                "tracker.listen",
+                format!(
+                    "{} can be reached from other machines and calls to trackers are not encrypted yet; listen on \
+                     loopback, or set tracker.insecure = true if you trust that network",
+                    self.tracker.listen
+                ),
+            );
         }
         for address in &self.tracker.addresses {
             if !is_host_port(address) {
@@ -315,8 +318,7 @@ mod tests {
     fn what_cannot_work_is_refused_with_a_remedy() {
         let cases = [
             ("root = \"relative\"", "root"),
-            ("[peer]\nlisten = \"0.0.0.0:7081\"", "peer.insecure"),
-            ("[tracker]\nlisten = \"0.0.0.0:7070\"", "peer.insecure"),
+            ("[tracker]\nlisten = \"0.0.0.0:7070\"", "tracker.insecure"),
             ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),
@@ -333,8 +335,13 @@ mod tests {
     }
 
     #[test]
-    fn peers_on_other_machines_need_the_word_insecure() {
-        let text = "[peer]\nlisten = \"0.0.0.0:7081\"\ninsecure = true";
-        assert!(Config::parse(text, "f").unwrap().validated().is_ok());
+    fn only_trackers_that_others_reach_need_the_word_insecure() {
+        for text in [
+            "[peer]\nlisten = \"0.0.0.0:7081\"",
+            "[tracker]\nlisten = \"0.0.0.0:7070\"\ninsecure = true",
+            "[tracker]\nlisten = \"0.0.0.0:7070\"\n[peer]\ninsecure = true",
+        ] {
+            assert!(Config::parse(text, "f").unwrap().validated().is_ok(), "{text}");
+        }
     }
 }

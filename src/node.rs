@@ -156,13 +156,14 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     settings.read_deadline = config.lazy.read_deadline.0;
     settings.upload_slots = config.peer.upload_slots;
     settings.limits = (&config.limits).into();
+    settings.insecure = config.peer.insecure;
     let discovery: Arc<dyn Discovery> = if config.tracker.addresses.is_empty() {
         tracing::warn!("no tracker is configured (tracker.addresses): blobs come from the registries alone");
         Arc::new(solitary::Solitary)
     } else {
         if config.peer.insecure {
             tracing::warn!(
-                "peer.insecure: pieces and tracker calls are not encrypted; every host on that network is trusted"
+                "peer.insecure: pieces are not encrypted, and tracker calls never are; every host on that network is trusted"
             );
         }
         TrackerClient::new(ClientConfig {
@@ -177,7 +178,7 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     metrics.register(admin.lapwing());
     Node::start(settings, store, discovery, metrics).await.map_err(|error| match error {
         NodeError::Bind { .. } => anyhow::Error::new(error).context("configuration key peer.listen"),
-        NodeError::Store(_) => error.into(),
+        NodeError::Store(_) | NodeError::Tls(_) => error.into(),
     })
 }
 

@@ -16,15 +16,26 @@ const NEEDS: [Need; 7] = [
     Need::Program("docker-registry"),
     Need::Program("skopeo"),
 ];
+/// How the nodes speak with each other.
+#[derive(Clone, Copy)]
+enum Wire {
+    Plaintext,
+    Tls,
+}
+
 const DEADLINE: Duration = Duration::from_secs(180);
 /// What the registry may send, as copies of the image, headers of all protocols included.
 const COPIES: f64 = 1.15;
 
 /// Lets `nodes` workers pull `image` at once, and checks what they got and what the registry sent.
-fn cold_start(name: &str, nodes: usize, rate: Mbit, image: &Noise) {
+fn cold_start(name: &str, nodes: usize, rate: Mbit, image: &Noise, wire: Wire) {
     let site = Site::new(name, Some(rate)).unwrap();
     let reference = site.registry.push(&image.layout, "noise:1").unwrap();
-    let start = |number: usize| site.worker(&format!("w{number}"), Some(rate), site.settings()).unwrap();
+    let settings = || match wire {
+        Wire::Plaintext => site.settings(),
+        Wire::Tls => site.settings().encrypted(),
+    };
+    let start = |number: usize| site.worker(&format!("w{number}"), Some(rate), settings()).unwrap();
     let workers: Vec<Machine> = (0..nodes).map(start).collect();
     let sent = site.registry.sent_bytes().unwrap();
     let mut pulls: Vec<Process> =
@@ -46,20 +57,27 @@ fn cold_start(name: &str, nodes: usize, rate: Mbit, image: &Noise) {
 #[test]
 fn three_nodes_share_one_copy() {
     if require("three_nodes_share_one_copy", &NEEDS) {
-        cold_start("three", 3, Mbit(200), &image::noise(21, &[40, 30]).unwrap());
+        cold_start("three", 3, Mbit(200), &image::noise(21, &[40, 30]).unwrap(), Wire::Plaintext);
+    }
+}
+
+#[test]
+fn three_nodes_share_one_copy_within_tls() {
+    if require("three_nodes_share_one_copy_within_tls", &NEEDS) {
+        cold_start("tls", 3, Mbit(200), &image::noise(24, &[20]).unwrap(), Wire::Tls);
     }
 }
 
 #[test]
 fn eight_nodes_share_one_copy() {
     if require("eight_nodes_share_one_copy", &NEEDS) {
-        cold_start("eight", 8, Mbit(40), &image::noise(22, &[30]).unwrap());
+        cold_start("eight", 8, Mbit(40), &image::noise(22, &[30]).unwrap(), Wire::Plaintext);
     }
 }
 
 #[test]
 fn eight_small_layers_at_once_are_fetched_about_once() {
     if require("eight_small_layers_at_once_are_fetched_about_once", &NEEDS) {
-        cold_start("layers", 3, Mbit(100), &image::noise(23, &[3; 8]).unwrap());
+        cold_start("layers", 3, Mbit(100), &image::noise(23, &[3; 8]).unwrap(), Wire::Plaintext);
     }
 }

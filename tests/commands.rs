@@ -81,7 +81,7 @@ fn a_configuration_that_cannot_be_used_is_refused_by_name() {
         ("[peer\n", "lapwing.toml:1: ", "config"),
         ("root = \"var/lapwing\"\n", "root", "absolute"),
         ("[tracker]\naddresses = [\"tracker\"]\n", "tracker.addresses", "host:port"),
-        ("[peer]\nlisten = \"0.0.0.0:7081\"\n", "peer.listen", "peer.insecure = true"),
+        ("[tracker]\nlisten = \"0.0.0.0:7070\"\n", "tracker.listen", "tracker.insecure = true"),
         ("[registries.hosts.\"http://reg/\"]\n", "registries.hosts", "image references"),
     ];
     for (content, place, named) in cases {

@@ -28,7 +28,7 @@ mod trust;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -49,6 +49,7 @@ use crate::origin::Origin;
 use crate::store::ChunkStore;
 use crate::swarm::{Event, PieceSource, Swarm, SwarmConfig, WantId};
 use crate::verify::{Metainfo, piece_hash};
+use crate::wire::tls::Tls;
 
 pub use crate::swarm::Priority;
 pub use blob::{Blob, Sources};
@@ -95,6 +96,9 @@ pub struct Node {
     origin_gate: OriginGate,
     connections: Arc<Semaphore>,
     buffers: Buffers,
+    /// None where the operator wants plaintext.
+    tls: Option<Tls>,
+    told_otherwise: AtomicBool,
     aside_bytes: AtomicU64,
     next_id: AtomicU64,
     wake: Notify,
@@ -142,6 +146,8 @@ impl Node {
             connections: Arc::new(Semaphore::new(config.max_connections)),
             buffers: Buffers::new(),
             origin_gate: OriginGate::default(),
+            tls: if config.insecure { None } else { Some(Tls::new(&config.identity)?) },
+            told_otherwise: AtomicBool::new(false),
             config,
             store,
             discovery,

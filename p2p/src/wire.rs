@@ -19,6 +19,7 @@
 //! names content by digest and index only: never a path, a URL or an address.
 
 pub mod handshake;
+pub mod tls;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 

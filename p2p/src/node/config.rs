@@ -14,6 +14,9 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// This node's key. Keep it over restarts: piece statements made with it stay good.
     pub identity: Arc<Identity>,
+    /// Whether the piece wire is plaintext instead of TLS; alike on all nodes. Default false. Plaintext costs less CPU
+    /// and is for networks whose hosts are all trusted.
+    pub insecure: bool,
     /// How long a read waits for its next piece. Default 60 s.
     pub read_deadline: Duration,
     /// How many peers are sent pieces at the same time. Default 2: more make the first complete copy late.
@@ -38,6 +41,7 @@ impl NodeConfig {
         Self {
             listen,
             identity,
+            insecure: false,
             read_deadline: Duration::from_secs(60),
             upload_slots: 2,
             max_peers_per_blob: 16,

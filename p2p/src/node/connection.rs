@@ -4,6 +4,7 @@
 //! the node's [`buffers`](super::buffers), and none that it sends. Control frames overtake pieces that wait to be sent.
 
 mod channel;
+mod greeting;
 mod reader;
 mod writer;
 
@@ -12,24 +13,21 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Node;
 use crate::digest::Digest;
-use crate::identity::{Identity, PeerId};
+use crate::identity::PeerId;
 use crate::layout::PieceIndex;
 use crate::limits::{MAX_BLOBS_PER_CONNECTION, MAX_QUEUED_FRAMES};
-use crate::wire::handshake::{GREETING_LENGTH, Greeting, HandshakeError};
+use crate::wire::handshake::HandshakeError;
 use crate::wire::{BlobNumber, Frame, WireError};
 
+pub(super) use greeting::{Channel, accept, dial};
 use reader::Reader;
 use writer::Writer;
 
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that says nothing for so long is gone: it should have sent a ping.
 const SILENCE: Duration = Duration::from_secs(45);
 const PING_AFTER: Duration = Duration::from_secs(15);
@@ -41,6 +39,10 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) enum ConnectionError {
     #[error("{0}")]
     Io(#[from] io::Error),
+    #[error("TLS: {0}; set peer.insecure alike on all nodes")]
+    Tls(io::Error),
+    #[error("TLS: {0}")]
+    Nameless(#[from] rustls::Error),
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     #[error(transparent)]
@@ -120,47 +122,9 @@ impl Link {
     }
 }
 
-/// Says who is who. Gives the other side's proven name.
-pub(super) async fn shake_hands(stream: &mut TcpStream, identity: &Identity) -> Result<PeerId, ConnectionError> {
-    let exchange = async {
-        let nonce: [u8; 32] = nonce(identity);
-        let sent = Greeting { peer: identity.id(), nonce };
-        stream.write_all(&sent.encode()).await?;
-        let mut bytes = [0; GREETING_LENGTH];
-        stream.read_exact(&mut bytes).await?;
-        let theirs = Greeting::decode(&bytes)?;
-        if theirs.peer == identity.id() {
-            return Err(ConnectionError::Oneself);
-        }
-        stream.write_all(&theirs.prove(identity)).await?;
-        let mut proof = [0; 64];
-        stream.read_exact(&mut proof).await?;
-        theirs.check(&sent, &proof)?;
-        Ok(theirs.peer)
-    };
-    timeout(HANDSHAKE_TIMEOUT, exchange).await.map_err(|_| ConnectionError::TimedOut)?
-}
-
-/// Bytes nobody can foresee.
-fn nonce(identity: &Identity) -> [u8; 32] {
-    let mut nonce = [0; 32];
-    if aws_lc_rs::rand::fill(&mut nonce).is_err() {
-        // A signature over the time cannot be foreseen either without the key.
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let signature = identity.sign(&now.as_nanos().to_be_bytes());
-        nonce.copy_from_slice(&signature[..32]);
-    }
-    nonce
-}
-
 /// Reads and writes until either ends, the peer says goodbye, or the node closes the link.
-pub(super) async fn run(
-    node: &Arc<Node>,
-    stream: TcpStream,
-    peer: PeerId,
-    queues: Queues,
-) -> Result<(), ConnectionError> {
-    let (read, write) = channel::split(stream)?;
+pub(super) async fn run(node: &Arc<Node>, channel: Channel, queues: Queues) -> Result<(), ConnectionError> {
+    let Channel { peer, read, write } = channel;
     let closing = queues.closing.clone();
     let mut writer = node.tasks.spawn(Writer { node: Arc::clone(node), peer, write, queues }.run());
     let ended = tokio::select! {

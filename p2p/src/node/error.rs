@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::layout::TooLong;
 use crate::origin::OriginError;
 use crate::store::StoreError;
+use crate::wire::tls::TlsError;
 
 /// Why a node did not start, or could not publish.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum NodeError {
     /// The chunk store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is no TLS for the piece wire.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Why a blob was not opened.

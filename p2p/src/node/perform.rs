@@ -3,20 +3,17 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use super::connection::{self, ConnectionError};
+use super::connection::{self, Channel, ConnectionError};
 use super::error::ReadError;
 use super::{Inner, Node};
 use crate::identity::PeerId;
 use crate::limits::MAX_HAVES;
 use crate::swarm::{Action, CloseReason, Event};
 use crate::wire::Frame;
-
-const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Node {
     /// Carries out one action; what follows from it at once goes to `events`.
@@ -137,40 +134,49 @@ impl Node {
             let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
                 return Err(ConnectionError::TimedOut);
             };
-            let connecting = timeout(DIAL_TIMEOUT, TcpStream::connect(address));
-            let mut stream = connecting.await.map_err(|_| ConnectionError::TimedOut)??;
-            let found = connection::shake_hands(&mut stream, &self.config.identity).await?;
-            if found != peer {
-                return Err(ConnectionError::SomebodyElse { found, expected: peer });
-            }
-            Ok((permit, stream))
+            let channel = connection::dial(address, peer, &self.config.identity, self.tls.as_ref()).await?;
+            Ok((permit, channel))
         };
         match connected.await {
-            Ok((permit, stream)) => {
-                self.serve(stream, peer, self.id()).await;
+            Ok((permit, channel)) => {
+                self.serve(channel, self.id()).await;
                 drop(permit);
             }
             Err(error) => {
-                tracing::debug!(%peer, %address, %error, "peer cannot be reached");
+                self.tell_unreachable(peer, address, &error);
                 self.drive(Event::DialFailed(peer));
             }
         }
     }
 
+    fn tell_unreachable(&self, peer: PeerId, address: SocketAddr, error: &ConnectionError) {
+        let speaks_otherwise = matches!(error, ConnectionError::Tls(_) | ConnectionError::Handshake(_));
+        if speaks_otherwise && !self.told_otherwise.swap(true, Ordering::Relaxed) {
+            // Once: most likely it is the configuration, and then of many peers.
+            tracing::warn!(%peer, %address, %error, "peer answers but does not speak like this node");
+        } else {
+            tracing::debug!(%peer, %address, %error, "peer cannot be reached");
+        }
+    }
+
     /// Takes a connection that somebody opened to this node.
-    pub(super) async fn accepted(self: Arc<Self>, mut stream: TcpStream, address: SocketAddr) {
+    pub(super) async fn accepted(self: Arc<Self>, stream: TcpStream, address: SocketAddr) {
         // Beyond the limit connections are closed at once: the peer tries another.
         let Ok(_permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
-        match connection::shake_hands(&mut stream, &self.config.identity).await {
-            Ok(peer) => self.serve(stream, peer, peer).await,
+        match connection::accept(stream, &self.config.identity, self.tls.as_ref()).await {
+            Ok(channel) => {
+                let initiator = channel.peer;
+                self.serve(channel, initiator).await;
+            }
             Err(error) => tracing::debug!(%address, %error, "connection refused"),
         }
     }
 
     /// Runs a connection until it ends.
-    async fn serve(self: &Arc<Self>, stream: TcpStream, peer: PeerId, initiator: PeerId) {
+    async fn serve(self: &Arc<Self>, channel: Channel, initiator: PeerId) {
+        let peer = channel.peer;
         let Some((id, queues)) = self.link_up(peer, initiator) else { return };
-        if let Err(error) = connection::run(self, stream, peer, queues).await {
+        if let Err(error) = connection::run(self, channel, queues).await {
             tracing::debug!(%peer, %error, "connection ended");
         }
         self.link_down(peer, id);

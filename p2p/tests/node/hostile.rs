@@ -15,11 +15,11 @@ use lapwing_p2p::metrics::Metrics;
 use lapwing_p2p::node::{NodeConfig, Priority};
 use lapwing_p2p::statement::PieceStatement;
 use lapwing_p2p::verify::piece_hash;
-use lapwing_p2p::wire::handshake::{GREETING_LENGTH, Greeting};
 use lapwing_p2p::wire::{BlobNumber, Frame, HEADER_LENGTH, Header};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::raw;
 use crate::support::{Handle, MemoryOrigin, Tracker, content, start, start_with};
 
 const LENGTH: usize = 4 << 20;
@@ -35,7 +35,7 @@ enum Spoil {
 }
 
 struct Liar {
-    identity: Identity,
+    identity: Arc<Identity>,
     digest: Digest,
     bytes: Bytes,
     spoil: Spoil,
@@ -52,16 +52,8 @@ impl Liar {
         }
     }
 
-    async fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        let sent = Greeting { peer: self.identity.id(), nonce: [5; 32] };
-        stream.write_all(&sent.encode()).await?;
-        let mut bytes = [0; GREETING_LENGTH];
-        stream.read_exact(&mut bytes).await?;
-        let theirs = Greeting::decode(&bytes).unwrap();
-        stream.write_all(&theirs.prove(&self.identity)).await?;
-        let mut proof = [0; 64];
-        stream.read_exact(&mut proof).await?;
-        theirs.check(&sent, &proof).unwrap();
+    async fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
+        let mut stream = raw::accept(stream, &self.identity).await?;
         let layout = PieceLayout::new(LENGTH as u64).unwrap();
         let blob = BlobNumber(0);
         let have = Bitfield::full(layout.piece_count());
@@ -103,14 +95,15 @@ impl Liar {
     }
 }
 
-async fn send(stream: &mut TcpStream, frame: &Frame) -> std::io::Result<()> {
+async fn send(stream: &mut raw::Stream, frame: &Frame) -> std::io::Result<()> {
     let mut out = BytesMut::new();
     frame.encode(&mut out);
-    stream.write_all(&out).await
+    stream.write_all(&out).await?;
+    stream.flush().await
 }
 
 async fn liar(tracker: &Tracker, bytes: &Bytes, spoil: Spoil, states_its_lies: bool) -> Arc<Liar> {
-    let identity = Identity::generate().unwrap();
+    let identity = Arc::new(Identity::generate().unwrap());
     let digest = Digest::of(bytes);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();

@@ -6,5 +6,10 @@ mod cold;
 mod faults;
 mod hostile;
 mod limits;
+mod raw;
 mod room;
 mod support;
+mod wire;
+
+/// Whether the piece wire is plaintext; `plaintext.rs` has it so.
+const INSECURE: bool = false;

@@ -300,6 +300,7 @@ pub(crate) async fn start_on(
 ) -> Arc<Node> {
     let mut config = NodeConfig::new("127.0.0.1:0".parse().unwrap(), identity);
     config.read_deadline = Duration::from_secs(20);
+    config.insecure = crate::INSECURE;
     adjust(&mut config);
     let client = Arc::new(Client { tracker: Arc::clone(tracker), me: config.identity.id() });
     let node = Node::start(config, store, client, metrics).await.unwrap();

@@ -31,6 +31,8 @@ pub struct LapwingSettings {
     pub registries: Vec<String>,
     /// Level of the log.
     pub log: String,
+    /// Whether nodes speak TLS with each other.
+    pub encrypted: bool,
     /// Further TOML lines by table, for example `("lazy", "enabled = false")`.
     pub extra: Vec<(&'static str, String)>,
 }
@@ -52,13 +54,27 @@ impl LapwingSettings {
     }
 
     fn of(command: &'static str) -> Self {
-        Self { command, trackers: Vec::new(), registries: Vec::new(), log: "info".into(), extra: Vec::new() }
+        Self {
+            command,
+            trackers: Vec::new(),
+            registries: Vec::new(),
+            log: "info".into(),
+            encrypted: false,
+            extra: Vec::new(),
+        }
     }
 
     /// The same with a registry by plain HTTP.
     #[must_use]
     pub fn registry(mut self, name: &str) -> Self {
         self.registries.push(name.to_owned());
+        self
+    }
+
+    /// The same with TLS between nodes.
+    #[must_use]
+    pub fn encrypted(mut self) -> Self {
+        self.encrypted = true;
         self
     }
 
@@ -73,8 +89,15 @@ impl LapwingSettings {
     pub fn toml(&self, host: &Host) -> String {
         let mut tables = vec![
             ("log", format!("level = {:?}", self.log)),
-            ("peer", format!("listen = \"{}:{PEER_PORT}\"\ninsecure = true", host.address())),
-            ("tracker", format!("addresses = {:?}\nlisten = \"{}:{TRACKER_PORT}\"", self.trackers, host.address())),
+            ("peer", format!("listen = \"{}:{PEER_PORT}\"\ninsecure = {}", host.address(), !self.encrypted)),
+            (
+                "tracker",
+                format!(
+                    "addresses = {:?}\nlisten = \"{}:{TRACKER_PORT}\"\ninsecure = true",
+                    self.trackers,
+                    host.address()
+                ),
+            ),
         ];
         for (table, line) in &self.extra {
             match tables.iter_mut().find(|(name, _)| name == table) {

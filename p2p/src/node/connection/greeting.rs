@@ -1,0 +1,125 @@
+//! The beginning of a connection: TLS unless the operator wants plaintext, then the wire's handshake.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::ConnectionError;
+use super::channel::{self, Incoming, Outgoing};
+use crate::identity::{Identity, PeerId, SIGNATURE_LENGTH};
+use crate::wire::handshake::{self, GREETING_LENGTH, Greeting, PLAINTEXT};
+use crate::wire::tls::{self, Tls};
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection whose other end has proven who it is.
+pub(in crate::node) struct Channel {
+    pub(in crate::node) peer: PeerId,
+    pub(super) read: Incoming,
+    pub(super) write: Outgoing,
+}
+
+/// Connects to `peer`; whoever else is there is refused.
+pub(in crate::node) async fn dial(
+    address: SocketAddr,
+    peer: PeerId,
+    identity: &Identity,
+    tls: Option<&Tls>,
+) -> Result<Channel, ConnectionError> {
+    let connecting = timeout(DIAL_TIMEOUT, TcpStream::connect(address));
+    let stream = connecting.await.map_err(|_| ConnectionError::TimedOut)??;
+    stream.set_nodelay(true)?;
+    let greeting = async {
+        let channel = match tls {
+            Some(tls) => {
+                let connecting = TlsConnector::from(tls.client(peer)).connect(Tls::name(), stream);
+                greet_within_tls(connecting.await.map_err(ConnectionError::Tls)?.into(), identity).await
+            }
+            None => greet_in_plaintext(stream, identity).await,
+        }?;
+        if channel.peer == peer {
+            Ok(channel)
+        } else {
+            Err(ConnectionError::SomebodyElse { found: channel.peer, expected: peer })
+        }
+    };
+    timeout(HANDSHAKE_TIMEOUT, greeting).await.map_err(|_| ConnectionError::TimedOut)?
+}
+
+/// Takes a connection that somebody opened.
+pub(in crate::node) async fn accept(
+    stream: TcpStream,
+    identity: &Identity,
+    tls: Option<&Tls>,
+) -> Result<Channel, ConnectionError> {
+    stream.set_nodelay(true)?;
+    let greeting = async {
+        match tls {
+            Some(tls) => {
+                let accepting = TlsAcceptor::from(tls.server()).accept(stream);
+                greet_within_tls(accepting.await.map_err(ConnectionError::Tls)?.into(), identity).await
+            }
+            None => greet_in_plaintext(stream, identity).await,
+        }
+    };
+    timeout(HANDSHAKE_TIMEOUT, greeting).await.map_err(|_| ConnectionError::TimedOut)?
+}
+
+async fn greet_in_plaintext(mut stream: TcpStream, identity: &Identity) -> Result<Channel, ConnectionError> {
+    let theirs = shake_hands(&mut stream, identity, &PLAINTEXT).await?;
+    let (read, write) = channel::plaintext(stream);
+    Ok(Channel { peer: theirs.peer, read, write })
+}
+
+async fn greet_within_tls(mut stream: TlsStream<TcpStream>, identity: &Identity) -> Result<Channel, ConnectionError> {
+    let (expected, binding) = match &stream {
+        TlsStream::Client(stream) => tls::peer(stream.get_ref().1)?,
+        TlsStream::Server(stream) => tls::peer(stream.get_ref().1)?,
+    };
+    let theirs = shake_hands(&mut stream, identity, &binding).await?;
+    if theirs.peer != expected {
+        return Err(ConnectionError::SomebodyElse { found: theirs.peer, expected });
+    }
+    let (read, write) = channel::encrypted(stream);
+    Ok(Channel { peer: theirs.peer, read, write })
+}
+
+/// Says who is who. Gives the other side's greeting, proven.
+async fn shake_hands(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    identity: &Identity,
+    channel: &handshake::Channel,
+) -> Result<Greeting, ConnectionError> {
+    let sent = Greeting { features: 0, peer: identity.id(), nonce: nonce(identity) };
+    stream.write_all(&sent.encode()).await?;
+    stream.flush().await?;
+    let mut bytes = [0; GREETING_LENGTH];
+    stream.read_exact(&mut bytes).await?;
+    let theirs = Greeting::decode(&bytes)?;
+    if theirs.peer == identity.id() {
+        return Err(ConnectionError::Oneself);
+    }
+    stream.write_all(&theirs.prove(&sent, identity, channel)).await?;
+    stream.flush().await?;
+    let mut proof = [0; SIGNATURE_LENGTH];
+    stream.read_exact(&mut proof).await?;
+    theirs.check(&sent, &proof, channel)?;
+    Ok(theirs)
+}
+
+/// Bytes nobody can foresee.
+fn nonce(identity: &Identity) -> [u8; 32] {
+    let mut nonce = [0; 32];
+    if aws_lc_rs::rand::fill(&mut nonce).is_err() {
+        // A signature over the time cannot be foreseen either without the key.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let signature = identity.sign(&now.as_nanos().to_be_bytes());
+        nonce.copy_from_slice(&signature[..32]);
+    }
+    nonce
+}

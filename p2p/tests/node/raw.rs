@@ -1,0 +1,54 @@
+//! A connection of the piece wire as a peer sees it that is no node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use lapwing_p2p::identity::{Identity, PeerId};
+use lapwing_p2p::wire::handshake::{Channel, GREETING_LENGTH, Greeting, PLAINTEXT};
+use lapwing_p2p::wire::tls::{self, Tls};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_util::either::Either;
+
+pub(crate) type Stream = Either<TcpStream, TlsStream<TcpStream>>;
+
+/// Takes a connection as the test's mode wants it.
+pub(crate) async fn accept(stream: TcpStream, identity: &Arc<Identity>) -> std::io::Result<Stream> {
+    if crate::INSECURE {
+        return shake_hands(Either::Left(stream), identity, &PLAINTEXT, &PLAINTEXT).await;
+    }
+    let stream = TlsAcceptor::from(Tls::new(identity).unwrap().server()).accept(stream).await?;
+    let (_, channel) = tls::peer(stream.get_ref().1).unwrap();
+    shake_hands(Either::Right(stream.into()), identity, &channel, &channel).await
+}
+
+/// Connects within TLS, whatever the test's mode is. Says nothing yet.
+pub(crate) async fn connect(identity: &Arc<Identity>, peer: PeerId, address: SocketAddr) -> (Stream, Channel) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let connector = TlsConnector::from(Tls::new(identity).unwrap().client(peer));
+    let stream = connector.connect(Tls::name(), stream).await.unwrap();
+    let (_, channel) = tls::peer(stream.get_ref().1).unwrap();
+    (Either::Right(stream.into()), channel)
+}
+
+/// Says who it is, proven for the channel `signed`, and checks who is there on `channel`.
+pub(crate) async fn shake_hands(
+    mut stream: Stream,
+    identity: &Identity,
+    signed: &Channel,
+    channel: &Channel,
+) -> std::io::Result<Stream> {
+    let sent = Greeting { features: 0, peer: identity.id(), nonce: [5; 32] };
+    stream.write_all(&sent.encode()).await?;
+    stream.flush().await?;
+    let mut bytes = [0; GREETING_LENGTH];
+    stream.read_exact(&mut bytes).await?;
+    let theirs = Greeting::decode(&bytes).map_err(std::io::Error::other)?;
+    stream.write_all(&theirs.prove(&sent, identity, signed)).await?;
+    stream.flush().await?;
+    let mut proof = [0; 64];
+    stream.read_exact(&mut proof).await?;
+    theirs.check(&sent, &proof, channel).map_err(std::io::Error::other)?;
+    Ok(stream)
+}
