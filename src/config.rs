@@ -3,6 +3,7 @@
 //! Meaning, unit and default of every key stand in `contrib/lapwing.toml`, which is compiled in, printed by
 //! `lapwing config`, and held against these structs by a test. The structs only say the shape.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
 use serde::{Deserialize, Serialize};
 
 mod limits;
+mod origin;
 mod units;
 
 pub(crate) use limits::LimitsTable;
@@ -32,6 +34,7 @@ pub(crate) struct Config {
     pub lazy: Lazy,
     pub peer: Peer,
     pub tracker: Tracker,
+    pub origin: Origin,
     pub store: Store,
     pub limits: LimitsTable,
     pub registries: RegistriesConfig,
@@ -103,6 +106,28 @@ pub(crate) struct Tracker {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(crate) struct Origin {
+    pub copies: u32,
+    pub streams: u32,
+    pub zone: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sites: BTreeMap<String, OriginSite>,
+}
+
+/// What differs at one site.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct OriginSite {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copies: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streams: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Store {
     pub quota: ByteSize,
     pub free_floor: ByteSize,
@@ -119,6 +144,7 @@ impl Default for Config {
             lazy: Lazy::default(),
             peer: Peer::default(),
             tracker: Tracker::default(),
+            origin: Origin::default(),
             store: Store::default(),
             limits: LimitsTable::default(),
             registries: RegistriesConfig::default(),
@@ -172,6 +198,12 @@ impl Default for Tracker {
             zone: String::new(),
             rack: String::new(),
         }
+    }
+}
+
+impl Default for Origin {
+    fn default() -> Self {
+        Self { copies: 1, streams: 0, zone: String::new(), sites: BTreeMap::new() }
     }
 }
 
@@ -252,6 +284,7 @@ impl Config {
         if let Some((key, reason)) = self.limits.invalid() {
             return invalid(key, reason);
         }
+        origin::check(&self.origin)?;
         for (name, registry) in &self.registries.hosts {
             check_registry(name, registry)?;
         }
@@ -323,6 +356,11 @@ mod tests {
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),
             ("[limits.origin]\nper_blob = \"1KiB\"", "limits.origin.per_blob"),
+            ("[origin]\ncopies = 0", "origin.copies"),
+            ("[origin]\nstreams = 1000", "origin.streams"),
+            ("[origin]\nzone = \"a b\"", "origin.zone"),
+            ("[origin.sites.\"https://x\"]", "host:port"),
+            ("[origin.sites.x]\ncopies = 0", "origin.sites.\"x\".copies"),
             ("[registries.hosts.\"http://x\"]", "host:port"),
             ("[registries.hosts.x]\nusername = \"u\"", "go together"),
         ];

@@ -48,7 +48,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let root = prepare_root(&config.root)?;
     let mut admin = Admin::default();
     if embedded == Embedded::Tracker {
-        let tracker = Tracker::new();
+        let tracker = Tracker::with_policy(config.origin.policy());
         tracker.metrics().register(&mut admin.metrics);
         tracker::start(&config, tracker, shutdown.clone()).await?;
         config.tracker.addresses.push(config.tracker.listen.to_string());

@@ -14,7 +14,7 @@ use crate::node::cannot_listen;
 /// Runs until `shutdown`.
 pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut admin = Admin::default();
-    let tracker = Tracker::new();
+    let tracker = Tracker::with_policy(config.origin.policy());
     tracker.metrics().register(&mut admin.metrics);
     let serving = start(config, tracker.clone(), shutdown.clone()).await?;
     admin.ready.store(true, Ordering::Release);

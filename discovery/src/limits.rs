@@ -48,8 +48,10 @@ pub const MAX_LESSEES: usize = 512;
 
 /// Most holders in one answer.
 pub const MAX_HOLDERS_PER_ANSWER: usize = 64;
-/// Of these, at most one in so many is drawn from the far ones when there are more than fit.
+/// Of these, one in so many is from elsewhere, in every place of that number, as long as there are such.
 pub const FAR_SHARE: usize = 4;
+/// How many of the holders in an answer a node usually trades with.
+pub const NEIGHBOURS: usize = 16;
 /// Most holders looked at for one answer; of more, a random stretch is taken.
 pub const MAX_HOLDERS_SCANNED: usize = 2048;
 /// Most nodes, and most blobs, in one snapshot for the admin page.
@@ -79,33 +81,73 @@ pub const UNREPORTED_SILENCE: Duration = Duration::from_secs(30);
 /// The same with one reporter: it has missed a heartbeat.
 pub const SUSPECT_SILENCE: Duration = Duration::from_secs(20);
 /// The same with two reporters: one that takes part in a cold start is heard from many times a second.
-pub const CONFIRMED_SILENCE: Duration = Duration::from_secs(3);
+pub const CONFIRMED_SILENCE: Duration = Duration::from_secs(1);
 
 // Leases.
 
-/// Pieces in a run.
+/// Fewest pieces in a run, where so many are free in a row.
 pub const LEASE_RUN: u32 = 2;
-/// Streams from the origin, of one blob, at once.
+/// A run has at least so many bytes, as long as every stream gets several runs of the blob.
+pub const RUN_BYTES: u64 = 1 << 20;
+/// Runs that a blob is cut into at least, for each stream, before [`RUN_BYTES`] make them longer.
+pub const RUNS_PER_STREAM: u32 = 16;
+/// Most bytes in a run, where the origin answers slowly.
+pub const MAX_RUN_BYTES: u64 = 16 << 20;
+/// Where the origin answers slowly, a run takes so many times as long as the wait for its first byte.
+pub const RUNS_PER_FIRST_BYTE: f64 = 10.0;
+/// Streams from the origin's site at once, over all blobs.
 pub const LEASE_STREAMS: usize = 8;
+/// The same where half of them wait for their first byte.
+pub const SLOW_STREAMS: usize = 16;
+/// Import leases over the border of one zone at once, over all blobs.
+pub const IMPORT_STREAMS: u32 = 4;
+/// Most pieces in the run of an import lease: the importer asks for all of them at once.
+pub const IMPORT_RUN: u32 = 1;
+/// Most zones told apart in one blob's leases.
+pub const MAX_ZONES_PER_BLOB: usize = 64;
 /// Urgent leases of one blob at once, beyond the streams.
 pub const URGENT_STREAMS: usize = 32;
 /// Shortest term of a lease.
 pub const MIN_TERM: Duration = Duration::from_secs(2);
 /// Shortest term while it is not known how long a piece takes.
 pub const FIRST_TERM: Duration = Duration::from_secs(5);
-/// Longest term of a lease.
+/// Longest term of a lease of a run.
 pub const MAX_TERM: Duration = Duration::from_secs(120);
-/// Bytes per second that every stream is trusted to make while it is not known how long a piece takes.
+/// Longest term of a lease of a whole blob.
+pub const MAX_WHOLE_TERM: Duration = Duration::from_secs(3600);
+/// Bytes per second that an origin's site is trusted to make in all while it is not known how long a piece takes.
 pub const FLOOR_BYTES_PER_S: u64 = 256 * 1024;
 /// A lease is revoked when a piece takes so many times the mean.
 pub const TERM_OVER_MEAN: u32 = 5;
 /// How long the holder of an expired lease gets no other of that blob while others ask.
 pub const EXPIRY_BAR: Duration = Duration::from_secs(20);
-/// The same for one who gave a lease back without any piece.
+/// The same for one who gave a lease back without any piece; doubled for each time in a row.
 pub const FAILURE_BAR: Duration = Duration::from_secs(2);
+/// Longest bar for failures in a row.
+pub const MAX_FAILURE_BAR: Duration = Duration::from_secs(32);
+/// The same for one to whom the origin refuses the blob.
+pub const REFUSAL_BAR: Duration = Duration::from_secs(60);
+/// A peer that brought in more than so many times the mean of pieces that nobody took from it gets no further one.
+pub const UNSHARED_OVER_MEAN: u32 = 2;
+/// As many pieces that nobody took may be with anybody.
+pub const UNSHARED_FLOOR: u32 = 4;
+/// A further copy must save time: the rest must take so many times as long as a piece under lease.
+pub const COPY_PAYS: u32 = 4;
+/// While a seed asked for leases of a blob within so long, or holds one, others get none.
+pub const SEED_ACTIVE: Duration = Duration::from_secs(3);
+/// Most sites of origins in a group.
+pub const MAX_SITES: usize = 1024;
+/// A site that nobody asked leases for so long is forgotten.
+pub const SITE_IDLE: Duration = Duration::from_secs(600);
+/// Longest pause of a site.
+pub const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// Longest pause of a site on one node's word.
+pub const MAX_PAUSE_BY_ONE: Duration = Duration::from_secs(30);
+/// A reported node that was silent for so long loses its leases: one that takes part is heard from more often.
+pub const REPORT_SILENCE: Duration = Duration::from_secs(1);
 /// Shortest pause before an asker is to ask again.
 pub const MIN_WAIT: Duration = Duration::from_millis(30);
-/// Longest pause before an asker is to ask again.
+/// Longest pause before an asker is to ask again, unless the origin asked for a longer one.
 pub const MAX_WAIT: Duration = Duration::from_secs(2);
 /// Every further asker of the same blob lengthens the pause by so much: about a thousand polls per second and blob.
 pub const WAIT_PER_ASKER: Duration = Duration::from_millis(1);

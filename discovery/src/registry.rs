@@ -15,6 +15,7 @@
 mod blob;
 mod find;
 mod group;
+mod leasing;
 mod nearness;
 mod node;
 mod slab;
@@ -36,7 +37,8 @@ use lapwing_p2p::layout::PieceLayout;
 use self::group::Group;
 pub use self::nearness::{Place, distance};
 pub use self::snapshot::{Member, SwarmSnapshot, TrackerSnapshot};
-use crate::lease::{SettleError, Wanted};
+use crate::lease::SettleError;
+use crate::lease::sites::LeasePolicy;
 use crate::limits::{
     MAX_BLOBS_PER_NODE, MAX_BOOKS, MAX_GROUPS, MAX_HOLDINGS, MAX_LENGTHS_PER_BLOB, MAX_STATEMENTS_PER_NODE,
 };
@@ -140,13 +142,19 @@ pub struct Registry {
     /// Random, so that numbers of an earlier life of the tracker mean nothing in this one.
     epoch: u64,
     random: fastrand::Rng,
+    policy: LeasePolicy,
 }
 
 impl Registry {
     /// An empty registry. `seed` decides all that is random in it, and must differ from one start to the next.
     pub fn new(seed: u64) -> Self {
+        Self::with_policy(seed, LeasePolicy::default())
+    }
+
+    /// The same, with an operator's policy of leases.
+    pub fn with_policy(seed: u64, policy: LeasePolicy) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        Self { groups: HashMap::new(), totals: Totals::default(), epoch: random.u64(..), random }
+        Self { groups: HashMap::new(), totals: Totals::default(), epoch: random.u64(..), random, policy }
     }
 
     /// Registers `caller` or notes that it lives.
@@ -205,15 +213,14 @@ impl Registry {
         let call = self.enter(now, caller)?;
         call.totals.numbers += 1;
         let id = epoch.wrapping_add(call.totals.numbers);
-        let wanted = Wanted { missing: &request.missing, urgent: &request.urgent };
-        let reply = call.group.lease(now, call.totals, call.node, request.digest, layout, wanted, id)?;
+        let reply = call.group.lease(now, call.totals, call.node, request, layout, id)?;
         Ok((call.registration, reply))
     }
 
     /// Ends a lease of `caller`.
     pub fn settle(&mut self, now: Duration, caller: &Caller, settlement: Settlement) -> Result<Registration, Refusal> {
         let call = self.enter(now, caller)?;
-        call.group.settle(now, caller.node, settlement)?;
+        call.group.settle(now, caller.node, &settlement)?;
         Ok(call.registration)
     }
 
@@ -254,7 +261,7 @@ impl Registry {
             if self.groups.len() >= MAX_GROUPS {
                 return Err(Refusal::Full { what: "groups", limit: MAX_GROUPS });
             }
-            self.groups.insert(caller.group.clone(), Group::default());
+            self.groups.insert(caller.group.clone(), Group::new(self.policy.clone()));
         }
         let group = self.groups.get_mut(&caller.group).expect("it was there or has just been inserted");
         let next = self.epoch.wrapping_add(self.totals.numbers + 1);

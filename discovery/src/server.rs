@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
+use crate::lease::sites::LeasePolicy;
 use crate::limits::{CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
 use crate::metrics::Metrics;
 use crate::proto::tracker_service_server::TrackerServiceServer;
@@ -45,14 +46,23 @@ impl Default for Tracker {
 impl Tracker {
     /// An empty tracker on the system's monotonic clock.
     pub fn new() -> Self {
+        Self::with_policy(LeasePolicy::default())
+    }
+
+    /// The same, with an operator's policy of leases.
+    pub fn with_policy(policy: LeasePolicy) -> Self {
         let start = Instant::now();
-        Self::with_clock(Arc::new(move || start.elapsed()))
+        let registry = Registry::with_policy(fastrand::u64(..), policy);
+        Self::on(registry, Arc::new(move || start.elapsed()))
     }
 
     /// An empty tracker that is told the time.
     pub fn with_clock(clock: Clock) -> Self {
-        let state = Arc::new(Mutex::new(Registry::new(fastrand::u64(..))));
-        Self { state, clock, metrics: Metrics::default() }
+        Self::on(Registry::new(fastrand::u64(..)), clock)
+    }
+
+    fn on(registry: Registry, clock: Clock) -> Self {
+        Self { state: Arc::new(Mutex::new(registry)), clock, metrics: Metrics::default() }
     }
 
     /// What it counts.

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Found, LeaseReply, LeaseRequest};
+use lapwing_p2p::discovery::{Found, LeaseKind, LeaseReply, LeaseRequest};
 use lapwing_p2p::identity::PeerId;
+use lapwing_p2p::layout::PieceIndex;
 
 use crate::limits::{MAX_BELIEVED, MAX_HOLDERS_PER_ANSWER, MAX_LESSEES, MAX_OBJECTS_PER_SUBJECT, MIN_WAIT};
 use crate::proto::{self, lease_reply::Outcome};
@@ -43,8 +44,17 @@ pub(super) fn leased(reply: &proto::LeaseReply, request: &LeaseRequest) -> Optio
         Outcome::Grant(grant) => {
             let end = grant.first.checked_add(grant.count)?;
             let mut wanted = request.missing.iter().chain(&request.urgent);
-            let asked = wanted.any(|run| run.start <= grant.first && end <= run.end);
-            (grant.count > 0 && asked).then(|| LeaseReply::Granted(wire::lease::grant(grant)))
+            let lease = wire::lease::grant(grant);
+            let rare = |piece: u32| request.rare.contains(&PieceIndex(piece));
+            let asked = match lease.kind {
+                LeaseKind::Whole => grant.first == 0 && !request.missing.is_empty(),
+                LeaseKind::Import => request.importable.iter().any(|run| run.start <= grant.first && end <= run.end),
+                LeaseKind::Origin => {
+                    wanted.any(|run| run.start <= grant.first && end <= run.end)
+                        || (grant.count as usize <= request.rare.len() && (grant.first..end).all(rare))
+                }
+            };
+            (grant.count > 0 && asked).then_some(LeaseReply::Granted(lease))
         }
         Outcome::Wait(wait) => {
             let pause = Duration::from_millis(wait.pause_ms.into()).clamp(MIN_WAIT, MAX_BELIEVED);
@@ -56,8 +66,6 @@ pub(super) fn leased(reply: &proto::LeaseReply, request: &LeaseRequest) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use lapwing_p2p::layout::PieceIndex;
-
     use super::*;
 
     fn holder(node: u8, address: &[u8], port: u32) -> proto::Holder {

@@ -1,8 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet};
 
+use lapwing_p2p::digest::Digest;
 use proptest::prelude::*;
 
+use super::sites::{LeasePolicy, SitePolicy};
 use super::*;
+use crate::limits::*;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -12,27 +15,53 @@ fn peer(number: u32) -> PeerId {
     PeerId::from_bytes(bytes)
 }
 
-/// A book of at least this many pieces of 64 KiB.
-fn book(pieces: u32) -> LeaseBook {
+fn digest() -> Digest {
+    Digest::of(b"layer")
+}
+
+/// A blob of at least this many pieces of 64 KiB.
+fn layout(pieces: u32) -> PieceLayout {
     let layout = PieceLayout::new(u64::from(pieces.max(5)) * 64 * 1024).unwrap();
     assert!(layout.piece_count() >= pieces);
-    LeaseBook::new(layout)
+    layout
 }
 
 /// Hands out new ids, as the registry does.
 struct Desk {
     book: LeaseBook,
+    sites: Sites,
     next: u64,
+    seeds: HashSet<u32>,
 }
 
 impl Desk {
     fn new(pieces: u32) -> Self {
-        Self { book: book(pieces), next: 0 }
+        Self::under(LeasePolicy::default(), layout(pieces))
+    }
+
+    fn under(policy: LeasePolicy, layout: PieceLayout) -> Self {
+        let mut sites = Sites::new(policy);
+        Self { book: LeaseBook::new(layout, &mut sites), sites, next: 0, seeds: HashSet::new() }
+    }
+
+    fn request(&self, missing: &[Range<u32>], urgent: &[Range<u32>]) -> LeaseRequest {
+        LeaseRequest {
+            missing: missing.to_vec(),
+            urgent: urgent.to_vec(),
+            ..LeaseRequest::new(digest(), self.book.layout().length())
+        }
+    }
+
+    fn ask_for(&mut self, now: Duration, asker: u32, request: &LeaseRequest) -> LeaseReply {
+        self.next += 1;
+        let site = self.sites.id(now, &request.site);
+        let asker = Asker { peer: peer(asker), zone: "", seed: self.seeds.contains(&asker), site, may_fetch: true };
+        self.book.ask(now, asker, request, self.next, &mut self.sites)
     }
 
     fn ask(&mut self, now: Duration, asker: u32, missing: &[Range<u32>], urgent: &[Range<u32>]) -> LeaseReply {
-        self.next += 1;
-        self.book.ask(now, peer(asker), Wanted { missing, urgent }, self.next)
+        let request = self.request(missing, urgent);
+        self.ask_for(now, asker, &request)
     }
 
     fn want(&mut self, now: Duration, asker: u32, missing: Range<u32>) -> LeaseReply {
@@ -44,6 +73,23 @@ impl Desk {
             LeaseReply::Granted(lease) => lease,
             other => panic!("{asker} at {now:?}: {other:?}"),
         }
+    }
+
+    fn settle(&mut self, now: Duration, asker: u32, lease: u64, fetched: u32) -> Result<(), SettleError> {
+        self.end(now, asker, Settlement::new(lease, digest(), fetched))
+    }
+
+    fn end(&mut self, now: Duration, asker: u32, settlement: Settlement) -> Result<(), SettleError> {
+        self.book.settle(now, peer(asker), &settlement, &mut self.sites)
+    }
+
+    fn trouble(&mut self, now: Duration, asker: u32, lease: &Lease, trouble: Trouble) {
+        let settlement = Settlement { trouble: Some(trouble), ..Settlement::new(lease.id, digest(), 0) };
+        self.end(now, asker, settlement).unwrap();
+    }
+
+    fn forget(&mut self, asker: u32) {
+        self.book.forget(peer(asker), &mut self.sites);
     }
 }
 
@@ -94,7 +140,7 @@ fn cold_start(askers: u32, pieces: u32, piece: Duration, dying: &HashSet<u32>) -
                 outcome.asks += 1;
                 match desk.ask(now, asker, &runs_of(&lacking), &[]) {
                     LeaseReply::Granted(lease) if dying.contains(&asker) => {
-                        assert!(lease.term <= FIRST_TERM.max(MIN_TERM));
+                        assert!(lease.term <= 2 * FIRST_TERM);
                     }
                     LeaseReply::Granted(lease) => {
                         let (first, end) = (lease.first.0, lease.first.0 + lease.count);
@@ -114,7 +160,7 @@ fn cold_start(askers: u32, pieces: u32, piece: Duration, dying: &HashSet<u32>) -
                 assert!(streams <= LEASE_STREAMS, "{streams} streams");
             }
             Event::Settle(asker, id, first, end) => {
-                desk.book.settle(now, peer(asker), id, end - first).unwrap();
+                desk.settle(now, asker, id, end - first).unwrap();
                 own.entry(asker).or_default().extend(first..end);
                 (first..end).for_each(|piece| *outcome.fetched.entry(piece).or_default() += 1);
                 at(&mut queue, now + 100 * MS, Event::Trade(first, end));
@@ -194,9 +240,9 @@ fn a_late_settlement_counts() {
     let slow = desk.granted(Duration::ZERO, 1, 0..2);
     let now = slow.term;
     let again = desk.granted(now, 2, 0..2);
-    desk.book.settle(now, peer(1), slow.id, 2).unwrap();
+    desk.settle(now, 1, slow.id, 2).unwrap();
     assert_eq!(desk.want(now, 3, 0..2), LeaseReply::Exhausted, "1 has it, though 2 is fetching it still");
-    desk.book.settle(now, peer(2), again.id, 0).unwrap();
+    desk.settle(now, 2, again.id, 0).unwrap();
     assert_eq!(desk.want(now, 3, 0..2), LeaseReply::Exhausted);
 }
 
@@ -208,11 +254,11 @@ fn a_slow_origin_lengthens_the_terms() {
     let (mut now, mut granted) = (Duration::ZERO, 0);
     let mut settled = 0;
     while settled < 20 {
-        let lease = desk.granted(now, 1, 0..100);
+        let lease = desk.granted(now, 1, settled..100);
         granted += lease.count;
         now += piece * lease.count;
-        desk.book.settle(now, peer(1), lease.id, lease.count).unwrap();
-        desk.book.expire(now);
+        desk.settle(now, 1, lease.id, lease.count).unwrap();
+        desk.book.expire(now, &mut desk.sites);
         settled = desk.book.fetched();
         assert!(lease.term <= MAX_TERM);
     }
@@ -229,7 +275,7 @@ fn an_expiry_blames_the_origin_only_if_nobody_got_anything() {
     let mut desk = Desk::new(8);
     let slow = desk.granted(Duration::ZERO, 1, 0..8);
     let quick = desk.granted(Duration::ZERO, 2, 0..8);
-    desk.book.settle(100 * MS, peer(2), quick.id, 2).unwrap();
+    desk.settle(100 * MS, 2, quick.id, 2).unwrap();
     assert_eq!(desk.granted(slow.term, 2, 0..2).term, MIN_TERM);
 }
 
@@ -255,10 +301,10 @@ fn what_only_the_dead_fetched_is_leased_again() {
     let mut desk = Desk::new(4);
     for asker in [1, 2] {
         let lease = desk.granted(Duration::ZERO, asker, 0..4);
-        desk.book.settle(MS, peer(asker), lease.id, 2).unwrap();
+        desk.settle(MS, asker, lease.id, 2).unwrap();
     }
     assert_eq!(desk.want(MS, 3, 0..4), LeaseReply::Exhausted);
-    desk.book.forget(peer(1));
+    desk.forget(1);
     let again = desk.granted(MS, 3, 0..4);
     assert_eq!((again.first, again.count), (PieceIndex(0), 2));
     assert!(desk.book.lessees().contains(&peer(1)), "its statements still count");
@@ -268,7 +314,7 @@ fn what_only_the_dead_fetched_is_leased_again() {
 fn what_was_not_fetched_of_a_run_is_free() {
     let mut desk = Desk::new(4);
     let lease = desk.granted(Duration::ZERO, 1, 0..4);
-    desk.book.settle(MS, peer(1), lease.id, 1).unwrap();
+    desk.settle(MS, 1, lease.id, 1).unwrap();
     let rest = desk.granted(MS, 2, 0..4);
     assert_eq!((rest.first, rest.count), (PieceIndex(1), 2));
 }
@@ -277,10 +323,10 @@ fn what_was_not_fetched_of_a_run_is_free() {
 fn settlements_that_cannot_be_are_refused() {
     let mut desk = Desk::new(4);
     let lease = desk.granted(Duration::ZERO, 1, 0..4);
-    assert_eq!(desk.book.settle(MS, peer(2), lease.id, 1), Err(SettleError::NotTheHolder(lease.id)));
+    assert_eq!(desk.settle(MS, 2, lease.id, 1), Err(SettleError::NotTheHolder(lease.id)));
     let too_many = SettleError::TooMany { lease: lease.id, count: 2, fetched: 3 };
-    assert_eq!(desk.book.settle(MS, peer(1), lease.id, 3), Err(too_many));
-    assert_eq!(desk.book.settle(MS, peer(1), 999, 3), Ok(()), "of an earlier life of the tracker");
+    assert_eq!(desk.settle(MS, 1, lease.id, 3), Err(too_many));
+    assert_eq!(desk.settle(MS, 1, 999, 3), Ok(()), "of an earlier life of the tracker");
     assert_eq!((desk.book.live(), desk.book.fetched()), (1, 0));
 }
 
@@ -292,7 +338,7 @@ fn the_next_lease_goes_to_whoever_has_fewest() {
         first.push(desk.granted(Duration::ZERO, 1, 0..100));
     }
     assert!(matches!(desk.want(MS, 2, 0..100), LeaseReply::Wait(_)));
-    desk.book.settle(2 * MS, peer(1), first[0].id, 2).unwrap();
+    desk.settle(2 * MS, 1, first[0].id, 2).unwrap();
     assert!(matches!(desk.want(2 * MS, 1, 0..100), LeaseReply::Wait(_)), "2 waits and has none");
     desk.granted(3 * MS, 2, 0..100);
 }
@@ -300,17 +346,296 @@ fn the_next_lease_goes_to_whoever_has_fewest() {
 #[test]
 fn lessees_are_bounded_and_the_dead_make_room() {
     let pieces = 8 * MAX_LESSEES as u32;
-    let mut desk = Desk { book: LeaseBook::new(PieceLayout::new(u64::from(pieces) << 20).unwrap()), next: 0 };
+    let mut desk = Desk::under(LeasePolicy::default(), PieceLayout::new(u64::from(pieces) << 20).unwrap());
     let (mut now, many) = (Duration::ZERO, MAX_LESSEES as u32);
     for asker in 0..many {
         now += MS;
         let lease = desk.granted(now, asker, 0..pieces);
-        desk.book.settle(now, peer(asker), lease.id, 2).unwrap();
+        desk.settle(now, asker, lease.id, 2).unwrap();
     }
     assert!(matches!(desk.want(now, many, 0..pieces), LeaseReply::Wait(_)));
-    desk.book.forget(peer(5));
+    desk.forget(5);
     desk.granted(now, many, 0..pieces);
     assert_eq!(desk.book.lessees().len(), MAX_LESSEES);
+}
+
+fn fetched_all(desk: &mut Desk, by: u32, pieces: u32) {
+    while desk.book.fetched() < pieces {
+        let lease = desk.granted(Duration::ZERO, by, desk.book.fetched()..pieces);
+        desk.settle(100 * MS, by, lease.id, lease.count).unwrap();
+    }
+}
+
+fn copies(copies: u32) -> LeasePolicy {
+    LeasePolicy { usual: SitePolicy { copies, ..SitePolicy::default() }, ..LeasePolicy::default() }
+}
+
+fn copy_request(desk: &Desk, rare: &[u32], remaining: Duration) -> LeaseRequest {
+    let rare = rare.iter().copied().map(PieceIndex).collect();
+    LeaseRequest { rare, remaining: Some(remaining), ..desk.request(&[], &[]) }
+}
+
+#[test]
+fn the_rarest_pieces_are_leased_again_up_to_the_cap_and_while_it_pays() {
+    const LONG: Duration = Duration::from_secs(10);
+    let mut desk = Desk::under(copies(3), layout(40));
+    let early = copy_request(&desk, &[7], LONG);
+    assert_eq!(desk.ask_for(MS, 2, &early), LeaseReply::Exhausted, "nobody knows yet what a piece takes");
+    fetched_all(&mut desk, 1, 40);
+    let piece = desk.book.piece_time.unwrap();
+    let short = copy_request(&desk, &[7], piece * COPY_PAYS);
+    assert_eq!(desk.ask_for(200 * MS, 2, &short), LeaseReply::Exhausted, "the swarm is quicker");
+    let request = copy_request(&desk, &[7, 8, 30], LONG);
+    let grant = |desk: &mut Desk, asker| match desk.ask_for(200 * MS, asker, &request) {
+        LeaseReply::Granted(lease) => Some((lease.id, lease.first.0, lease.count)),
+        _ => None,
+    };
+    let mut begun = Vec::new();
+    for asker in 2..20 {
+        let Some((id, first, count)) = grant(&mut desk, asker) else { continue };
+        desk.settle(300 * MS, asker, id, count).unwrap();
+        begun.extend(first..first + count);
+    }
+    begun.sort_unstable();
+    assert_eq!(begun, [7, 7, 8, 8, 30, 30], "two further copies of each");
+}
+
+#[test]
+fn one_copy_is_one_copy() {
+    let mut desk = Desk::new(40);
+    fetched_all(&mut desk, 1, 40);
+    let request = copy_request(&desk, &[7, 8, 30], Duration::from_secs(1000));
+    assert_eq!(desk.ask_for(200 * MS, 2, &request), LeaseReply::Exhausted);
+}
+
+#[test]
+fn a_further_copy_never_goes_before_a_first() {
+    let mut desk = Desk::under(copies(2), layout(100));
+    let mut held = Vec::new();
+    for asker in 1..8 {
+        held.push(desk.granted(Duration::ZERO, asker, 0..100));
+    }
+    desk.settle(100 * MS, 1, held[0].id, held[0].count).unwrap();
+    let last = desk.granted(100 * MS, 1, 50..100);
+    desk.granted(100 * MS, 9, 50..100);
+    assert!(matches!(desk.want(100 * MS, 10, 50..100), LeaseReply::Wait(_)), "no stream is free");
+    desk.settle(120 * MS, 1, last.id, last.count).unwrap();
+    let request = copy_request(&desk, &[0], Duration::from_secs(100));
+    assert!(matches!(desk.ask_for(120 * MS, 9, &request), LeaseReply::Wait(_)), "10 waits, and has none");
+    desk.granted(120 * MS, 10, 60..100);
+}
+
+#[test]
+fn while_a_seed_asks_others_get_nothing_but_what_reads_wait_for() {
+    let mut desk = Desk::new(100);
+    desk.seeds.insert(1);
+    let first = desk.granted(Duration::ZERO, 1, 0..100);
+    assert!(matches!(desk.want(MS, 2, 0..100), LeaseReply::Wait(_)));
+    assert!(matches!(desk.ask(MS, 2, &[50..100], &[50..51]), LeaseReply::Granted(_)), "a read does not wait");
+    let held = first.term - MS;
+    assert!(matches!(desk.want(held, 2, 0..100), LeaseReply::Wait(_)), "it holds a lease");
+    desk.settle(held, 1, first.id, first.count).unwrap();
+    desk.granted(held, 2, 2..50);
+}
+
+#[test]
+fn a_seed_that_the_origin_refuses_makes_way_at_once() {
+    let mut desk = Desk::new(100);
+    desk.seeds.extend([1, 2]);
+    let one = desk.granted(Duration::ZERO, 1, 0..100);
+    desk.trouble(MS, 1, &one, Trouble::Refused);
+    let two = desk.granted(MS, 2, 0..100);
+    assert!(matches!(desk.want(2 * MS, 3, 0..100), LeaseReply::Wait(_)), "the other seed sees to it");
+    desk.trouble(2 * MS, 2, &two, Trouble::Unavailable);
+    desk.granted(2 * MS, 3, 0..100);
+    desk.granted(2 * MS + FAILURE_BAR, 2, 0..100);
+    assert!(matches!(desk.want(2 * MS + FAILURE_BAR, 3, 0..100), LeaseReply::Wait(_)), "a seed is back");
+}
+
+#[test]
+fn a_pause_holds_for_every_blob_and_peer_of_the_site() {
+    let mut desk = Desk::new(100);
+    let site = |desk: &Desk, name: &str| LeaseRequest { site: name.into(), ..desk.request(&[0..100], &[5..6]) };
+    let (busy, other) = (site(&desk, "busy.example"), site(&desk, "other.example"));
+    let LeaseReply::Granted(lease) = desk.ask_for(Duration::ZERO, 1, &busy) else { panic!() };
+    desk.trouble(MS, 1, &lease, Trouble::Busy(Duration::from_secs(10)));
+    let LeaseReply::Wait(pause) = desk.ask_for(MS, 2, &busy) else { panic!("urgent or not") };
+    assert_eq!(pause, Duration::from_secs(10));
+    let mut second = LeaseBook::new(layout(10), &mut desk.sites);
+    let asker = |desk: &mut Desk, request: &LeaseRequest| {
+        let site = desk.sites.id(MS, &request.site);
+        Asker { peer: peer(3), zone: "", seed: false, site, may_fetch: true }
+    };
+    let here = asker(&mut desk, &busy);
+    let request = LeaseRequest { missing: vec![0..10], urgent: Vec::new(), ..busy.clone() };
+    assert!(matches!(second.ask(MS, here, &request, 900, &mut desk.sites), LeaseReply::Wait(_)), "another blob");
+    assert!(matches!(desk.ask_for(MS, 2, &other), LeaseReply::Granted(_)), "another site has the same bytes");
+    let later = MS + Duration::from_secs(10);
+    assert!(matches!(second.ask(later, here, &request, 901, &mut desk.sites), LeaseReply::Granted(_)));
+    let waits = desk.ask_for(later, 2, &LeaseRequest { urgent: Vec::new(), ..busy });
+    assert!(matches!(waits, LeaseReply::Wait(_)), "one tries first: {waits:?}");
+}
+
+#[test]
+fn blobs_of_a_site_share_its_streams_evenly() {
+    let mut desk = Desk::new(100);
+    let mut second = LeaseBook::new(layout(100), &mut desk.sites);
+    let request = desk.request(&[0..100], &[]);
+    let mut held: VecDeque<Lease> = (1..=8).map(|asker| desk.granted(Duration::ZERO, asker, 0..100)).collect();
+    let (mut now, mut of_second) = (Duration::ZERO, 0);
+    let site = desk.sites.id(now, "");
+    let asker = Asker { peer: peer(50), zone: "", seed: false, site, may_fetch: true };
+    assert!(matches!(second.ask(now, asker, &request, 1000, &mut desk.sites), LeaseReply::Wait(_)));
+    for round in 0..6 {
+        now += 10 * MS;
+        let (ended, by) = (held.pop_front().unwrap(), round + 1);
+        desk.settle(now, by, ended.id, ended.count).unwrap();
+        let first = desk.want(now, by, 50..100);
+        let asker = Asker { peer: peer(51 + round), ..asker };
+        let other = second.ask(now, asker, &request, 1001 + u64::from(round), &mut desk.sites);
+        of_second += u32::from(matches!(other, LeaseReply::Granted(_)));
+        let granted = [&first, &other].iter().filter(|reply| matches!(reply, LeaseReply::Granted(_))).count();
+        assert!(granted <= 1, "eight streams in all");
+    }
+    assert!(of_second >= 4, "the second blob got {of_second} of six");
+}
+
+#[test]
+fn an_origin_without_ranges_gets_one_leaseholder_who_streams_all_of_it() {
+    let mut desk = Desk::new(100);
+    let (one, two) = (desk.granted(Duration::ZERO, 1, 0..100), desk.granted(Duration::ZERO, 2, 0..100));
+    desk.trouble(MS, 1, &one, Trouble::NoRanges);
+    let whole = desk.granted(MS, 3, 4..100);
+    assert_eq!((whole.kind, whole.first, whole.count), (LeaseKind::Whole, PieceIndex(0), 100));
+    desk.trouble(2 * MS, 2, &two, Trouble::NoRanges);
+    for asker in [1, 2, 4] {
+        assert!(matches!(desk.ask(2 * MS, asker, &[0..100], &[7..8]), LeaseReply::Wait(_)), "{asker}");
+    }
+    desk.settle(Duration::from_secs(4), 3, whole.id, 60).unwrap();
+    assert_eq!(desk.want(Duration::from_secs(4), 4, 0..60), LeaseReply::Exhausted);
+    assert_eq!(desk.granted(Duration::from_secs(4), 4, 60..100).kind, LeaseKind::Whole, "the rest, by another");
+}
+
+#[test]
+fn who_sits_on_pieces_that_nobody_took_waits_for_others() {
+    let mut desk = Desk::new(100);
+    let ask = |desk: &mut Desk, asker, unshared| {
+        let request = LeaseRequest { unshared, ..desk.request(&[50..100], &[]) };
+        desk.ask_for(MS, asker, &request)
+    };
+    let mut held = Vec::new();
+    for asker in 2..10 {
+        let LeaseReply::Granted(lease) = ask(&mut desk, asker, 2) else { panic!() };
+        held.push((asker, lease));
+    }
+    assert!(matches!(ask(&mut desk, 11, 2), LeaseReply::Wait(_)), "no stream is free");
+    let (asker, lease) = held.remove(0);
+    desk.settle(MS, asker, lease.id, lease.count).unwrap();
+    assert!(matches!(ask(&mut desk, 1, 40), LeaseReply::Wait(_)), "it hoards, and 11 waits");
+    assert!(matches!(ask(&mut desk, 11, 2), LeaseReply::Granted(_)));
+    let (asker, lease) = held.remove(0);
+    desk.settle(MS, asker, lease.id, lease.count).unwrap();
+    assert!(matches!(ask(&mut desk, 1, 40), LeaseReply::Granted(_)), "nobody else waits");
+}
+
+#[test]
+fn one_slow_peer_is_found_out_by_the_pace_of_the_others() {
+    let mut desk = Desk::under(LeasePolicy::default(), PieceLayout::new(64 << 20).unwrap());
+    let slow = desk.granted(Duration::ZERO, 1, 0..500);
+    assert!(slow.term > 2 * MIN_TERM, "nobody knows yet how quick the origin is");
+    let quick = desk.granted(Duration::ZERO, 2, 0..500);
+    desk.settle(100 * MS, 2, quick.id, quick.count).unwrap();
+    assert_eq!(desk.granted(MIN_TERM, 3, 0..500).first, slow.first, "its lease is over");
+}
+
+#[test]
+fn runs_are_long_enough_for_small_pieces_and_for_an_origin_that_answers_slowly() {
+    let run = |length: u64, first_byte: Option<Duration>| {
+        let mut desk = Desk::under(LeasePolicy::default(), PieceLayout::new(length).unwrap());
+        let pieces = desk.book.layout().piece_count();
+        let lease = desk.granted(Duration::ZERO, 1, 0..pieces);
+        let took = 100 * MS * lease.count + first_byte.unwrap_or_default();
+        let settlement = Settlement { first_byte, ..Settlement::new(lease.id, digest(), lease.count) };
+        desk.end(took, 1, settlement).unwrap();
+        let next = desk.granted(took, 1, lease.count..pieces);
+        (lease.count, next.count)
+    };
+    assert_eq!(run(256 << 20, None), (2, 2), "512 KiB each");
+    assert_eq!(run(64 << 20, Some(5 * MS)), (4, 4), "128 KiB each");
+    assert_eq!(run(2 << 20, None), (2, 2), "a small blob is shared by many");
+    assert_eq!(run(256 << 20, Some(Duration::from_secs(1))).1, 32, "sixteen runs in all, at least");
+}
+
+/// Asks in a zone's name.
+fn ask_in(desk: &mut Desk, now: Duration, asker: u32, zone: &str, missing: Range<u32>, far: Range<u32>) -> LeaseReply {
+    let list = |run: Range<u32>| if run.is_empty() { Vec::new() } else { vec![run] };
+    let request = LeaseRequest { importable: list(far), ..desk.request(&list(missing), &[]) };
+    desk.next += 1;
+    let site = desk.sites.id(now, "");
+    let asker = Asker { peer: peer(asker), zone, seed: false, site, may_fetch: zone != "far" };
+    desk.book.ask(now, asker, &request, desk.next, &mut desk.sites)
+}
+
+/// Another zone has fetched everything.
+fn fetched_near(desk: &mut Desk, pieces: u32) {
+    while desk.book.fetched() < pieces {
+        let missing = desk.book.fetched()..pieces;
+        let LeaseReply::Granted(lease) = ask_in(desk, Duration::ZERO, 1, "near", missing, 0..0) else { panic!() };
+        desk.settle(100 * MS, 1, lease.id, lease.count).unwrap();
+    }
+}
+
+#[test]
+fn each_piece_crosses_a_border_once_and_a_few_at_a_time() {
+    let mut desk = Desk::new(40);
+    fetched_near(&mut desk, 40);
+    let mut crossing = Vec::new();
+    for asker in 10..20 {
+        if let LeaseReply::Granted(lease) = ask_in(&mut desk, MS, asker, "far", 0..40, 0..40) {
+            assert_eq!(lease.kind, LeaseKind::Import);
+            crossing.push((asker, lease));
+        }
+    }
+    assert_eq!(crossing.len(), IMPORT_STREAMS as usize, "transfers at once");
+    let firsts: BTreeSet<u32> = crossing.iter().map(|(_, lease)| lease.first.0).collect();
+    assert_eq!(firsts.len(), crossing.len(), "one importer for a piece");
+    for (asker, lease) in &crossing {
+        desk.settle(2 * MS, *asker, lease.id, lease.count).unwrap();
+    }
+    let LeaseReply::Granted(next) = ask_in(&mut desk, 2 * MS, 19, "far", 0..40, 0..40) else { panic!() };
+    assert_eq!(next.first, PieceIndex(4), "the first four are there");
+    assert_eq!(ask_in(&mut desk, 2 * MS, 18, "far", 0..4, 0..4), LeaseReply::Exhausted, "to be had in the zone");
+    assert_eq!(desk.book.fetched(), 40, "imports are no copies of the origin's");
+    assert!(!desk.book.lessees().contains(&peer(19)), "an importer vouches for nothing");
+}
+
+#[test]
+fn what_a_dead_importer_brought_is_imported_again_by_those_who_lack_it() {
+    let mut desk = Desk::new(40);
+    fetched_near(&mut desk, 40);
+    let LeaseReply::Granted(lease) = ask_in(&mut desk, MS, 10, "far", 0..40, 0..40) else { panic!() };
+    let LeaseReply::Granted(late) = ask_in(&mut desk, MS, 11, "far", 0..40, 0..40) else { panic!() };
+    desk.settle(2 * MS, 10, lease.id, lease.count).unwrap();
+    desk.forget(10);
+    let LeaseReply::Granted(again) = ask_in(&mut desk, 3 * MS, 12, "far", 0..40, 0..40) else { panic!() };
+    assert_eq!(again.first, lease.first);
+    let revoked = MS + MAX_TERM;
+    let LeaseReply::Granted(other) = ask_in(&mut desk, revoked, 13, "far", 1..2, 1..2) else { panic!() };
+    assert_eq!(other.first, late.first, "it took too long");
+}
+
+#[test]
+fn a_zone_waits_for_what_is_on_the_other_side_and_fetches_what_is_nowhere() {
+    let mut desk = Desk::new(40);
+    let LeaseReply::Granted(first) = ask_in(&mut desk, MS, 1, "near", 0..40, 0..0) else { panic!() };
+    desk.settle(2 * MS, 1, first.id, first.count).unwrap();
+    let waits = ask_in(&mut desk, 3 * MS, 10, "far", 0..first.count, 0..0);
+    assert!(matches!(waits, LeaseReply::Wait(_)), "no peer there offers it yet: {waits:?}");
+    assert!(matches!(ask_in(&mut desk, 3 * MS, 10, "far", 0..40, 0..0), LeaseReply::Wait(_)), "not its side");
+    let LeaseReply::Granted(own) = ask_in(&mut desk, 3 * MS, 20, "third", 0..40, 0..first.count) else { panic!() };
+    assert_eq!(own.kind, LeaseKind::Import, "rather than a second copy");
+    let LeaseReply::Granted(own) = ask_in(&mut desk, 3 * MS, 21, "third", 10..40, 0..0) else { panic!() };
+    assert_eq!(own.kind, LeaseKind::Origin);
 }
 
 #[derive(Debug, Clone)]
@@ -360,7 +685,11 @@ proptest! {
         for op in ops {
             match op {
                 Op::Ask { asker, missing, urgent } => {
-                    let (missing, urgent) = (tidy(&missing), tidy(urgent.as_slice()));
+                    let own = fetched.get(&asker).cloned().unwrap_or_default();
+                    let lacks = |runs: &[Range<u32>]| -> Vec<Range<u32>> {
+                        runs_of(&runs.iter().cloned().flatten().filter(|piece| !own.contains(piece)).collect())
+                    };
+                    let (missing, urgent) = (lacks(&tidy(&missing)), lacks(&tidy(urgent.as_slice())));
                     let reply = desk.ask(now, asker, &missing, &urgent);
                     let wanted: BTreeSet<u32> = missing.iter().chain(&urgent).cloned().flatten().collect();
                     let had: BTreeSet<u32> = fetched.values().flatten().copied().collect();
@@ -376,7 +705,8 @@ proptest! {
                             let urgent = urgent.iter().any(|wanted| wanted.contains(&run.start));
                             let streams = live.iter().filter(|lease| !lease.urgent).count();
                             prop_assert!(urgent || streams < LEASE_STREAMS);
-                            known.insert(lease.id, Known { asker, run, until: now + lease.term, urgent });
+                            // Not the term: when others prove quicker it becomes shorter.
+                            known.insert(lease.id, Known { asker, run, until: now + MIN_TERM, urgent });
                         }
                         LeaseReply::Exhausted => {
                             prop_assert!(missing.iter().cloned().flatten().all(|piece| had.contains(&piece)));
@@ -391,21 +721,25 @@ proptest! {
                     let Some(id) = known.keys().nth(nth % known.len().max(1)).copied() else { continue };
                     let lease = known.remove(&id).expect("just seen");
                     let count = count.min(lease.run.end - lease.run.start);
-                    prop_assert_eq!(desk.book.settle(now, peer(lease.asker), id, count), Ok(()));
+                    prop_assert_eq!(desk.settle(now, lease.asker, id, count), Ok(()));
                     fetched.entry(lease.asker).or_default().extend(lease.run.start..lease.run.start + count);
                 }
                 Op::Pass { ms } => now += Duration::from_millis(ms),
                 Op::Forget { asker } => {
-                    desk.book.forget(peer(asker));
+                    desk.forget(asker);
                     known.retain(|_, lease| lease.asker != asker);
                     fetched.remove(&asker);
                 }
             }
+            let runs = desk.book.live.values().map(|grant| grant.run.clone());
+            let leased: Vec<u32> = runs.flatten().collect();
+            prop_assert_eq!(leased.iter().collect::<BTreeSet<_>>().len(), leased.len(), "two live leases of a piece");
+            prop_assert_eq!(desk.book.leased.count() as usize, leased.len());
             let distinct: BTreeSet<u32> = fetched.values().flatten().copied().collect();
             prop_assert_eq!(desk.book.fetched() as usize, distinct.len());
         }
         for asker in 0..12 {
-            desk.book.forget(peer(asker));
+            desk.forget(asker);
         }
         prop_assert_eq!((desk.book.live(), desk.book.fetched(), desk.book.participants().count()), (0, 0, 0));
         let lease = desk.granted(now, 99, 0..64);

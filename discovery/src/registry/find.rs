@@ -9,7 +9,7 @@ use lapwing_p2p::discovery::{Found, Holder, Holding};
 use super::group::Group;
 use super::nearness::{distance, is_far};
 use super::reachable;
-use crate::limits::{FAR_SHARE, MAX_HOLDERS_PER_ANSWER, MAX_HOLDERS_SCANNED, MAX_LESSEES};
+use crate::limits::{FAR_SHARE, MAX_HOLDERS_PER_ANSWER, MAX_HOLDERS_SCANNED, MAX_LESSEES, NEIGHBOURS};
 
 struct Candidate {
     distance: u32,
@@ -59,16 +59,24 @@ impl Group {
     }
 }
 
-/// The nearest, and where not all fit some from afar, so that no neighbourhood is cut off: those that hold everything
-/// first. Ordered by distance.
+/// The nearest first, and in every fourth place one from elsewhere, so that no neighbourhood is cut off however few an asker
+/// takes: one of another zone before others, and those that hold everything before those that hold a part.
 fn choose(mut candidates: Vec<Candidate>) -> Vec<Holder> {
     candidates.sort_unstable_by_key(|candidate| (candidate.distance, candidate.shuffle));
-    if candidates.len() > MAX_HOLDERS_PER_ANSWER {
-        let near = MAX_HOLDERS_PER_ANSWER - MAX_HOLDERS_PER_ANSWER / FAR_SHARE;
-        let far = &mut candidates[near..];
-        far.sort_unstable_by_key(|candidate| (candidate.holder.holding != Holding::Complete, candidate.shuffle));
-        candidates.truncate(MAX_HOLDERS_PER_ANSWER);
-        candidates[near..].sort_unstable_by_key(|candidate| (candidate.distance, candidate.shuffle));
+    let nearest = candidates.first().map_or(0, |candidate| candidate.distance);
+    let beyond = candidates.split_off(candidates.len().min(NEIGHBOURS - NEIGHBOURS / FAR_SHARE));
+    let (mut elsewhere, more): (Vec<_>, Vec<_>) = beyond.into_iter().partition(|other| other.distance > nearest);
+    elsewhere.sort_unstable_by_key(|other| (other.holder.holding != Holding::Complete, other.shuffle));
+    if let Some(at) = elsewhere.iter().position(|other| other.holder.far) {
+        elsewhere[..=at].rotate_right(1);
     }
-    candidates.into_iter().map(|candidate| candidate.holder).collect()
+    let mut beyond = elsewhere.split_off(elsewhere.len().min(MAX_HOLDERS_PER_ANSWER / FAR_SHARE));
+    beyond.extend(more);
+    beyond.sort_unstable_by_key(|candidate| (candidate.distance, candidate.shuffle));
+    let (mut near, mut elsewhere) = (candidates.into_iter().chain(beyond), elsewhere.into_iter());
+    let place = |place: usize| match place % FAR_SHARE {
+        0 => elsewhere.next().or_else(|| near.next()),
+        _ => near.next().or_else(|| elsewhere.next()),
+    };
+    (1..=MAX_HOLDERS_PER_ANSWER).map_while(place).map(|candidate| candidate.holder).collect()
 }

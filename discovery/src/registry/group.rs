@@ -4,31 +4,32 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Holding, LeaseReply, Settlement, Statement, StatementKind};
+use lapwing_p2p::discovery::{Holding, Statement, StatementKind};
 use lapwing_p2p::identity::PeerId;
-use lapwing_p2p::layout::PieceLayout;
 
 use super::blob::Blob;
 use super::node::Node;
 use super::slab::Slab;
 use super::votes::Cast;
 use super::{Caller, Refusal, Registration, Totals};
-use crate::lease::{LeaseBook, Wanted};
-use crate::limits::{
-    MAX_BLOBS_PER_NODE, MAX_BOOKS, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_LENGTHS_PER_BLOB, MAX_NODES,
-    MAX_STATEMENTS_PER_NODE,
-};
+use crate::lease::sites::{LeasePolicy, Sites};
+use crate::limits::{MAX_BLOBS_PER_NODE, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_NODES, MAX_STATEMENTS_PER_NODE};
 
 /// One group. Nodes and blobs have small numbers here, which are used again; nothing refers to a number that is free.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) nodes: Slab<Node>,
-    by_peer: HashMap<PeerId, u32>,
+    pub(super) by_peer: HashMap<PeerId, u32>,
     pub(super) blobs: Slab<Blob>,
-    by_digest: HashMap<Digest, u32>,
+    pub(super) by_digest: HashMap<Digest, u32>,
+    pub(super) sites: Sites,
 }
 
 impl Group {
+    pub(super) fn new(policy: LeasePolicy) -> Self {
+        Self { sites: Sites::new(policy), ..Self::default() }
+    }
+
     /// Registers the caller under the number `next`, or finds its registration.
     pub(super) fn register(
         &mut self,
@@ -129,65 +130,6 @@ impl Group {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)] // One place calls it, with what it has just taken apart.
-    pub(super) fn lease(
-        &mut self,
-        now: Duration,
-        totals: &mut Totals,
-        node: u32,
-        digest: Digest,
-        layout: PieceLayout,
-        wanted: Wanted<'_>,
-        id: u64,
-    ) -> Result<LeaseReply, Refusal> {
-        let Some(peer) = self.nodes.get(node).map(|node| node.peer) else { return Ok(LeaseReply::Exhausted) };
-        if self.has_complete_holder(now, node, digest) {
-            return Ok(LeaseReply::Exhausted);
-        }
-        let known = self.by_digest.get(&digest).and_then(|blob| self.blobs.get(*blob));
-        let books = known.map_or(&[][..], |blob| &blob.books);
-        if !books.iter().any(|book| book.layout() == layout) {
-            if totals.books >= MAX_BOOKS {
-                return Err(Refusal::books());
-            }
-            if books.len() >= MAX_LENGTHS_PER_BLOB {
-                return Err(Refusal::lengths());
-            }
-            let blob = self.blob(digest);
-            if let Some(blob) = self.blobs.get_mut(blob) {
-                blob.books.push(LeaseBook::new(layout));
-                totals.books += 1;
-            }
-        }
-        let blob = self.blob(digest);
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.books.insert(blob);
-        }
-        let book = self.blobs.get_mut(blob).and_then(|blob| blob.book(layout));
-        let Some(book) = book else { return Ok(LeaseReply::Exhausted) };
-        totals.expired_leases += book.expire(now);
-        Ok(book.ask(now, peer, wanted, id))
-    }
-
-    pub(super) fn settle(&mut self, now: Duration, peer: PeerId, settlement: Settlement) -> Result<(), Refusal> {
-        let blob = self.by_digest.get(&settlement.digest).copied();
-        let Some(blob) = blob.and_then(|blob| self.blobs.get_mut(blob)) else { return Ok(()) };
-        for book in &mut blob.books {
-            book.settle(now, peer, settlement.lease, settlement.fetched)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn report(&mut self, now: Duration, node: u32, against: PeerId) {
-        let Some(accused) = self.by_peer.get(&against).copied().filter(|accused| *accused != node) else { return };
-        let Some(reporter) = self.nodes.get_mut(node) else { return };
-        let counted = reporter.hold_grudge(now, against);
-        let (by, address) = (reporter.peer, reporter.place.address);
-        if let Some(accused) = self.nodes.get_mut(accused).filter(|_| counted) {
-            accused.reported(now, by, address);
-        }
-    }
-
     pub(super) fn leave(&mut self, totals: &mut Totals, peer: PeerId, instance: u64) {
         let Some(index) = self.by_peer.get(&peer).copied() else { return };
         if self.nodes.get(index).is_some_and(|node| node.instance == instance) {
@@ -219,47 +161,12 @@ impl Group {
         self.by_digest.get(&digest).and_then(|blob| self.blobs.get(*blob))
     }
 
-    fn tick_books(&mut self, now: Duration, totals: &mut Totals) {
-        let mut emptied = Vec::new();
-        for (index, blob) in self.blobs.iter_mut().filter(|(_, blob)| !blob.books.is_empty()) {
-            for book in &mut blob.books {
-                totals.expired_leases += book.expire(now);
-                book.forget_inactive(now);
-            }
-            if blob.books.iter().any(|book| book.is_idle(now)) {
-                totals.books -= blob.books.iter().filter(|book| book.is_idle(now)).count();
-                blob.books.retain(|book| !book.is_idle(now));
-                if blob.books.is_empty() {
-                    emptied.push(index);
-                }
-            }
-        }
-        if !emptied.is_empty() {
-            let emptied: HashSet<u32> = emptied.into_iter().collect();
-            for (_, node) in self.nodes.iter_mut() {
-                node.books.retain(|blob| !emptied.contains(blob));
-            }
-            for blob in emptied {
-                self.drop_if_empty(blob);
-            }
-        }
-    }
-
-    fn has_complete_holder(&self, now: Duration, asker: u32, digest: Digest) -> bool {
-        let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return false };
-        blob.complete_holders().filter(|holder| *holder != asker).any(|holder| {
-            self.nodes.get(holder).is_some_and(|holder| {
-                holder.serves(now) && !holder.is_suspect(now) && !asking.has_grudge(now, holder.peer)
-            })
-        })
-    }
-
     fn holds(&self, node: &Node, digest: Digest) -> bool {
         self.by_digest.get(&digest).is_some_and(|blob| node.blobs.contains(blob))
     }
 
     /// The number of a blob, which is made if need be; the caller puts something into it.
-    fn blob(&mut self, digest: Digest) -> u32 {
+    pub(super) fn blob(&mut self, digest: Digest) -> u32 {
         *self.by_digest.entry(digest).or_insert_with(|| self.blobs.insert(Blob::new(digest)))
     }
 
@@ -276,7 +183,7 @@ impl Group {
         }
         node_state.blobs.remove(&index);
         for book in &mut blob.books {
-            book.forget(node_state.peer);
+            book.forget(node_state.peer, &mut self.sites);
         }
         self.drop_if_empty(index);
     }
@@ -312,16 +219,6 @@ impl Group {
         }
     }
 
-    fn forget_in_books(&mut self, node: u32) {
-        let Some(known) = self.nodes.get_mut(node) else { return };
-        let peer = known.peer;
-        for index in std::mem::take(&mut known.books) {
-            for book in self.blobs.get_mut(index).into_iter().flat_map(|blob| &mut blob.books) {
-                book.forget(peer);
-            }
-        }
-    }
-
     fn remove_node(&mut self, totals: &mut Totals, node: u32) {
         self.withdraw_statements(node);
         self.forget_in_books(node);
@@ -336,7 +233,7 @@ impl Group {
         }
     }
 
-    fn drop_if_empty(&mut self, index: u32) {
+    pub(super) fn drop_if_empty(&mut self, index: u32) {
         if self.blobs.get(index).is_some_and(Blob::is_empty)
             && let Some(blob) = self.blobs.remove(index)
         {

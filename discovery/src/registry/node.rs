@@ -9,8 +9,8 @@ use lapwing_p2p::identity::PeerId;
 
 use super::nearness::Place;
 use crate::limits::{
-    CONFIRMED_SILENCE, GRUDGE, MAX_GRUDGES_PER_NODE, MAX_REPORTS_PER_NODE, NODE_TTL, QUARANTINE, SUSPECT_SILENCE,
-    UNREPORTED_SILENCE,
+    CONFIRMED_SILENCE, GRUDGE, MAX_GRUDGES_PER_NODE, MAX_REPORTS_PER_NODE, NODE_TTL, QUARANTINE, REPORT_SILENCE,
+    SUSPECT_SILENCE, UNREPORTED_SILENCE,
 };
 
 /// A peer that this node reported.
@@ -76,9 +76,16 @@ impl Node {
         now.saturating_sub(self.last_seen) >= NODE_TTL
     }
 
-    /// Whether it is to be kept from everybody's answers.
+    /// Whether it is to be kept from everybody's answers: two say that it failed, or one does and it missed a heartbeat,
+    /// or may just be about to.
     pub(super) fn is_set_aside(&self, now: Duration) -> bool {
-        self.reporters.len() >= 2 || self.quarantined_until > now
+        let alone = self.reporters.len() == 1 && (self.quarantined_until > now || self.is_suspect(now));
+        self.reporters.len() >= 2 || alone
+    }
+
+    /// Whether a reported node loses its leases: a live one that takes part is heard from more often.
+    pub(super) fn may_be_dead(&self, now: Duration) -> bool {
+        !self.reporters.is_empty() && now.saturating_sub(self.last_seen) >= REPORT_SILENCE
     }
 
     /// Whether nobody should count on it: it is silent for longer than it should be, the sooner if it was reported.

@@ -90,10 +90,31 @@ fn answers_are_bounded_and_keep_some_far_and_complete_holders() {
         hold(&mut registry, NOW, &in_zone(number, "far"), 1, Holding::Partial);
     }
     hold(&mut registry, NOW, &in_zone(2000, "far"), 1, Holding::Complete);
-    let named = names(&mut registry, NOW, &in_zone(5000, "near"), 1);
+    let (_, found) = registry.find(NOW, &in_zone(5000, "near"), digest(1)).unwrap();
+    let named: Vec<PeerId> = found.holders.iter().map(|holder| holder.peer).collect();
     assert_eq!(named.len(), MAX_HOLDERS_PER_ANSWER);
     assert_eq!(named.iter().collect::<BTreeSet<_>>().len(), named.len());
-    assert_eq!(named.last(), Some(&peer(2000)), "the only complete one is far, and named");
+    let places: Vec<usize> = (1..=64).filter(|place| found.holders[place - 1].far).collect();
+    assert!(places.contains(&4) && places.len() <= 16, "{places:?}");
+    assert_eq!(named[3], peer(2000), "the only complete one is far, and among the first");
+}
+
+#[test]
+fn a_neighbourhood_is_never_cut_off_from_the_others() {
+    let mut registry = registry();
+    let at = |number: u32, subnet: u8| Caller {
+        place: Place { address: [10, 0, subnet, number as u8].into(), ..caller(number).place },
+        ..caller(number)
+    };
+    for number in 1..=200 {
+        hold(&mut registry, NOW, &at(number, if number <= 100 { 1 } else { 2 }), 1, Holding::Partial);
+    }
+    let first = names(&mut registry, NOW, &at(1, 1), 1);
+    let elsewhere =
+        first[..16].iter().filter(|peer| u32::from_be_bytes(peer.as_bytes()[..4].try_into().unwrap()) > 100);
+    assert_eq!(elsewhere.count(), 4);
+    let alone = names(&mut registry, NOW, &at(250, 9), 1);
+    assert_eq!(alone.len(), MAX_HOLDERS_PER_ANSWER, "equals all");
 }
 
 #[test]
@@ -171,19 +192,68 @@ fn many_keys_on_one_machine_are_one_reporter() {
 }
 
 #[test]
-fn what_a_dead_lessee_held_is_free_once_two_miss_it() {
+fn what_a_dead_lessee_fetched_is_free_once_two_miss_it() {
     let mut registry = registry();
     let LeaseReply::Granted(first) = lease(&mut registry, NOW, &caller(1), 1, 300 << 10) else { panic!() };
     let settlement = Settlement::new(first.id, digest(1), first.count);
     registry.settle(NOW, &caller(1), settlement).unwrap();
-    let LeaseReply::Granted(second) = lease(&mut registry, NOW, &caller(1), 1, 300 << 10) else { panic!() };
-    assert_ne!(first.first, second.first);
-    for reporter in [2, 3] {
-        registry.report(NOW + S, &caller(reporter), peer(1)).unwrap();
-    }
-    registry.tick(NOW + 4 * S);
-    let LeaseReply::Granted(again) = lease(&mut registry, NOW + 4 * S, &caller(2), 1, 300 << 10) else { panic!() };
+    registry.report(NOW + S / 2, &caller(2), peer(1)).unwrap();
+    registry.tick(NOW + 2 * S);
+    let LeaseReply::Granted(rest) = lease(&mut registry, NOW + 2 * S, &caller(4), 1, 300 << 10) else { panic!() };
+    assert_ne!(rest.first, first.first, "one may lie");
+    registry.report(NOW + 2 * S, &caller(3), peer(1)).unwrap();
+    let LeaseReply::Granted(again) = lease(&mut registry, NOW + 2 * S, &caller(2), 1, 300 << 10) else { panic!() };
     assert_eq!(again.first, first.first);
+}
+
+#[test]
+fn a_report_takes_the_leases_of_one_who_is_silent_and_of_nobody_else() {
+    let mut registry = registry();
+    let LeaseReply::Granted(first) = lease(&mut registry, NOW, &caller(1), 1, 128 << 10) else { panic!() };
+    registry.report(NOW + S / 2, &caller(2), peer(1)).unwrap();
+    assert!(matches!(lease(&mut registry, NOW + S / 2, &caller(3), 1, 128 << 10), LeaseReply::Wait(_)));
+    registry.heartbeat(NOW + S, &caller(1)).unwrap();
+    registry.report(NOW + 2 * S, &caller(3), peer(1)).unwrap();
+    let LeaseReply::Granted(again) = lease(&mut registry, NOW + 2 * S, &caller(3), 1, 128 << 10) else { panic!() };
+    assert_eq!(again.first, first.first);
+    registry.settle(NOW + 3 * S, &caller(1), Settlement::new(first.id, digest(1), first.count)).unwrap();
+    registry.settle(NOW + 3 * S, &caller(3), Settlement::new(again.id, digest(1), 0)).unwrap();
+    let reply = lease(&mut registry, NOW + 3 * S, &caller(4), 1, 128 << 10);
+    assert_eq!(reply, LeaseReply::Exhausted, "what it settles late still counts");
+}
+
+#[test]
+fn a_single_report_holds_until_the_peer_is_heard_from_if_it_missed_a_heartbeat() {
+    let mut registry = registry();
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    registry.report(NOW + 15 * S, &caller(2), peer(1)).unwrap();
+    assert_eq!(names(&mut registry, NOW + 16 * S, &caller(4), 1), []);
+    assert_eq!(names(&mut registry, NOW + 30 * S, &caller(4), 1), [], "it missed a heartbeat");
+    registry.heartbeat(NOW + 31 * S, &caller(1)).unwrap();
+    assert_eq!(names(&mut registry, NOW + 31 * S, &caller(4), 1), [peer(1)]);
+}
+
+#[test]
+fn what_only_useless_peers_hold_or_fetched_is_leased_again_to_those_who_say_so() {
+    let mut registry = registry();
+    let layout = PieceLayout::new(128 << 10).unwrap();
+    let request = |useless: &[u32]| LeaseRequest {
+        missing: std::iter::once(0..2).collect(),
+        useless: useless.iter().copied().map(peer).collect(),
+        ..LeaseRequest::new(digest(1), 128 << 10)
+    };
+    let LeaseReply::Granted(first) = registry.lease(NOW, &caller(1), &request(&[]), layout).unwrap().1 else {
+        panic!()
+    };
+    registry.settle(NOW, &caller(1), Settlement::new(first.id, digest(1), first.count)).unwrap();
+    hold(&mut registry, NOW, &caller(2), 1, Holding::Complete);
+    let mut ask = |asker, useless: &[u32]| registry.lease(NOW, &caller(asker), &request(useless), layout).unwrap().1;
+    assert_eq!(ask(3, &[1]), LeaseReply::Exhausted, "2 holds all of it");
+    assert_eq!(ask(3, &[2]), LeaseReply::Exhausted, "1 fetched all of it");
+    let LeaseReply::Granted(again) = ask(3, &[1, 2]) else { panic!() };
+    assert_eq!((again.first, again.count), (first.first, first.count));
+    assert_eq!(ask(4, &[]), LeaseReply::Exhausted, "others are not concerned");
+    assert!(matches!(ask(4, &[1, 2]), LeaseReply::Wait(_)), "never two live leases of a piece");
 }
 
 #[test]

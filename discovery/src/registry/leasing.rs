@@ -1,0 +1,157 @@
+//! Leases of a group's blobs, and what the failure of a node means for them.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::{LeaseReply, LeaseRequest, Settlement};
+use lapwing_p2p::identity::PeerId;
+use lapwing_p2p::layout::PieceLayout;
+
+use super::group::Group;
+use super::nearness::is_far;
+use super::{Refusal, Totals};
+use crate::lease::{Asker, LeaseBook};
+use crate::limits::{MAX_BOOKS, MAX_LENGTHS_PER_BLOB};
+
+/// On which side of the border of the asker's zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nearness {
+    Near,
+    Far,
+}
+
+impl Group {
+    pub(super) fn lease(
+        &mut self,
+        now: Duration,
+        totals: &mut Totals,
+        node: u32,
+        request: &LeaseRequest,
+        layout: PieceLayout,
+        id: u64,
+    ) -> Result<LeaseReply, Refusal> {
+        let far_only = match self.nearest_complete(now, node, request) {
+            Some(Nearness::Near) => return Ok(LeaseReply::Exhausted),
+            Some(Nearness::Far) => true,
+            None => false,
+        };
+        let blob = self.open_book(totals, request.digest, layout)?;
+        let Some(known) = self.nodes.get_mut(node) else { return Ok(LeaseReply::Exhausted) };
+        known.books.insert(blob);
+        let site = self.sites.id(now, &request.site);
+        let zone: &str = &known.place.zone;
+        let may_fetch = !far_only && self.sites.is_on_side(site, zone);
+        let asker = Asker { peer: known.peer, zone, seed: known.seed, site, may_fetch };
+        let book = self.blobs.get_mut(blob).and_then(|blob| blob.book(layout));
+        let Some(book) = book else { return Ok(LeaseReply::Exhausted) };
+        totals.expired_leases += book.expire(now, &mut self.sites);
+        Ok(book.ask(now, asker, request, id, &mut self.sites))
+    }
+
+    /// The number of a blob that has a book for `layout`, which is made if need be.
+    fn open_book(&mut self, totals: &mut Totals, digest: Digest, layout: PieceLayout) -> Result<u32, Refusal> {
+        let known = self.by_digest.get(&digest).and_then(|blob| self.blobs.get(*blob));
+        let books = known.map_or(&[][..], |blob| &blob.books);
+        let is_new = !books.iter().any(|book| book.layout() == layout);
+        if is_new && totals.books >= MAX_BOOKS {
+            return Err(Refusal::books());
+        }
+        if is_new && books.len() >= MAX_LENGTHS_PER_BLOB {
+            return Err(Refusal::lengths());
+        }
+        let index = self.blob(digest);
+        if let Some(blob) = self.blobs.get_mut(index).filter(|_| is_new) {
+            blob.books.push(LeaseBook::new(layout, &mut self.sites));
+            totals.books += 1;
+        }
+        Ok(index)
+    }
+
+    pub(super) fn settle(&mut self, now: Duration, peer: PeerId, settlement: &Settlement) -> Result<(), Refusal> {
+        let blob = self.by_digest.get(&settlement.digest).copied();
+        let Some(blob) = blob.and_then(|blob| self.blobs.get_mut(blob)) else { return Ok(()) };
+        for book in &mut blob.books {
+            book.settle(now, peer, settlement, &mut self.sites)?;
+        }
+        Ok(())
+    }
+
+    /// What the accused holds under lease is free at once if it seems dead; what it fetched is only given up when it stays
+    /// silent ([`Node::is_suspect`](super::node::Node::is_suspect)).
+    pub(super) fn report(&mut self, now: Duration, node: u32, against: PeerId) {
+        let Some(index) = self.by_peer.get(&against).copied().filter(|accused| *accused != node) else { return };
+        let Some(reporter) = self.nodes.get_mut(node) else { return };
+        let counted = reporter.hold_grudge(now, against);
+        let (by, address) = (reporter.peer, reporter.place.address);
+        let Some(accused) = self.nodes.get_mut(index).filter(|_| counted) else { return };
+        accused.reported(now, by, address);
+        if accused.is_suspect(now) {
+            return self.forget_in_books(index);
+        }
+        if accused.may_be_dead(now) {
+            for index in &accused.books {
+                for book in self.blobs.get_mut(*index).into_iter().flat_map(|blob| &mut blob.books) {
+                    book.steal(against, &mut self.sites);
+                }
+            }
+        }
+    }
+
+    pub(super) fn tick_books(&mut self, now: Duration, totals: &mut Totals) {
+        self.sites.tick(now);
+        let mut emptied = Vec::new();
+        for (index, blob) in self.blobs.iter_mut().filter(|(_, blob)| !blob.books.is_empty()) {
+            for book in &mut blob.books {
+                totals.expired_leases += book.expire(now, &mut self.sites);
+                book.forget_inactive(now);
+            }
+            if blob.books.iter().any(|book| book.is_idle(now)) {
+                totals.books -= blob.books.iter().filter(|book| book.is_idle(now)).count();
+                blob.books.retain(|book| !book.is_idle(now));
+                if blob.books.is_empty() {
+                    emptied.push(index);
+                }
+            }
+        }
+        if !emptied.is_empty() {
+            let emptied: HashSet<u32> = emptied.into_iter().collect();
+            for (_, node) in self.nodes.iter_mut() {
+                node.books.retain(|blob| !emptied.contains(blob));
+            }
+            for blob in emptied {
+                self.drop_if_empty(blob);
+            }
+        }
+    }
+
+    /// Where the nearest live node stands that holds all of the blob, and that the asker does not find useless.
+    fn nearest_complete(&self, now: Duration, asker: u32, request: &LeaseRequest) -> Option<Nearness> {
+        let (blob, asking) = (self.get(request.digest)?, self.nodes.get(asker)?);
+        let others = blob.complete_holders().filter(|holder| *holder != asker);
+        let usable = others.filter_map(|holder| self.nodes.get(holder)).filter(|holder| {
+            holder.serves(now)
+                && !holder.is_suspect(now)
+                && !asking.has_grudge(now, holder.peer)
+                && !request.useless.contains(&holder.peer)
+        });
+        let mut far = None;
+        for holder in usable {
+            if !is_far(&asking.place, &holder.place) {
+                return Some(Nearness::Near);
+            }
+            far = Some(Nearness::Far);
+        }
+        far
+    }
+
+    pub(super) fn forget_in_books(&mut self, node: u32) {
+        let Some(known) = self.nodes.get_mut(node) else { return };
+        let peer = known.peer;
+        for index in std::mem::take(&mut known.books) {
+            for book in self.blobs.get_mut(index).into_iter().flat_map(|blob| &mut blob.books) {
+                book.forget(peer, &mut self.sites);
+            }
+        }
+    }
+}
