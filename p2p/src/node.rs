@@ -433,8 +433,20 @@ impl Node {
         let blob = tokio::task::spawn_blocking(open).await.ok().flatten();
         if blob.is_some() {
             self.drive(Event::Hello { peer, digest, have });
-        } else if let Some(link) = lock(&self.inner).links.get(&peer) {
+            return;
+        }
+        if let Some(link) = lock(&self.inner).links.get(&peer) {
             link.send(crate::wire::Frame::NotHere { digest, piece: None });
+        }
+        if self.open_blob(&digest).is_none() && self.store.get(&digest).is_none() {
+            // Discovery still names this node: it was evicted, or lost.
+            self.withdraw(digest).await;
+        }
+    }
+
+    async fn withdraw(&self, digest: Digest) {
+        if let Err(error) = self.discovery.announce(digest, None).await {
+            tracing::debug!(%digest, %error, "a blob that is gone is not withdrawn");
         }
     }
 

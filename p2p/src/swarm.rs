@@ -110,7 +110,8 @@ pub struct Swarm {
     in_flight: u32,
     in_flight_bytes: u64,
     mean: Mean,
-    discovery_down: bool,
+    /// Since when discovery has not answered.
+    silent_since: Option<Duration>,
     unleased: u32,
     next_transfer: u64,
     actions: Vec<Action>,
@@ -134,7 +135,7 @@ impl Swarm {
             in_flight: 0,
             in_flight_bytes: 0,
             mean: Mean::default(),
-            discovery_down: false,
+            silent_since: None,
             unleased: 0,
             next_transfer: 0,
             actions: Vec::new(),
@@ -305,6 +306,7 @@ impl Swarm {
             None => blob.origin.progress(piece, now),
         }
         if blob.have.set(piece) {
+            blob.origin.note_piece(now);
             blob.fresh.push(piece);
             let batch = if blob.layout.piece_count() <= SMALL { Duration::ZERO } else { HAVE_BATCH };
             blob.fresh_due.get_or_insert(now + batch);

@@ -9,13 +9,15 @@ use tokio::time::timeout;
 use super::Node;
 use super::blob::{Blob, lock};
 use crate::digest::Digest;
-use crate::discovery::{Found, Holder, LeaseReply, LeaseRequest, StatementKind};
+use crate::discovery::{DiscoveryError, Found, Holder, LeaseReply, LeaseRequest, StatementKind};
 use crate::limits::MAX_METAINFO_LENGTH;
 use crate::swarm::{Event, FoundPeers, Priority};
 use crate::verify::Metainfo;
 
 /// Discovery promises to answer within seconds; after that it counts as silent.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause after discovery refused a lease.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// How long the metainfo may take to come.
 const METAINFO_PATIENCE: Duration = Duration::from_secs(10);
 /// Different metainfo tried of what votes name.
@@ -27,6 +29,11 @@ impl Node {
         let found = timeout(PATIENCE, self.discovery.find(digest)).await;
         let found = match found {
             Ok(Ok(found)) => found,
+            Ok(Err(error @ DiscoveryError::Refused { .. })) => {
+                // It lives, and refuses all nodes alike: that is no reason for all of them to ask the origin.
+                tracing::debug!(%digest, %error, "discovery names nobody");
+                Found::default()
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%digest, %error, "discovery does not answer");
                 return self.drive(Event::Found { digest, found: None });
@@ -87,10 +94,16 @@ impl Node {
         self.drive(Event::Verifiable { digest: blob.digest, verifiable });
     }
 
-    pub(super) async fn ask_lease(self: Arc<Self>, request: LeaseRequest) {
+    pub(super) async fn ask_lease(self: Arc<Self>, mut request: LeaseRequest) {
         let digest = request.digest;
+        let origin = self.open_blob(&digest).and_then(|blob| lock(&blob.origin).clone());
+        request.site = origin.map(|origin| origin.site()).unwrap_or_default();
         let reply = match timeout(PATIENCE, self.discovery.lease(request)).await {
             Ok(Ok(reply)) => Some(reply),
+            Ok(Err(error @ DiscoveryError::Refused { .. })) => {
+                tracing::debug!(%digest, %error, "discovery refuses to lease");
+                Some(LeaseReply::Wait(REFUSED_PAUSE))
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%digest, %error, "discovery gives no lease");
                 None

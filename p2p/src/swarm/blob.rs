@@ -183,6 +183,9 @@ pub(super) fn into_runs(pieces: impl Iterator<Item = u32>, max: usize) -> Vec<Ra
 pub(super) struct Transfer {
     pub(super) lease: Option<(u64, Range<u32>)>,
     pub(super) pieces: Range<u32>,
+    pub(super) started: Duration,
+    /// How long the origin took to its first byte.
+    pub(super) first_byte: Option<Duration>,
     pub(super) last_progress: Duration,
 }
 

@@ -1,17 +1,24 @@
 //! Discovery and the origin: when to ask whom, and what an answer changes.
 //!
 //! The origin is asked only for pieces that somebody wants and no connected peer has, and only with a lease. Without
-//! one in four cases: discovery does not answer; nothing at all came for long, whatever discovery says; discovery says
-//! that others have everything, and none of them gives any of it; or all the blob's bytes were proven wrong, so that
-//! other nodes' are not taken any more.
+//! one in four cases: discovery has been silent for [`SILENCE`]; nothing at all came for long, though discovery did not
+//! ask for patience; discovery says that others have everything, and none of them gives any of it; or all the blob's
+//! bytes were proven wrong, so that other nodes' are not taken any more.
+//!
+//! * `lease/asking.rs`: what a request for a lease tells
 
+mod asking;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use self::asking::Pace;
 use super::blob::{FAULT_PATIENCE, Transfer, Transfers};
 use super::{Action, FoundPeers, Priority, Swarm, TransferId};
 use crate::digest::Digest;
-use crate::discovery::{Holding, LeaseReply, LeaseRequest, Settlement};
+use crate::discovery::{Holding, Lease, LeaseKind, LeaseReply, Settlement, Trouble};
+use crate::identity::PeerId;
 use crate::layout::PieceIndex;
 use crate::limits::MAX_RUNS;
 use crate::origin::OriginError;
@@ -26,18 +33,27 @@ const GRACE: Duration = Duration::from_secs(1);
 const METAINFO_GRACE: Duration = Duration::from_secs(5);
 /// Without any piece for so long the origin is asked without a lease.
 const STALL: Duration = Duration::from_secs(15);
+/// Discovery may put that off, while it says that others fetch, until nothing came for so long; and longer only where
+/// the origin asked for a pause.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Discovery that gave no answer for so long is taken for dead; a restart takes less.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Pause between questions to a discovery that did not answer.
+const SILENT_PAUSE: Duration = Duration::from_millis(500);
 /// How long readers wait for peers after the origin has refused for good.
 const REFUSED_GRACE: Duration = Duration::from_secs(5);
 /// Bytes of one transfer without a lease.
-const UNLEASED_RUN_BYTES: u64 = 8 << 20;
+const UNLEASED_RUN_BYTES: u64 = 2 << 20;
 /// Transfers without a lease start spread over this time, so that nodes that lost their tracker do not start as one.
-const UNLEASED_JITTER: Duration = Duration::from_millis(300);
+const UNLEASED_JITTER: Duration = Duration::from_secs(1);
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
 const BACKOFF_CEILING: Duration = Duration::from_secs(10);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 const WAIT_FLOOR: Duration = Duration::from_millis(20);
 const WAIT_CEILING: Duration = Duration::from_secs(5);
 const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before a further copy is asked for again where none is allowed, or it does not pay.
+const NO_COPY_PAUSE: Duration = Duration::from_secs(3);
 
 /// What the scheduler knows of a blob's origin.
 #[derive(Debug, Default)]
@@ -60,6 +76,18 @@ pub(super) struct OriginSide {
     delivered: bool,
     /// Whether the pieces that reads wait for were named in the last request.
     pub(super) urgent_told: bool,
+    /// Until when discovery asked for patience.
+    patient_until: Duration,
+    /// Until when the origin wants to be left alone, as discovery says.
+    paused_until: Duration,
+    /// Whether the last request was for a further copy, and when the next may be.
+    asked_copy: bool,
+    copy_after: Duration,
+    /// Pieces brought from the origin that no peer is known to have taken yet.
+    unshared: Vec<u32>,
+    /// Peers that said that they do not have the blob, or were set aside, and until when that counts.
+    useless: BTreeMap<PeerId, Duration>,
+    pace: Pace,
 }
 
 impl OriginSide {
@@ -67,6 +95,23 @@ impl OriginSide {
         let transfer = self.transfers.values_mut().find(|transfer| transfer.pieces.contains(&piece.0));
         if let Some(transfer) = transfer {
             transfer.last_progress = now;
+        }
+        self.unshared.push(piece.0);
+    }
+
+    /// Whether nothing came for so long that discovery is not waited for any more.
+    fn is_stalled(&self, now: Duration, last_progress: Duration) -> bool {
+        let patient = self.patient_until.min(last_progress + PATIENCE);
+        let paused = (self.paused_until + STALL).min(last_progress + 2 * MAX_RETRY_AFTER);
+        now >= patient.max(paused).max(last_progress + STALL)
+    }
+
+    /// Discovery asks for patience: others fetch, or the origin asked for a pause, which then is longer than others.
+    fn wait(&mut self, now: Duration, pause: Duration) {
+        let pause = pause.min(MAX_RETRY_AFTER);
+        self.patient_until = now + pause + WAIT_CEILING;
+        if pause > WAIT_CEILING {
+            self.paused_until = now + pause;
         }
     }
 
@@ -107,7 +152,7 @@ impl Swarm {
         if offers {
             self.announce(digest, Holding::Partial);
         }
-        if self.discovery_down {
+        if self.discovery_is_down() {
             self.ask_everybody(digest);
         }
         self.connect(digest);
@@ -133,7 +178,7 @@ impl Swarm {
     }
 
     pub(super) fn found(&mut self, digest: Digest, found: Option<FoundPeers>) {
-        self.discovery_down = found.is_none();
+        self.note_discovery(found.is_some());
         let jitter = 750 + self.rng.u32(..500);
         let now = self.now;
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
@@ -144,7 +189,7 @@ impl Swarm {
         blob.find.count += 1;
         blob.find.next = now + pause * jitter / 1000;
         let Some(found) = found else {
-            blob.find.next = now + FIND_PAUSES[FIND_PAUSES.len() - 1] * jitter / 1000;
+            blob.find.next = now + SILENCE * jitter / 1000;
             self.ask_everybody(digest);
             return self.consider_origin(digest);
         };
@@ -163,7 +208,7 @@ impl Swarm {
 
     /// Decides whether the origin is to be asked for something now.
     pub(super) fn consider_origin(&mut self, digest: Digest) {
-        let (now, down) = (self.now, self.discovery_down);
+        let (now, down) = (self.now, self.discovery_is_down());
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let origin = &blob.origin;
         let informed = blob.find.answered || down || blob.origin_only;
@@ -175,18 +220,19 @@ impl Swarm {
             return;
         }
         let missing = blob.unserved(now, MAX_RUNS, |_| true);
-        let Some(first) = missing.first().cloned() else { return };
+        if missing.is_empty() {
+            return self.ask_copy(digest);
+        }
         if blob.origin.refused.is_some() {
             return self.refuse(digest);
         }
         let urgent = blob.unserved(now, MAX_RUNS, |want| want.priority == Priority::Fault);
-        let stalled = now >= blob.last_progress + STALL;
         let streams = blob.origin.streams() + if urgent.is_empty() { 0 } else { 2 };
         if blob.origin.transfers.len() >= streams {
             return;
         }
-        if down || blob.origin_only || stalled {
-            return self.fetch_unleased(digest, urgent.first().cloned().unwrap_or(first), !urgent.is_empty());
+        if down || blob.origin_only || blob.origin.is_stalled(now, blob.last_progress) {
+            return self.fetch_unleased(digest, &missing, &urgent);
         }
         if blob.origin.asking {
             return;
@@ -194,28 +240,38 @@ impl Swarm {
         if now < blob.origin.ask_after && (urgent.is_empty() || blob.origin.urgent_told) {
             let patience = if urgent.is_empty() { STALL } else { FAULT_PATIENCE };
             if blob.origin.forsaken_since.is_some_and(|since| now >= since + patience) {
-                self.fetch_unleased(digest, urgent.first().cloned().unwrap_or(first), !urgent.is_empty());
+                self.fetch_unleased(digest, &missing, &urgent);
             }
             return;
         }
         blob.origin.asking = true;
+        blob.origin.asked_copy = false;
         blob.origin.urgent_told = !urgent.is_empty();
-        let length = blob.layout.length();
-        self.actions.push(Action::Lease(LeaseRequest { missing, urgent, ..LeaseRequest::new(digest, length) }));
+        self.ask_lease(digest, missing, urgent);
     }
 
-    fn fetch_unleased(&mut self, digest: Digest, run: Range<u32>, urgent: bool) {
-        let delay = if urgent { Duration::ZERO } else { UNLEASED_JITTER * self.rng.u32(..1000) / 1000 };
+    /// Fetches a little of what is missing, without a lease. What reads wait for goes first; else a node with peers begins
+    /// anywhere, so that nodes that lost their tracker together fetch different pieces and trade them.
+    fn fetch_unleased(&mut self, digest: Digest, missing: &[Range<u32>], urgent: &[Range<u32>]) {
         if self.unleased >= self.config.unleased_streams.max(1) {
             return;
         }
         let Some(blob) = self.blobs.get(&digest) else { return };
-        let pieces = (UNLEASED_RUN_BYTES / blob.layout.piece_length()).max(1) as u32;
+        let length = (UNLEASED_RUN_BYTES / blob.layout.piece_length()).max(1) as u32;
         // Runs that follow one another need no spreading any more.
-        let delay = if blob.origin.delivered { Duration::ZERO } else { delay };
-        let run = run.start..run.end.min(run.start + pieces);
+        let at_once = !urgent.is_empty() || blob.origin.delivered;
+        let delay = if at_once { Duration::ZERO } else { UNLEASED_JITTER * self.rng.u32(..1000) / 1000 };
+        let run = match urgent.first() {
+            Some(run) => run.clone(),
+            None if blob.trades.is_empty() => missing[0].clone(),
+            None => {
+                let run = missing[self.rng.usize(..missing.len())].clone();
+                let steps = (run.end - run.start).div_ceil(length);
+                run.start + self.rng.u32(..steps) * length..run.end
+            }
+        };
         self.unleased += 1;
-        self.transfer(digest, run, None, delay);
+        self.transfer(digest, run.start..run.end.min(run.start + length), None, delay);
     }
 
     fn transfer(&mut self, digest: Digest, run: Range<u32>, lease: Option<(u64, Range<u32>)>, delay: Duration) {
@@ -225,7 +281,7 @@ impl Swarm {
         let pieces = if blob.origin.whole_only { 0..blob.layout.piece_count() } else { run };
         let leased = lease.is_some();
         let started = self.now + delay;
-        let state = Transfer { lease, pieces: pieces.clone(), last_progress: started };
+        let state = Transfer { lease, pieces: pieces.clone(), started, first_byte: None, last_progress: started };
         blob.origin.transfers.insert(transfer, state);
         self.actions.push(Action::Transfer { digest, transfer, pieces, delay, leased });
     }
@@ -233,35 +289,59 @@ impl Swarm {
     pub(super) fn leased(&mut self, digest: Digest, reply: Option<LeaseReply>) {
         let now = self.now;
         let jitter = 750 + self.rng.u32(..500);
-        let answered = reply.is_some();
-        self.discovery_down = !answered;
+        self.note_discovery(reply.is_some());
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        blob.origin.asking = false;
-        let pause = match reply {
-            Some(LeaseReply::Granted(lease)) => {
-                let end = lease.first.0.saturating_add(lease.count).min(blob.layout.piece_count());
-                if lease.first.0 < end {
-                    blob.origin.forsaken_since = None;
-                    blob.origin.ask_after = Duration::ZERO;
-                    let run = lease.first.0..end;
-                    self.transfer(digest, run.clone(), Some((lease.id, run)), Duration::ZERO);
-                    return self.consider_origin(digest);
-                }
-                WAIT_CEILING
+        let origin = &mut blob.origin;
+        origin.asking = false;
+        let asked_copy = std::mem::take(&mut origin.asked_copy);
+        match reply {
+            Some(LeaseReply::Granted(lease)) => return self.granted(digest, &lease),
+            Some(LeaseReply::Wait(pause)) => {
+                origin.wait(now, pause);
+                let pause = pause.clamp(WAIT_FLOOR, WAIT_CEILING) * jitter / 1000;
+                (origin.ask_after, origin.copy_after) = (now + pause, now + pause);
             }
-            Some(LeaseReply::Wait(pause)) => pause.clamp(WAIT_FLOOR, WAIT_CEILING) * jitter / 1000,
+            Some(LeaseReply::Exhausted) if asked_copy => origin.copy_after = now + NO_COPY_PAUSE * jitter / 1000,
             Some(LeaseReply::Exhausted) => {
-                blob.origin.forsaken_since.get_or_insert(now);
-                EXHAUSTED_PAUSE * jitter / 1000
+                origin.forsaken_since.get_or_insert(now);
+                origin.ask_after = now + EXHAUSTED_PAUSE * jitter / 1000;
             }
-            None => Duration::ZERO,
-        };
-        blob.origin.ask_after = now + pause;
-        if answered {
+            None => {
+                let pause = SILENT_PAUSE * jitter / 1000;
+                (origin.ask_after, origin.copy_after) = (now + pause, now + pause);
+                return self.consider_origin(digest);
+            }
+        }
+        if !asked_copy {
             // Others have or fetch what is missing here: find out who they are.
             self.find_again(digest);
         }
         self.consider_origin(digest);
+    }
+
+    fn granted(&mut self, digest: Digest, lease: &Lease) {
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let end = lease.first.0.saturating_add(lease.count).min(blob.layout.piece_count());
+        if lease.first.0 >= end {
+            blob.origin.ask_after = self.now + WAIT_CEILING;
+            return;
+        }
+        blob.origin.forsaken_since = None;
+        (blob.origin.ask_after, blob.origin.copy_after) = (Duration::ZERO, Duration::ZERO);
+        blob.origin.whole_only |= lease.kind == LeaseKind::Whole;
+        let run = lease.first.0..end;
+        self.transfer(digest, run.clone(), Some((lease.id, run)), Duration::ZERO);
+        self.consider_origin(digest);
+    }
+
+    /// Discovery answered, or did not.
+    fn note_discovery(&mut self, answered: bool) {
+        self.silent_since = if answered { None } else { Some(self.silent_since.unwrap_or(self.now)) };
+    }
+
+    /// Whether discovery has been silent for so long that it is not waited for.
+    pub(super) fn discovery_is_down(&self) -> bool {
+        self.silent_since.is_some_and(|since| self.now >= since + SILENCE)
     }
 
     pub(super) fn first_byte(&mut self, digest: Digest, transfer: TransferId) {
@@ -269,6 +349,7 @@ impl Swarm {
         let Some(origin) = self.blobs.get_mut(&digest).map(|blob| &mut blob.origin) else { return };
         if let Some(transfer) = origin.transfers.get_mut(&transfer) {
             transfer.last_progress = now;
+            transfer.first_byte.get_or_insert(now.saturating_sub(transfer.started));
         }
     }
 
@@ -278,7 +359,8 @@ impl Swarm {
         match ended.lease {
             Some((lease, run)) => {
                 let fetched = run.take_while(|&piece| blob.have.get(PieceIndex(piece))).count() as u32;
-                self.actions.push(Action::Settle(Settlement::new(lease, digest, fetched)));
+                let (first_byte, trouble) = (ended.first_byte, outcome.as_ref().err().map(trouble));
+                self.actions.push(Action::Settle(Settlement { lease, digest, fetched, first_byte, trouble }));
             }
             None => self.unleased -= 1,
         }
@@ -319,3 +401,16 @@ impl Swarm {
         }
     }
 }
+
+/// What others should know of a failure.
+const fn trouble(error: &OriginError) -> Trouble {
+    match error {
+        OriginError::Busy { retry_after, .. } => Trouble::Busy(*retry_after),
+        OriginError::NoRanges { .. } => Trouble::NoRanges,
+        OriginError::NotFound { .. } | OriginError::Unauthorized { .. } => Trouble::Refused,
+        OriginError::Unavailable { .. } => Trouble::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests;

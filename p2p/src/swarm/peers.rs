@@ -121,8 +121,10 @@ impl Swarm {
     pub(super) fn not_here(&mut self, peer: PeerId, digest: Digest, piece: Option<PieceIndex>) {
         let Some(piece) = piece else {
             self.leave_trade(peer, digest);
+            let now = self.now;
             if let Some(blob) = self.blobs.get_mut(&digest) {
                 blob.known.remove(&peer);
+                blob.origin.note_useless(peer, now);
                 blob.end_grace_if_nobody_comes();
             }
             return self.consider_origin(digest);
