@@ -27,6 +27,12 @@ pub const MAX_IDLE_OPEN_BLOBS: usize = 512;
 /// Longest piece, in bytes.
 pub const MAX_PIECE_LENGTH: u64 = 1 << 20;
 
+/// Most statements about pieces of one blob that are remembered after the pieces were dropped.
+pub const MAX_EVIDENCE: usize = 1 << 16;
+
+/// Most derived objects that are remembered as refuted.
+pub const MAX_REFUTED_OBJECTS: usize = 1024;
+
 /// Most pieces announced in one `Have` frame.
 pub const MAX_HAVES: usize = 1024;
 

@@ -65,6 +65,10 @@ pub struct Metrics {
     pub digest_mismatches: Counter,
     /// `lapwing_throttled_seconds_total{direction}`: time in which a speed limit held something back.
     pub throttled: Family<DirectionLabel, Counter<f64, AtomicU64>>,
+    /// `lapwing_false_statements_total`: hashes that peers signed and that were wrong.
+    pub false_statements: Counter,
+    /// `lapwing_spoilt_pieces_total`: pieces on this node's disk that could not be read or had changed.
+    pub spoilt_pieces: Counter,
     /// `lapwing_active_blobs`: blobs that something wants.
     pub active_blobs: Gauge,
     /// `lapwing_peers`: connected peers.
@@ -80,6 +84,8 @@ impl Metrics {
         counter("bans", "Peers refused for a while", &self.bans);
         counter("hedges", "Pieces asked of a second peer", &self.hedges);
         counter("origin_unleased", "Origin transfers begun without a lease", &self.unleased_fetches);
+        counter("false_statements", "Hashes that peers signed and that were wrong", &self.false_statements);
+        counter("spoilt_pieces", "Pieces lost on this disk and fetched again", &self.spoilt_pieces);
         counter("digest_mismatches", "Blobs that did not match their digest", &self.digest_mismatches);
         registry.register("origin_errors", "Origin transfers that failed", self.origin_errors.clone());
         registry.register("active_blobs", "Blobs that something wants", self.active_blobs.clone());

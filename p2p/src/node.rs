@@ -5,9 +5,11 @@
 //! and readers take them from there; nothing is shown or passed on that was not checked (see `trust`).
 //!
 //! After a crash: pieces of the last two seconds, or 64 MiB, may be fetched again. What was complete is announced anew.
-//! Who vouched for the pieces of an incomplete blob is forgotten: the node vouches for them itself then.
+//! Who vouched for the pieces of an incomplete blob is forgotten: they are served again once the blob, or its metainfo, is
+//! known. Metainfo that was not published yet is made again.
 
 mod aside;
+mod blame;
 mod blob;
 mod buffers;
 mod config;
@@ -19,6 +21,7 @@ mod hashing;
 mod intake;
 mod keeping;
 mod perform;
+mod publishing;
 #[cfg(test)]
 mod tests;
 mod throttle;
@@ -32,7 +35,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -41,14 +43,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
-use crate::discovery::{Discovery, Holding, Statement, StatementKind};
+use crate::discovery::Discovery;
 use crate::identity::PeerId;
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::metrics::Metrics;
 use crate::origin::Origin;
 use crate::store::ChunkStore;
-use crate::swarm::{Event, PieceSource, Swarm, SwarmConfig, WantId};
-use crate::verify::{Metainfo, piece_hash};
+use crate::swarm::{Event, Swarm, SwarmConfig, WantId};
 use crate::wire::tls::Tls;
 
 pub use crate::swarm::Priority;
@@ -218,7 +219,7 @@ impl Node {
         }
         let blob = Arc::new(Blob::new(self, self.store.open_pinned(&digest, length)?));
         if let Some(metainfo) = blob.stored.metainfo() {
-            lock(&blob.trust).set_metainfo(metainfo);
+            lock(&blob.trust).set_metainfo(metainfo, true);
         }
         let opened = {
             let mut inner = lock(&self.inner);
@@ -236,84 +237,6 @@ impl Node {
             self.hash_as_it_comes(&opened);
         }
         checked(opened)
-    }
-
-    /// Stores an object that derives from the blob `subject`, announces it and states it; its digest is returned.
-    pub async fn publish(
-        self: &Arc<Self>,
-        kind: StatementKind,
-        subject: Digest,
-        object: Bytes,
-    ) -> Result<Digest, NodeError> {
-        let length = object.len() as u64;
-        let digest = Digest::of(&object);
-        let layout = PieceLayout::new(length).map_err(crate::store::StoreError::from)?;
-        let hashes = (0..layout.piece_count()).map(|piece| layout.range(PieceIndex(piece)));
-        let hashes = hashes.map(|range| piece_hash(&object[range.start as usize..range.end as usize])).collect();
-        let statement = Statement { subject, kind, object: digest, length };
-        let node = Arc::clone(self);
-        let stored = tokio::task::spawn_blocking(move || {
-            node.store.insert(&digest, &object)?;
-            if let Err(error) = node.derived.remember(statement) {
-                tracing::warn!(%digest, %error, "derived object is not remembered over a restart");
-            }
-            Ok::<_, NodeError>(())
-        });
-        if let Ok(stored) = stored.await {
-            stored?;
-        }
-        if let Some(blob) = self.open_blob(&digest) {
-            // Somebody waits for it already: what was inserted beside the swarm has arrived, too.
-            for piece in (0..layout.piece_count()).map(PieceIndex) {
-                self.arrived(&blob, piece, PieceSource::Origin, 0);
-            }
-        }
-        self.proclaim(digest, statement).await;
-        if layout.piece_count() > 1
-            && let Ok(metainfo) = Metainfo::new(digest, length, hashes)
-        {
-            // Ends: a metainfo is a thousandth of its blob, and a single piece needs none.
-            Box::pin(self.publish(StatementKind::Metainfo, digest, metainfo.encode().into())).await?;
-        }
-        Ok(digest)
-    }
-
-    /// Tells discovery of a derived object that is here.
-    async fn proclaim(&self, digest: Digest, statement: Statement) {
-        if !statement.is_possible() {
-            let (length, limit) = (statement.length, statement.kind.max_length());
-            tracing::warn!(%digest, length, limit, "derived object is too long for others, kept here only");
-            return;
-        }
-        let announced = self.discovery.announce(digest, Some(Holding::Complete)).await;
-        let stated = self.discovery.state(statement).await;
-        if let Err(error) = announced.and(stated) {
-            tracing::debug!(%digest, %error, "derived object is not known to discovery yet");
-        }
-    }
-
-    /// The object of that kind that derives from `subject`: a local one, or that with most votes. Its bytes come when
-    /// they are read.
-    pub async fn derived(self: &Arc<Self>, subject: Digest, kind: StatementKind) -> Option<Arc<Blob>> {
-        let known = self.derived.get(subject, kind);
-        let here = |&(object, _): &(Digest, u64)| self.store.get(&object).is_some_and(|blob| blob.is_verified());
-        if let Some((object, length)) = known.filter(here) {
-            return self.open(object, length, None).ok();
-        }
-        let found = self.discovery.find(subject).await.unwrap_or_default();
-        let about = |s: &Statement| s.kind == kind && s.subject == subject && s.is_possible();
-        let voted = found.votes.iter().map(|vote| vote.statement).find(about);
-        let (object, length) = voted.map(|statement| (statement.object, statement.length)).or(known)?;
-        let blob = self.open(object, length, None).ok()?;
-        if let Some(statement) = voted {
-            let node = Arc::clone(self);
-            self.spawn_blocking(move || {
-                if let Err(error) = node.derived.remember(statement) {
-                    tracing::debug!(%error, "derived object is not remembered over a restart");
-                }
-            });
-        }
-        Some(blob)
     }
 
     /// Flushes, withdraws from discovery, and closes all connections.
@@ -480,20 +403,6 @@ impl Node {
         }
     }
 
-    /// Tells discovery what a former process left.
-    async fn announce_stored(self: Arc<Self>) {
-        for blob in self.store.list().into_iter().filter(|blob| blob.verified) {
-            if let Err(error) = self.discovery.announce(blob.digest, Some(Holding::Complete)).await {
-                tracing::debug!(digest = %blob.digest, %error, "announcement failed");
-            }
-        }
-        for statement in self.derived.all() {
-            if self.store.get(&statement.object).is_some_and(|blob| blob.is_verified()) {
-                self.proclaim(statement.object, statement).await;
-            }
-        }
-    }
-
     /// Runs a task until it ends or the node stops.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stopping = self.stopping.clone();
@@ -503,9 +412,5 @@ impl Node {
                 () = task => {}
             }
         });
-    }
-
-    fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
-        self.tasks.spawn_blocking(work);
     }
 }

@@ -332,12 +332,22 @@ impl Swarm {
         for &piece in pieces {
             blob.have.clear(piece);
         }
+        // What a former process left was announced without this scheduler.
+        let was_complete = blob.verified || blob.announced == Some(Holding::Complete);
+        let withdraws = was_complete && !blob.have.is_full();
         blob.verified = false;
         blob.origin_only |= origin_only;
+        if withdraws {
+            blob.announced = None;
+        }
         blob.fresh.clear();
         let flying: Vec<u32> = blob.flights.keys().copied().collect();
         if origin_only {
             flying.into_iter().for_each(|piece| self.cancel_flights(digest, PieceIndex(piece), None));
+        }
+        self.greet_again(digest);
+        if withdraws {
+            self.announce(digest, Holding::Partial);
         }
         self.consider_origin(digest);
     }

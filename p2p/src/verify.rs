@@ -229,6 +229,11 @@ impl StreamVerifier {
         PieceIndex(self.hashes.len() as u32)
     }
 
+    /// The hashes of the pieces pushed so far.
+    pub fn hashes(&self) -> &[[u8; 32]] {
+        &self.hashes
+    }
+
     /// Takes the next piece, whole. One of wrong length makes [`Self::finish`] fail.
     pub fn push_piece(&mut self, bytes: &[u8]) {
         if self.wrong_piece.is_some() {

@@ -11,13 +11,16 @@ use tokio::time::Instant;
 
 use super::Node;
 use super::aside::Aside;
+use super::blame::Blame;
 use super::error::ReadError;
 use super::trust::Trust;
+use crate::bitfield::Bitfield;
 use crate::digest::Digest;
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::origin::{Origin, OriginError};
-use crate::store::{Pin, StoredBlob};
+use crate::store::{Pin, StoreError, StoredBlob};
 use crate::swarm::{Event, Priority, WantId};
+use crate::verify::piece_hash;
 
 /// Where the bytes of a blob came from, since this process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,12 +52,17 @@ pub struct Blob {
     pub(super) stored: Arc<StoredBlob>,
     pub(super) trust: Mutex<Trust>,
     pub(super) aside: Mutex<Aside>,
+    pub(super) blame: Mutex<Blame>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) origin: Mutex<Option<Arc<dyn Origin>>>,
     pub(super) origin_error: Mutex<Option<OriginError>>,
     pub(super) hashing: AtomicBool,
     pub(super) loading_metainfo: AtomicBool,
-    pub(super) mismatches: AtomicU32,
+    /// Counts how often pieces were taken back.
+    pub(super) drops: AtomicU64,
+    pub(super) disk_faults: AtomicU32,
+    /// Pieces of a former process that nobody has held against their hash since.
+    pub(super) unchecked: Mutex<Bitfield>,
     pub(super) first_lessee: AtomicBool,
     pub(super) unflushed_bytes: AtomicU64,
     pub(super) bytes_from_peers: AtomicU64,
@@ -64,6 +72,9 @@ pub struct Blob {
     all: WantId,
     wants_all: Mutex<Option<Priority>>,
 }
+
+/// How often pieces that were taken back while they were read are waited for.
+const READ_TRIES: u32 = 4;
 
 /// Wants pieces as long as it lives.
 struct Wanting {
@@ -94,12 +105,15 @@ impl Blob {
             node: Arc::downgrade(node),
             trust: Mutex::new(Trust::new(digest, layout)),
             aside: Mutex::new(Aside::default()),
+            blame: Mutex::new(Blame::default()),
             progress: watch::Sender::new(Progress { verified: stored.is_verified(), ..Progress::default() }),
             origin: Mutex::new(None),
             origin_error: Mutex::new(None),
             hashing: AtomicBool::new(false),
             loading_metainfo: AtomicBool::new(false),
-            mismatches: AtomicU32::new(0),
+            drops: AtomicU64::new(0),
+            disk_faults: AtomicU32::new(0),
+            unchecked: Mutex::new(stored.have()),
             first_lessee: AtomicBool::new(false),
             unflushed_bytes: AtomicU64::new(0),
             bytes_from_peers: AtomicU64::new(0),
@@ -131,11 +145,16 @@ impl Blob {
     pub async fn read(self: &Arc<Self>, range: Range<u64>, priority: Priority) -> Result<Bytes, ReadError> {
         self.check(&range)?;
         let pieces = self.layout.pieces(range.clone());
-        if self.missing(&pieces) > 0 {
-            let _wanting = self.want(pieces.clone(), priority);
-            self.arrival(pieces).await?;
+        for _ in 0..READ_TRIES {
+            if self.missing(&pieces) > 0 {
+                let _wanting = self.want(pieces.clone(), priority);
+                self.arrival(pieces.clone()).await?;
+            }
+            if let Some(bytes) = self.read_stored(range.clone()).await? {
+                return Ok(bytes);
+            }
         }
-        self.read_stored(range).await
+        Err(StoreError::Changed(self.digest).into())
     }
 
     /// The bytes in order, in chunks of at most one piece, as they arrive. When the range is the whole blob, the last
@@ -250,9 +269,13 @@ impl Blob {
     }
 
     /// Waits until the digest of the whole was computed and matched; everything is here.
-    async fn proof(&self) -> Result<(), ReadError> {
+    async fn proof(self: &Arc<Self>) -> Result<(), ReadError> {
         let mut progress = self.progress.subscribe();
         let failures = progress.borrow().failures;
+        if let Some(node) = self.node.upgrade() {
+            // It ended if the disk failed before.
+            node.hash_as_it_comes(self);
+        }
         loop {
             {
                 let now = progress.borrow_and_update();
@@ -296,12 +319,58 @@ impl Blob {
         ReadError::Deadline { digest, range, waited, peers }
     }
 
-    async fn read_stored(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
-        let stored = Arc::clone(&self.stored);
-        tokio::task::spawn_blocking(move || stored.read_at(range))
-            .await
-            .map_err(|_| ReadError::ShutDown)?
-            .map_err(ReadError::from)
+    /// Bytes of pieces that are here. None if some were taken back meanwhile, or turned out to be spoilt on the disk: they
+    /// have to come again.
+    async fn read_stored(self: &Arc<Self>, range: Range<u64>) -> Result<Option<Bytes>, ReadError> {
+        let (blob, wanted) = (Arc::clone(self), range.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let bytes = blob.stored.read_at(wanted.clone())?;
+            let spoilt = blob.spoilt(&wanted, &bytes);
+            Ok((bytes, spoilt))
+        });
+        match read.await.map_err(|_| ReadError::ShutDown)? {
+            Ok((bytes, None)) => Ok(Some(bytes)),
+            Ok((_, Some(piece))) => {
+                let node = self.node.upgrade().ok_or(ReadError::ShutDown)?;
+                node.disk_failed(self, piece, StoreError::Spoilt { digest: self.digest, piece: piece.0 }).await;
+                Ok(None)
+            }
+            Err(StoreError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The first piece wholly within `range`, whose bytes these are, that is not what it was when it came.
+    fn spoilt(&self, range: &Range<u64>, bytes: &[u8]) -> Option<PieceIndex> {
+        self.layout.pieces(range.clone()).map(PieceIndex).find(|&piece| {
+            let Range { start, end } = self.layout.range(piece);
+            let whole = range.start <= start && end <= range.end;
+            let of_piece = || &bytes[(start - range.start) as usize..(end - range.start) as usize];
+            whole && self.differs(piece, of_piece())
+        })
+    }
+
+    /// Whether a piece on the disk is known to have been something else when it came.
+    fn differs(&self, piece: PieceIndex, bytes: &[u8]) -> bool {
+        if self.layout.piece_count() == 1 {
+            return self.is_verified() && Digest::of(bytes) != self.digest;
+        }
+        let expected = lock(&self.trust).expected(piece);
+        expected.is_some_and(|expected| expected != piece_hash(bytes))
+    }
+
+    /// Whether the piece is still what it was when it came, if a former process took it in and nobody has looked since.
+    /// Blocks.
+    pub(super) fn is_intact(&self, piece: PieceIndex) -> Result<bool, StoreError> {
+        if !lock(&self.unchecked).get(piece) {
+            return Ok(true);
+        }
+        let bytes = self.stored.read_piece(piece)?;
+        let intact = !self.differs(piece, &bytes);
+        if intact {
+            lock(&self.unchecked).clear(piece);
+        }
+        Ok(intact)
     }
 
     /// Takes back [`Self::want_all`]; its want is returned, to be taken back from the scheduler.
@@ -342,17 +411,30 @@ impl BlobStream {
         if self.wanting.is_none() && self.blob.missing(&rest) > 0 {
             self.wanting = self.blob.want(rest.clone(), self.priority);
         }
-        while self.blob.missing(&piece) > 0 {
-            self.blob.progress_in(&rest).await?;
-        }
         let end = layout.range(PieceIndex(piece.start)).end.min(self.range.end);
-        if self.whole && end == self.range.end {
-            self.blob.proof().await?;
-        }
-        let bytes = self.blob.read_stored(self.next..end).await?;
-        if self.blob.progress.borrow().revocations != self.revocations {
-            return Err(ReadError::Revoked { digest: self.blob.digest });
-        }
+        let mut tries = 0;
+        let bytes = loop {
+            while self.blob.missing(&piece) > 0 {
+                if tries > 0 {
+                    // The want of the beginning may have been taken back.
+                    self.wanting = self.blob.want(rest.clone(), self.priority);
+                }
+                self.blob.progress_in(&rest).await?;
+            }
+            if self.whole && end == self.range.end {
+                self.blob.proof().await?;
+            }
+            let read = self.blob.read_stored(self.next..end).await?;
+            if self.blob.progress.borrow().revocations != self.revocations {
+                return Err(ReadError::Revoked { digest: self.blob.digest });
+            }
+            tries += 1;
+            match read {
+                Some(bytes) => break bytes,
+                None if tries < READ_TRIES => {}
+                None => return Err(StoreError::Changed(self.blob.digest).into()),
+            }
+        };
         self.next = end;
         Ok(Some(bytes))
     }

@@ -29,6 +29,11 @@ pub struct NodeConfig {
     pub origin_streams_without_tracker: u32,
     /// How long a peer that sent wrong pieces is refused. Default 10 min.
     pub ban: Duration,
+    /// How many nodes must state a blob's metainfo until a piece that contradicts it is its sender's fault. What fewer, or no
+    /// seed, state is used as long as nothing speaks against it. Default 2.
+    pub metainfo_quorum: u32,
+    /// How many nodes must state a layer index until it is used. Default 1: the background proof finds a wrong one out.
+    pub index_quorum: u32,
     /// Speed limits at the start; [`Node::set_limits`](super::Node::set_limits) changes them. Default none.
     pub limits: Limits,
 }
@@ -48,6 +53,8 @@ impl NodeConfig {
             max_connections: 512,
             origin_streams_without_tracker: 2,
             ban: Duration::from_secs(600),
+            metainfo_quorum: 2,
+            index_quorum: 1,
             limits: Limits { upload: NONE, download: NONE, origin: NONE },
         }
     }

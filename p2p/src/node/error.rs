@@ -81,13 +81,17 @@ pub enum ReadError {
         /// Connected peers that take part in this blob.
         peers: usize,
     },
-    /// All bytes came, from the origin too, and they are not the blob.
-    #[error("blob {digest} hashes to {actual}; what the origin serves under this name is something else")]
+    /// All bytes came, from where they are published, and they are not the blob.
+    #[error(
+        "blob {digest} hashes to {actual} with all its bytes from {from}: what is served there under this name is something else; push it anew, or check what stands between"
+    )]
     DigestMismatch {
         /// The blob.
         digest: Digest,
         /// What came.
         actual: Digest,
+        /// From where.
+        from: String,
     },
     /// Bytes that this stream gave already turned out wrong.
     #[error("blob {digest}: bytes given already did not match the digest in the end and were dropped; read it again")]

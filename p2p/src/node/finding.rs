@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::Node;
 use super::blob::{Blob, lock};
 use crate::digest::Digest;
-use crate::discovery::{DiscoveryError, Found, Holder, LeaseReply, LeaseRequest, StatementKind};
+use crate::discovery::{DiscoveryError, Found, Holder, LeaseReply, LeaseRequest, StatementKind, Vote};
 use crate::limits::MAX_METAINFO_LENGTH;
 use crate::swarm::{Event, FoundPeers, Priority};
 use crate::verify::Metainfo;
@@ -22,6 +22,14 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 const METAINFO_PATIENCE: Duration = Duration::from_secs(10);
 /// Different metainfo tried of what votes name.
 const MAX_CANDIDATES: usize = 3;
+
+/// Metainfo that somebody states.
+struct Candidate {
+    object: Digest,
+    length: u64,
+    /// Whether enough nodes agree on it.
+    firm: bool,
+}
 
 impl Node {
     pub(super) async fn find(self: Arc<Self>, blob: Arc<Blob>) {
@@ -42,9 +50,10 @@ impl Node {
         };
         let (news, can_verify) = {
             let mut trust = lock(&blob.trust);
+            self.agreed(&found, digest).for_each(|object| trust.confirm(&object));
             (trust.add_lessees(&found.lessees), trust.needs_no_word())
         };
-        let candidates = if can_verify { Vec::new() } else { candidates(&blob, &found) };
+        let candidates = if can_verify { Vec::new() } else { self.candidates(&blob, &found) };
         let loads = !candidates.is_empty() && !blob.loading_metainfo.swap(true, Ordering::AcqRel);
         let peers = FoundPeers {
             holders: found.holders.clone(),
@@ -62,10 +71,20 @@ impl Node {
         }
     }
 
+    /// Takes up metainfo that others have made, if discovery knows of any.
+    pub(super) async fn find_metainfo(self: &Arc<Self>, blob: &Arc<Blob>) {
+        let Ok(Ok(found)) = timeout(PATIENCE, self.discovery.find(blob.digest)).await else { return };
+        let candidates = self.candidates(blob, &found);
+        if !candidates.is_empty() && !blob.loading_metainfo.swap(true, Ordering::AcqRel) {
+            self.load_metainfo(blob, candidates, &found.holders).await;
+            blob.loading_metainfo.store(false, Ordering::Release);
+        }
+    }
+
     /// Fetches the metainfo through the swarm, as any blob, and checks that it speaks of this one.
-    async fn load_metainfo(self: &Arc<Self>, blob: &Arc<Blob>, candidates: Vec<(Digest, u64)>, holders: &[Holder]) {
+    async fn load_metainfo(self: &Arc<Self>, blob: &Arc<Blob>, candidates: Vec<Candidate>, holders: &[Holder]) {
         let digest = blob.digest;
-        for (object, length) in candidates {
+        for Candidate { object, length, firm } in candidates {
             let Ok(encoded) = self.open(object, length, None) else { continue };
             // Who has the blob has its metainfo: no need to ask discovery first.
             let peers = FoundPeers { holders: holders.to_vec(), verifiable: true, metainfo_pending: false };
@@ -76,7 +95,7 @@ impl Node {
                 continue;
             };
             let accepted = match Metainfo::decode(&bytes) {
-                Ok(metainfo) => lock(&blob.trust).set_metainfo(metainfo),
+                Ok(metainfo) => lock(&blob.trust).set_metainfo(metainfo, firm),
                 Err(_) => false,
             };
             if accepted {
@@ -117,16 +136,34 @@ impl Node {
     }
 }
 
-/// The metainfo that votes name, most votes first.
-fn candidates(blob: &Blob, found: &Found) -> Vec<(Digest, u64)> {
-    let trust = lock(&blob.trust);
-    let statements = found.votes.iter().map(|vote| vote.statement);
-    let usable = statements.filter(|statement| {
-        statement.kind == StatementKind::Metainfo
-            && statement.subject == blob.digest
-            && statement.length <= MAX_METAINFO_LENGTH as u64
-            && statement.object != blob.digest
-            && !trust.is_refuted(&statement.object)
-    });
-    usable.map(|statement| (statement.object, statement.length)).take(MAX_CANDIDATES).collect()
+impl Node {
+    /// The metainfo that votes name, most votes first.
+    fn candidates(&self, blob: &Blob, found: &Found) -> Vec<Candidate> {
+        let trust = lock(&blob.trust);
+        let usable = found.votes.iter().filter(|vote| {
+            let stated = &vote.statement;
+            stated.kind == StatementKind::Metainfo
+                && stated.subject == blob.digest
+                && stated.length <= MAX_METAINFO_LENGTH as u64
+                && stated.object != blob.digest
+                && !trust.is_refuted(&stated.object)
+        });
+        let candidate = |vote: &Vote| Candidate {
+            object: vote.statement.object,
+            length: vote.statement.length,
+            firm: self.is_firm(vote),
+        };
+        usable.map(candidate).take(MAX_CANDIDATES).collect()
+    }
+
+    /// Metainfo of `subject` that enough nodes agree on.
+    fn agreed(&self, found: &Found, subject: Digest) -> impl Iterator<Item = Digest> {
+        let metainfo =
+            move |vote: &&Vote| vote.statement.kind == StatementKind::Metainfo && vote.statement.subject == subject;
+        found.votes.iter().filter(metainfo).filter(|vote| self.is_firm(vote)).map(|vote| vote.statement.object)
+    }
+
+    const fn is_firm(&self, vote: &Vote) -> bool {
+        vote.nodes >= self.config.metainfo_quorum
+    }
 }

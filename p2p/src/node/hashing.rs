@@ -1,15 +1,19 @@
 //! The proof of the whole: a task per blob hashes the growing prefix, so that the digest is known right after the last
 //! piece.
 //!
-//! When it does not match, somebody lied: first the pieces of others are dropped, then all, and both times what is
-//! missing is fetched from the origin alone. If that does not help either, the origin itself serves something else.
+//! When it does not match, somebody lied. Metainfo tells which pieces are wrong, where another node has made it by now;
+//! else they are found by fetching from the origin what is in doubt (see `blame`). What is dropped takes its bytes from
+//! readers' sight first; a stream that has given some of them is cut.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Node;
+use super::blame::Remedy;
 use super::blob::{Blob, Progress, lock};
 use super::error::ReadError;
 use crate::digest::Digest;
@@ -21,8 +25,14 @@ use crate::verify::{Metainfo, StreamVerifier, VerifyError};
 
 /// Pieces hashed in one go.
 const BATCH: u32 = 16;
-/// Mismatches after which the origin is believed to be wrong.
-const MAX_MISMATCHES: u32 = 3;
+/// How long a node whose blob came out wrong waits for metainfo of another, and as much again by lot, so that not all of
+/// a swarm turn to the origin at once.
+const METAINFO_WAIT: Duration = Duration::from_secs(2);
+const METAINFO_PAUSE: Duration = Duration::from_millis(250);
+/// Pieces that the disk does not give back, or differently, until the blob's readers are told.
+const MAX_DISK_FAULTS: u32 = 3;
+/// Charges for pieces of one blob: enough for a ban, and no more than one.
+const MAX_CHARGES: usize = 3;
 
 impl Node {
     /// Starts the task unless it runs or the blob is proven.
@@ -36,25 +46,27 @@ impl Node {
         self.spawn(task);
     }
 
-    async fn proven(self: &Arc<Self>, blob: &Arc<Blob>, metainfo: Metainfo) -> Result<(), StoreError> {
-        let stored = Arc::clone(&blob.stored);
+    /// The whole matched. False if pieces were dropped meanwhile: then it has to be hashed again.
+    async fn proven(self: &Arc<Self>, blob: &Arc<Blob>, metainfo: Metainfo, drops: u64) -> Result<bool, StoreError> {
         let saved = tokio::task::spawn_blocking({
-            let metainfo = metainfo.clone();
+            let (blob, metainfo) = (Arc::clone(blob), metainfo.clone());
             move || {
-                stored.mark_verified()?;
-                stored.save_metainfo(&metainfo)
+                if blob.drops.load(Ordering::Acquire) != drops {
+                    return Ok(false);
+                }
+                blob.stored.mark_verified()?;
+                blob.stored.save_metainfo(&metainfo)?;
+                Ok::<_, StoreError>(true)
             }
         });
-        if let Ok(saved) = saved.await {
-            saved?;
+        if let Ok(saved) = saved.await
+            && !saved?
+        {
+            return Ok(false);
         }
+        self.convict(blob, &metainfo);
         let digest = blob.digest;
-        let liars = lock(&blob.trust).liars(&metainfo);
-        for (peer, piece) in liars {
-            tracing::warn!(%digest, %peer, piece = piece.0, "peer stated a wrong hash of a piece");
-            self.drive(Event::Bad { peer, digest, piece });
-        }
-        lock(&blob.trust).set_metainfo(metainfo.clone());
+        lock(&blob.trust).set_proven(metainfo.clone());
         blob.unflushed_bytes.store(0, Ordering::Relaxed);
         self.drive(Event::Verified(digest));
         blob.progress.send_modify(|progress| progress.verified = true);
@@ -65,111 +77,203 @@ impl Node {
         {
             tracing::warn!(%digest, %error, "metainfo cannot be published");
         }
+        Ok(true)
+    }
+
+    /// Charges those who stated what the truth contradicts.
+    fn convict(self: &Arc<Self>, blob: &Blob, truth: &Metainfo) {
+        let digest = blob.digest;
+        let guilty = {
+            let trust = lock(&blob.trust);
+            lock(&blob.blame).guilty(self.id(), truth, trust.stated())
+        };
+        for (peer, pieces) in guilty {
+            for piece in &pieces {
+                tracing::warn!(%digest, %peer, piece = piece.0, "peer signed a wrong hash of this piece");
+            }
+            for piece in pieces.into_iter().take(MAX_CHARGES) {
+                self.metrics.false_statements.inc();
+                self.drive(Event::Bad { peer, digest, piece });
+            }
+        }
+    }
+
+    async fn mismatched(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        actual: Digest,
+        hashes: Vec<[u8; 32]>,
+    ) -> Result<(), StoreError> {
+        let (digest, me) = (blob.digest, self.id());
+        self.metrics.digest_mismatches.inc();
+        let has_origin = lock(&blob.origin).is_some();
+        let held = lock(&blob.trust).held(&hashes);
+        let others = held.iter().any(|held| held.signer != Some(me));
+        if others && lock(&blob.blame).is_first() {
+            self.seek_metainfo(blob).await;
+        }
+        let by_metainfo = lock(&blob.trust).contradicted(&hashes);
+        let all = || (0..blob.layout.piece_count()).map(PieceIndex);
+        let (pieces, origin_only, hopeless) = match by_metainfo {
+            Some(wrong) => {
+                lock(&blob.blame).keep_evidence(me, &held, wrong.iter().copied());
+                (wrong, false, false)
+            }
+            None if has_origin => match lock(&blob.blame).mismatched(me, &held, &mut fastrand::Rng::new()) {
+                Remedy::Refetch(pieces) => (pieces, true, false),
+                Remedy::GiveUp => (all().collect(), true, true),
+            },
+            None => {
+                lock(&blob.blame).keep_evidence(me, &held, all());
+                (all().collect(), false, true)
+            }
+        };
+        for piece in &pieces {
+            let signer = held.get(piece.0 as usize).and_then(|held| held.signer).map(|signer| signer.to_string());
+            tracing::debug!(%digest, piece = piece.0, signer, "piece is in doubt");
+        }
+        tracing::warn!(%digest, %actual, dropped = pieces.len(), "blob does not match its digest");
+        // Bytes that may have been given to readers already were wrong.
+        blob.progress.send_modify(|progress| progress.revocations += 1);
+        if hopeless {
+            self.give_up(blob);
+        }
+        self.drop_pieces(blob, pieces, origin_only).await?;
+        // Readers are told last: who tries again must not be given up with the others.
+        if hopeless {
+            let from = lock(&blob.origin).as_ref().map_or_else(|| "its peers".to_owned(), |origin| origin.describe());
+            tracing::error!(%digest, %actual, from, "what is served under this name is something else");
+            blob.fail(ReadError::DigestMismatch { digest, actual, from });
+        }
         Ok(())
     }
 
-    async fn mismatched(self: &Arc<Self>, blob: &Arc<Blob>, actual: Digest) -> Result<(), StoreError> {
-        let digest = blob.digest;
-        self.metrics.digest_mismatches.inc();
-        let times = blob.mismatches.fetch_add(1, Ordering::Relaxed) + 1;
-        let all: Vec<PieceIndex> = (0..blob.layout.piece_count()).map(PieceIndex).collect();
-        let mine = self.id();
-        let of_others: Vec<PieceIndex> = {
-            let trust = lock(&blob.trust);
-            let other = |piece: &PieceIndex| trust.statement(*piece).is_none_or(|stated| stated.signer != mine);
-            all.iter().copied().filter(other).collect()
-        };
-        for &piece in &of_others {
-            let stated_by = lock(&blob.trust).statement(piece).map(|stated| stated.signer.to_string());
-            tracing::debug!(%digest, piece = piece.0, stated_by, "piece under suspicion");
-        }
-        let pieces = if times == 1 && !of_others.is_empty() { of_others } else { all };
-        tracing::warn!(%digest, %actual, dropped = pieces.len(), times, "blob does not match its digest");
-        blob.progress.send_modify(|progress| progress.revocations += 1);
-        let stored = Arc::clone(&blob.stored);
-        let dropping = pieces.clone();
+    /// Takes pieces back: from readers' sight, the disk and the scheduler, which has them fetched again if somebody
+    /// wants them.
+    pub(super) async fn drop_pieces(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        pieces: Vec<PieceIndex>,
+        origin_only: bool,
+    ) -> Result<(), StoreError> {
+        blob.drops.fetch_add(1, Ordering::AcqRel);
+        blob.progress.send_modify(|progress| progress.verified = false);
+        lock(&blob.trust).forget(&pieces);
+        let (stored, dropping) = (Arc::clone(&blob.stored), pieces.clone());
         let dropped = tokio::task::spawn_blocking(move || stored.drop_pieces(&dropping));
         if let Ok(dropped) = dropped.await {
             dropped?;
         }
-        if times >= MAX_MISMATCHES {
-            self.give_up(blob);
-        }
-        // Without an origin other peers may have the right bytes.
-        let origin_only = lock(&blob.origin).is_some();
-        self.drive(Event::Dropped { digest, pieces, origin_only });
-        // Readers are told last: who tries again must not be given up with the others.
-        if times >= MAX_MISMATCHES || !origin_only {
-            blob.fail(ReadError::DigestMismatch { digest, actual });
-        }
+        self.drive(Event::Dropped { digest: blob.digest, pieces, origin_only });
         Ok(())
+    }
+
+    /// A piece on this node's disk cannot be read, or is not what it was. It is fetched again; after a few the readers
+    /// are told that the disk is to be looked after.
+    pub(super) async fn disk_failed(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, error: StoreError) {
+        let digest = blob.digest;
+        self.metrics.spoilt_pieces.inc();
+        tracing::error!(%digest, piece = piece.0, %error, "piece on this node's disk is lost, fetched again");
+        let faults = blob.disk_faults.fetch_add(1, Ordering::Relaxed) + 1;
+        let dropped = self.drop_pieces(blob, vec![piece], false).await;
+        if let Err(error) = dropped {
+            self.store_failed(blob, error);
+        } else if faults.is_multiple_of(MAX_DISK_FAULTS) {
+            self.store_failed(blob, error);
+        }
+    }
+
+    /// Asks discovery for metainfo that somebody else has made, for a while.
+    async fn seek_metainfo(self: &Arc<Self>, blob: &Arc<Blob>) {
+        let until = Instant::now() + METAINFO_WAIT + METAINFO_WAIT.mul_f64(fastrand::f64());
+        loop {
+            self.find_metainfo(blob).await;
+            if lock(&blob.trust).needs_no_word() || Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep(METAINFO_PAUSE).await;
+        }
     }
 }
 
 enum Hashed {
     More(StreamVerifier),
     Proven(Metainfo),
-    Mismatch(Digest),
+    Mismatch(Digest, Vec<[u8; 32]>),
+    /// Pieces were dropped while they were hashed.
+    Changed,
+    Unreadable(PieceIndex, StoreError),
 }
 
 async fn prove(node: Weak<Node>, blob: Weak<Blob>, stored: Arc<StoredBlob>, mut progress: watch::Receiver<Progress>) {
-    let mut verifier = StreamVerifier::new(stored.digest(), stored.layout());
+    // The hash of the prefix, and how often pieces had been dropped when it was begun.
+    let mut begun: Option<(StreamVerifier, u64)> = None;
     loop {
         progress.borrow_and_update();
+        let Some(drops) = blob.upgrade().map(|blob| blob.drops.load(Ordering::Acquire)) else { return };
+        // After a drop, what was hashed may not be what is there.
+        let verifier = begun.take().filter(|(_, before)| *before == drops).map(|(verifier, _)| verifier);
+        let verifier = verifier.unwrap_or_else(|| StreamVerifier::new(stored.digest(), stored.layout()));
         let (before, hashing) = (verifier.next_piece(), Arc::clone(&stored));
         let Ok(hashed) = tokio::task::spawn_blocking(move || hash_more(&hashing, verifier)).await else { return };
         let (Some(node), Some(blob)) = (node.upgrade(), blob.upgrade()) else { return };
         let outcome = match hashed {
-            Ok(Hashed::More(more)) => {
+            Hashed::More(more) => {
                 let idle = more.next_piece() == before;
-                verifier = more;
+                begun = Some((more, drops));
                 drop((node, blob));
                 if idle && progress.changed().await.is_err() {
                     return;
                 }
                 continue;
             }
-            Ok(Hashed::Proven(metainfo)) => {
-                let saved = node.proven(&blob, metainfo).await;
-                blob.hashing.store(false, Ordering::Release);
-                return report(&node, &blob, saved);
+            Hashed::Proven(metainfo) => match node.proven(&blob, metainfo, drops).await {
+                Ok(true) => {
+                    blob.hashing.store(false, Ordering::Release);
+                    return;
+                }
+                changed => changed.map(drop),
+            },
+            Hashed::Changed => Ok(()),
+            Hashed::Mismatch(actual, hashes) => node.mismatched(&blob, actual, hashes).await,
+            Hashed::Unreadable(piece, error) => {
+                node.disk_failed(&blob, piece, error).await;
+                Ok(())
             }
-            Ok(Hashed::Mismatch(actual)) => node.mismatched(&blob, actual).await,
-            Err(error) => Err(error),
         };
         // Without pieces nothing was dropped and nothing can come: to hash again would be to spin.
         if outcome.is_err() || stored.layout().piece_count() == 0 {
-            report(&node, &blob, outcome);
             // The next reader tries again.
             blob.hashing.store(false, Ordering::Release);
+            if let Err(error) = outcome {
+                node.store_failed(&blob, error);
+            }
             return;
         }
-        verifier = StreamVerifier::new(stored.digest(), stored.layout());
-    }
-}
-
-fn report(node: &Arc<Node>, blob: &Blob, outcome: Result<(), StoreError>) {
-    if let Err(error) = outcome {
-        node.store_failed(blob, error);
     }
 }
 
 /// Hashes a few more pieces of the prefix that is here.
-fn hash_more(stored: &StoredBlob, mut verifier: StreamVerifier) -> Result<Hashed, StoreError> {
+fn hash_more(stored: &StoredBlob, mut verifier: StreamVerifier) -> Hashed {
     let count = stored.layout().piece_count();
     for _ in 0..BATCH {
         let next = verifier.next_piece();
         if next.0 >= count || !stored.has(next) {
             break;
         }
-        verifier.push_piece(&stored.read_piece(next)?);
+        match stored.read_piece(next) {
+            Ok(bytes) => verifier.push_piece(&bytes),
+            Err(StoreError::Missing { .. }) => return Hashed::Changed,
+            Err(error) => return Hashed::Unreadable(next, error),
+        }
     }
     if verifier.next_piece().0 < count || !stored.is_complete() {
-        return Ok(Hashed::More(verifier));
+        return Hashed::More(verifier);
     }
+    let hashes = verifier.hashes().to_vec();
     match verifier.finish() {
-        Ok(metainfo) => Ok(Hashed::Proven(metainfo)),
-        Err(VerifyError::DigestMismatch { actual, .. }) => Ok(Hashed::Mismatch(actual)),
+        Ok(metainfo) => Hashed::Proven(metainfo),
+        Err(VerifyError::DigestMismatch { actual, .. }) => Hashed::Mismatch(actual, hashes),
         // Every piece was pushed once, in the length that the store read it with.
         Err(error) => unreachable!("{error}"),
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::Node;
@@ -48,15 +49,25 @@ impl Node {
         let judged = tokio::task::spawn_blocking({
             let (node, blob) = (Arc::clone(self), Arc::clone(&blob));
             move || {
-                let verdict = lock(&blob.trust).judge(piece, &undecided.bytes, undecided.statement.as_ref());
+                let (verdict, refuted) = {
+                    let mut trust = lock(&blob.trust);
+                    let had_metainfo = trust.needs_no_word();
+                    let verdict = trust.judge(piece, &undecided.bytes, undecided.statement.as_ref());
+                    (verdict, had_metainfo && !trust.needs_no_word())
+                };
                 let written = match verdict {
                     Verdict::Good => node.write_piece(&blob, piece, &undecided.bytes),
                     Verdict::Bad | Verdict::Unknown => Ok(()),
                 };
-                (verdict, written, undecided)
+                (verdict, refuted, written, undecided)
             }
         });
-        let Ok((verdict, written, undecided)) = judged.await else { return };
+        let Ok((verdict, refuted, written, undecided)) = judged.await else { return };
+        if refuted {
+            // What waited because it contradicted the metainfo may be good after all.
+            let (node, blob) = (Arc::clone(self), Arc::clone(&blob));
+            self.spawn(async move { node.judge_aside(&blob).await });
+        }
         match verdict {
             Verdict::Good => {
                 if let Err(error) = written {
@@ -92,17 +103,19 @@ impl Node {
         self.drive(Event::FindAgain(digest));
     }
 
-    /// Judges again what waited, now that more is known.
-    pub(super) async fn judge_aside(self: &Arc<Self>, blob: &Arc<Blob>) {
-        let waiting = lock(&blob.aside).take();
-        for undecided in waiting {
-            self.aside_bytes.fetch_sub(undecided.bytes.len() as u64, Ordering::Relaxed);
-            let (peer, piece, since) = (undecided.peer, undecided.piece, undecided.since);
-            if self.expecting(peer, &blob.digest, piece).is_some() {
-                // Keeps its age: judging does not buy time.
-                self.judge(Arc::clone(blob), Undecided { since, ..undecided }).await;
+    /// Judges again what waited, now that more is known. Boxed, since judging may lead to it again.
+    pub(super) fn judge_aside<'a>(self: &'a Arc<Self>, blob: &'a Arc<Blob>) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let waiting = lock(&blob.aside).take();
+            for undecided in waiting {
+                self.aside_bytes.fetch_sub(undecided.bytes.len() as u64, Ordering::Relaxed);
+                let (peer, piece, since) = (undecided.peer, undecided.piece, undecided.since);
+                if self.expecting(peer, &blob.digest, piece).is_some() {
+                    // Keeps its age: judging does not buy time.
+                    self.judge(Arc::clone(blob), Undecided { since, ..undecided }).await;
+                }
             }
-        }
+        })
     }
 
     /// Gives up on what waited too long.
@@ -119,6 +132,7 @@ impl Node {
 
     /// A piece is in the store: tell the scheduler, then the readers.
     pub(super) fn arrived(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, source: PieceSource, bytes: u64) {
+        lock(&blob.unchecked).clear(piece);
         self.drive(Event::Stored { digest: blob.digest, piece, source });
         let before = blob.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before < FLUSH_BYTES && before + bytes >= FLUSH_BYTES {

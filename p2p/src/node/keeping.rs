@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::Node;
 use super::blob::{Blob, lock};
+use crate::layout::PieceIndex;
 use crate::swarm::Event;
 
 const BUSY_TICK: Duration = Duration::from_millis(20);
@@ -80,9 +81,16 @@ impl Node {
     }
 
     pub(super) fn flush_blob(self: &Arc<Self>, blob: &Blob) {
-        if let Err(error) = blob.stored.flush() {
-            self.store_failed(blob, error);
-        }
+        let Err(error) = blob.stored.flush() else { return };
+        // The store has forgotten what it could not make durable: it has to come again.
+        let have = blob.stored.have();
+        let lost: Vec<PieceIndex> =
+            (0..blob.layout.piece_count()).map(PieceIndex).filter(|piece| !have.get(*piece)).collect();
+        blob.drops.fetch_add(1, Ordering::AcqRel);
+        blob.progress.send_modify(|progress| progress.verified &= lost.is_empty());
+        lock(&blob.trust).forget(&lost);
+        self.drive(Event::Dropped { digest: blob.digest, pieces: lost, origin_only: false });
+        self.store_failed(blob, error);
     }
 
     /// Closes blobs that nobody has held for so long, wants or trades, so that their pieces may be evicted.

@@ -5,7 +5,7 @@ use std::path::Path;
 use futures_core::future::BoxFuture;
 
 use super::*;
-use crate::discovery::{DiscoveryError, Found, LeaseReply, LeaseRequest, Settlement};
+use crate::discovery::{DiscoveryError, Found, Holding, LeaseReply, LeaseRequest, Settlement, Statement};
 use crate::identity::Identity;
 use crate::store::StoreConfig;
 

@@ -88,6 +88,14 @@ pub enum StoreError {
     /// Pieces were dropped while the blob was hashed.
     #[error("blob {0}: pieces were dropped while it was hashed; verify it again when they are back")]
     Changed(Digest),
+    /// The disk gives other bytes than were written.
+    #[error("blob {digest}: piece {piece} on the disk is not what was written; check the disk")]
+    Spoilt {
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: u32,
+    },
     /// The blob is longer than any may be.
     #[error(transparent)]
     TooLong(#[from] TooLong),

@@ -81,6 +81,14 @@ impl Swarm {
         pieces.into_iter().for_each(|piece| self.end_flight(digest, PieceIndex(piece), peer));
     }
 
+    /// Says hello again to all who take part: pieces are lost here, and who has them did not say so while they were here.
+    pub(super) fn greet_again(&mut self, digest: Digest) {
+        let Some(blob) = self.blobs.get(&digest) else { return };
+        for &peer in blob.greeted.iter().filter(|peer| self.peers.contains_key(peer)) {
+            self.actions.push(Action::SayHello { peer, digest, have: blob.have.clone() });
+        }
+    }
+
     /// Says hello once per connection and blob.
     fn greet(&mut self, peer: PeerId, digest: Digest) {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
@@ -100,6 +108,13 @@ impl Swarm {
         if !blob.trades.contains_key(&peer) && blob.trades.len() >= limit {
             self.actions.push(Action::SayNotHere { peer, digest, piece: None });
             return;
+        }
+        if blob.trades.contains_key(&peer) && blob.greeted.contains(&peer) && !blob.origin_only {
+            // It lost pieces. It was not told of those that it had.
+            let pieces: Vec<PieceIndex> = blob.have.iter().filter(|&piece| !have.get(piece)).collect();
+            if !pieces.is_empty() {
+                self.actions.push(Action::SayHave { peer, digest, pieces });
+            }
         }
         blob.trades.insert(peer, Trade { have, unusable_until: Duration::ZERO });
         blob.end_grace_if_nobody_comes();

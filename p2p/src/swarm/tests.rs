@@ -45,6 +45,23 @@ fn the_end_of_one_blob_may_set_another_going() {
     assert!(requested(&swarm.on_event(later, Event::Closed(Digest::of(b"other")))));
 }
 
+/// Haves are not sent to who has the piece: who loses it must learn of them.
+#[test]
+fn who_loses_pieces_says_hello_again_and_is_told_who_has_them() {
+    let mut swarm = swarm();
+    let (digest, pieces) = open(&mut swarm, b"shared", &[0, 1, 2, 3], &[0, 1, 2, 3, 4]);
+    let mut less = Bitfield::empty(pieces.len() as u32);
+    less.set(pieces[1]);
+    let told = swarm.on_event(START, Event::Hello { peer: peer(1), digest, have: less });
+    let lost = vec![pieces[0], pieces[2], pieces[3]];
+    assert!(told.contains(&Action::SayHave { peer: peer(1), digest, pieces: lost }), "{told:?}");
+    let dropped = Event::Dropped { digest, pieces: vec![pieces[2]], origin_only: false };
+    let mut have = Bitfield::empty(pieces.len() as u32);
+    [0, 1, 3].into_iter().for_each(|piece| assert!(have.set(pieces[piece])));
+    let said = swarm.on_event(START, dropped);
+    assert!(said.contains(&Action::SayHello { peer: peer(1), digest, have }), "{said:?}");
+}
+
 #[test]
 fn a_blob_fetched_anew_is_served_again_once_it_is_proven() {
     let mut swarm = swarm();

@@ -111,6 +111,8 @@ async fn a_published_object_is_found_by_its_subject_and_after_a_restart() {
     assert_eq!(found.read(0..found.length(), Priority::ReadAhead).await.unwrap(), object);
     found.verified().await.unwrap();
     drop(found);
+    let (kind, length) = (StatementKind::LayerIndex, object.len() as u64);
+    second.accept(Statement { subject, kind, object: digest, length }).await;
     assert!(second.derived(Digest::of(b"other"), StatementKind::LayerIndex).await.is_none());
     first.shutdown().await;
     second.shutdown().await;

@@ -22,11 +22,11 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::raw;
 use crate::support::{Handle, MemoryOrigin, Tracker, content, start, start_with};
 
-const LENGTH: usize = 4 << 20;
+pub(crate) const LENGTH: usize = 4 << 20;
 
 /// How the bytes of a piece are spoilt.
 #[derive(Debug, Clone, Copy)]
-enum Spoil {
+pub(crate) enum Spoil {
     OneBit,
     Truncated,
     AnotherPiece,
@@ -34,14 +34,16 @@ enum Spoil {
     ForgedStatement,
 }
 
-struct Liar {
-    identity: Arc<Identity>,
+pub(crate) struct Liar {
+    pub(crate) identity: Arc<Identity>,
+    /// Whose statements it passes on; its own if none.
+    signer: Option<Arc<Identity>>,
     digest: Digest,
     bytes: Bytes,
     spoil: Spoil,
     /// Whether its statements fit its bytes.
     states_its_lies: bool,
-    sent: AtomicU64,
+    pub(crate) sent: AtomicU64,
 }
 
 impl Liar {
@@ -85,7 +87,13 @@ impl Liar {
             Spoil::ForgedStatement => {}
         }
         let stated = if self.states_its_lies { piece_hash(&bytes) } else { piece_hash(&right) };
-        let mut statement = PieceStatement::sign(&self.identity, &self.digest, LENGTH as u64, piece, stated);
+        let mut statement = PieceStatement::sign(
+            self.signer.as_ref().unwrap_or(&self.identity),
+            &self.digest,
+            LENGTH as u64,
+            piece,
+            stated,
+        );
         if matches!(self.spoil, Spoil::ForgedStatement) {
             let mut encoded = statement.encode();
             encoded[100] ^= 1;
@@ -102,14 +110,25 @@ async fn send(stream: &mut raw::Stream, frame: &Frame) -> std::io::Result<()> {
     stream.flush().await
 }
 
-async fn liar(tracker: &Tracker, bytes: &Bytes, spoil: Spoil, states_its_lies: bool) -> Arc<Liar> {
+pub(crate) async fn liar(tracker: &Tracker, bytes: &Bytes, spoil: Spoil, states_its_lies: bool) -> Arc<Liar> {
+    relay(tracker, bytes, spoil, states_its_lies, None).await
+}
+
+/// A liar that passes on statements of `signer`.
+pub(crate) async fn relay(
+    tracker: &Tracker,
+    bytes: &Bytes,
+    spoil: Spoil,
+    states_its_lies: bool,
+    signer: Option<Arc<Identity>>,
+) -> Arc<Liar> {
     let identity = Arc::new(Identity::generate().unwrap());
     let digest = Digest::of(bytes);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
     tracker.register(identity.id(), address);
     let sent = AtomicU64::new(0);
-    let liar = Arc::new(Liar { identity, digest, bytes: bytes.clone(), spoil, states_its_lies, sent });
+    let liar = Arc::new(Liar { identity, signer, digest, bytes: bytes.clone(), spoil, states_its_lies, sent });
     tokio::spawn(Arc::clone(&liar).listen(listener));
     tracker.add_holder(digest, liar.identity.id(), Holding::Complete);
     liar
@@ -177,7 +196,8 @@ async fn a_lying_lessee_is_found_out_by_the_whole_digest() {
     let blob = node.open(digest, LENGTH as u64, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
     blob.verified().await.unwrap();
     assert_eq!(blob.read(0..LENGTH as u64, Priority::Bulk).await.unwrap(), bytes);
-    assert_eq!(metrics.digest_mismatches.get(), 1);
+    assert!(metrics.digest_mismatches.get() >= 1);
+    assert_eq!(metrics.bans.get(), 1, "its signatures convict it");
     assert_eq!(origin.copies(), 1.0);
     node.shutdown().await;
 }

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails in a helper of a test fails the test")]
 
+mod blame;
 mod cold;
+mod derived;
+mod disk;
 mod faults;
 mod hostile;
 mod limits;

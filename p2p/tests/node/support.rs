@@ -82,6 +82,17 @@ impl Tracker {
         self.state.lock().unwrap().statements.push((statement, BTreeSet::from([peer])));
     }
 
+    /// What is stated of a blob, and by whom.
+    pub(crate) fn stated(&self, subject: &Digest) -> Vec<(Statement, BTreeSet<PeerId>)> {
+        let state = self.state.lock().unwrap();
+        state.statements.iter().filter(|(statement, _)| statement.subject == *subject).cloned().collect()
+    }
+
+    /// As after a restart: nobody has stated anything.
+    pub(crate) fn forget_statements(&self) {
+        self.state.lock().unwrap().statements.clear();
+    }
+
     pub(crate) fn holding(&self, digest: &Digest, peer: &PeerId) -> Option<Holding> {
         self.state.lock().unwrap().holders.get(digest)?.get(peer).copied()
     }

@@ -12,6 +12,7 @@ use crate::layout::PieceIndex;
 use crate::node::Node;
 use crate::node::blob::{Blob, lock};
 use crate::statement::PieceStatement;
+use crate::store::StoreError;
 use crate::swarm::Event;
 use crate::verify::piece_hash;
 use crate::wire::{Frame, PieceHead};
@@ -93,36 +94,41 @@ impl Writer {
     }
 }
 
-/// Who vouches for a piece: whoever did when it came, or this node, which checked it then. None if it is not here. The
-/// bytes are not checked again: that is for who receives them.
+/// Who vouches for a piece: whoever did when it came, or this node, if it has proven the blob. Nobody, if metainfo of
+/// others speaks for it, which the receiver has to have, too. None if it is not here, or nobody is left who vouches for
+/// it: then it waits for the proof of the whole, since this node signs nothing that it does not know to be true.
+///
+/// What a former process left is held against its hash once; else the bytes are not checked again: that is for who
+/// receives them.
 async fn vouch(node: &Arc<Node>, blob: &Arc<Blob>, piece: PieceIndex) -> Option<Option<PieceStatement>> {
-    if !blob.stored.has(piece) {
+    if !blob.stored.has(piece) || !intact(node, blob, piece).await {
         return None;
     }
     if blob.layout.piece_count() == 1 {
         return Some(None);
     }
-    let known = {
+    let (known, by_metainfo) = {
         let mut trust = lock(&blob.trust);
-        if blob.is_verified() {
-            trust.statement_of_proven(&node.config.identity, piece)
-        } else {
-            trust.statement(piece)
-        }
+        let proven = blob.is_verified();
+        let known =
+            if proven { trust.statement_of_proven(&node.config.identity, piece) } else { trust.statement(piece) };
+        (known, trust.needs_no_word())
     };
     match known {
         Some(statement) => Some(Some(statement)),
-        None => state(node, Arc::clone(blob), piece).await.map(Some),
+        None if by_metainfo => Some(None),
+        None if blob.is_verified() => state(node, Arc::clone(blob), piece).await.map(Some),
+        None => None,
     }
 }
 
-/// States the hash of a piece that came before this process started.
+/// States the hash of a piece of a proven blob whose hashes are not at hand.
 async fn state(node: &Arc<Node>, blob: Arc<Blob>, piece: PieceIndex) -> Option<PieceStatement> {
     let identity = Arc::clone(&node.config.identity);
     let stated = tokio::task::spawn_blocking(move || {
         let hash = piece_hash(&blob.stored.read_piece(piece)?);
         let (digest, length) = (blob.digest, blob.layout.length());
-        Ok::<_, crate::store::StoreError>(PieceStatement::sign(&identity, &digest, length, piece, hash))
+        Ok::<_, StoreError>(PieceStatement::sign(&identity, &digest, length, piece, hash))
     });
     match stated.await.ok()? {
         Ok(statement) => Some(statement),
@@ -131,4 +137,19 @@ async fn state(node: &Arc<Node>, blob: Arc<Blob>, piece: PieceIndex) -> Option<P
             None
         }
     }
+}
+
+async fn intact(node: &Arc<Node>, blob: &Arc<Blob>, piece: PieceIndex) -> bool {
+    if !lock(&blob.unchecked).get(piece) {
+        return true;
+    }
+    let checking = Arc::clone(blob);
+    let error = match tokio::task::spawn_blocking(move || checking.is_intact(piece)).await {
+        Ok(Ok(true)) => return true,
+        Ok(Ok(false)) => StoreError::Spoilt { digest: blob.digest, piece: piece.0 },
+        Ok(Err(error)) => error,
+        Err(_) => return false,
+    };
+    node.disk_failed(blob, piece, error).await;
+    false
 }
