@@ -23,6 +23,9 @@ pub(crate) const REFERENCE: &str = include_str!("../contrib/lapwing.toml");
 /// Longest configuration file, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// Most nodes that may be asked to agree: trackers count no further (their `MAX_VOTERS_PER_OBJECT`).
+const MAX_QUORUM: u32 = 64;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
@@ -37,6 +40,7 @@ pub(crate) struct Config {
     pub origin: Origin,
     pub store: Store,
     pub limits: LimitsTable,
+    pub trust: Trust,
     pub registries: RegistriesConfig,
 }
 
@@ -133,6 +137,13 @@ pub(crate) struct Store {
     pub free_floor: ByteSize,
 }
 
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Trust {
+    pub metainfo_quorum: u32,
+    pub index_quorum: u32,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -147,6 +158,7 @@ impl Default for Config {
             origin: Origin::default(),
             store: Store::default(),
             limits: LimitsTable::default(),
+            trust: Trust::default(),
             registries: RegistriesConfig::default(),
         }
     }
@@ -210,6 +222,12 @@ impl Default for Origin {
 impl Default for Store {
     fn default() -> Self {
         Self { quota: ByteSize(0), free_floor: ByteSize(1 << 30) }
+    }
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self { metainfo_quorum: 2, index_quorum: 1 }
     }
 }
 
@@ -280,6 +298,13 @@ impl Config {
         }
         if !(1..=1024).contains(&self.peer.upload_slots) {
             return invalid("peer.upload_slots", format!("{} is not between 1 and 1024", self.peer.upload_slots));
+        }
+        let quorums =
+            [("trust.metainfo_quorum", self.trust.metainfo_quorum), ("trust.index_quorum", self.trust.index_quorum)];
+        for (key, quorum) in quorums {
+            if !(1..=MAX_QUORUM).contains(&quorum) {
+                return invalid(key, format!("{quorum} is not between 1 and {MAX_QUORUM}"));
+            }
         }
         if let Some((key, reason)) = self.limits.invalid() {
             return invalid(key, reason);
@@ -355,6 +380,7 @@ mod tests {
             ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),
+            ("[trust]\nindex_quorum = 0", "trust.index_quorum"),
             ("[limits.origin]\nper_blob = \"1KiB\"", "limits.origin.per_blob"),
             ("[origin]\ncopies = 0", "origin.copies"),
             ("[origin]\nstreams = 1000", "origin.streams"),

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::StatementKind;
+use lapwing_p2p::discovery::{Statement, StatementKind};
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_snapshotter::index::Index;
 use lapwing_snapshotter::lazy::{LazyError, LazyMounts};
@@ -37,6 +37,8 @@ pub(crate) use source::{Origins, SwarmLayer};
 const ABSENT_FOR: Duration = Duration::from_secs(5);
 /// Shortest and longest pause before the background completion of a layer is tried again.
 const COMPLETE_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
+/// Most indexes of one layer that are tried when others turn out wrong.
+const MAX_CANDIDATES: usize = 4;
 /// Most layers whose state is remembered; the oldest absent ones are forgotten first.
 const MAX_LAYERS: usize = 10_000;
 
@@ -153,33 +155,58 @@ impl Layers {
     async fn search(&self, record: &LayerRecord) -> Knowledge {
         let layer = record.layer;
         let Some(mounts) = &self.mounts else { return absent("unsupported", self.unsupported.clone()) };
-        let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else {
-            return absent("no_index", "nobody in the swarm has indexed this layer yet".into());
-        };
-        let bytes = match whole(&object).await {
-            Ok(bytes) => bytes,
-            Err(message) => return absent("index_unavailable", message),
-        };
-        let encoded = bytes.clone();
-        let decoded = tokio::task::spawn_blocking(move || Index::decode(&encoded)).await;
-        let index = match decoded {
-            Ok(Ok(index)) if index.layer() == layer => Arc::new(index),
-            Ok(Ok(index)) => {
-                return absent("index_wrong", format!("index {} is of {}", object.digest(), index.layer()));
+        let mut wrong = None;
+        for _ in 0..MAX_CANDIDATES {
+            let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else { break };
+            let bytes = match whole(&object).await {
+                Ok(bytes) => bytes,
+                Err(message) => return absent("index_unavailable", message),
+            };
+            let statement = index_statement(layer, object.digest(), object.length());
+            match decode(record, bytes.clone()).await {
+                Ok(index) => {
+                    self.node.accept(statement).await;
+                    return self.take_up(mounts, record, index, &bytes).await;
+                }
+                // The next vote may be for a right one.
+                Err(message) => {
+                    self.node.refute(statement).await;
+                    wrong = Some(format!("index {}: {message}", object.digest()));
+                }
             }
-            Ok(Err(error)) => return absent("index_wrong", format!("index {}: {error}", object.digest())),
-            Err(error) => return absent("index_wrong", format!("index {}: {error}", object.digest())),
-        };
-        if index.layer_length() != record.length {
-            let stated = index.layer_length();
-            return absent("index_wrong", format!("index {}: {stated} bytes for {}", object.digest(), record.length));
         }
+        wrong.map_or_else(
+            || absent("no_index", "nobody in the swarm has indexed this layer yet".into()),
+            |message| absent("index_wrong", message),
+        )
+    }
+
+    /// Has a layer with that index mounted whenever it is asked for.
+    async fn take_up(
+        &self,
+        mounts: &Arc<LazyMounts>,
+        record: &LayerRecord,
+        index: Arc<Index>,
+        encoded: &[u8],
+    ) -> Knowledge {
         let diff_id = index.diff_id();
         let source = Arc::new(self.source(record, index.layer_length()));
         let added = mounts.add(index, source).await.map_err(|error| error.to_string());
-        match added.and_then(|_| self.kept.keep(&layer, &bytes)) {
+        match added.and_then(|_| self.kept.keep(&record.layer, encoded)) {
             Ok(()) => Knowledge::Ready { diff_id },
             Err(message) => absent("not_mountable", message),
+        }
+    }
+
+    /// A mounted layer's index was held against the whole layer: this node says now in its own name that it is right, or
+    /// never takes it again.
+    async fn judged(&self, layer: Digest, right: bool) {
+        let Some((object, length)) = self.kept.object(&layer) else { return };
+        let statement = index_statement(layer, object, length);
+        if right {
+            self.node.prove(statement).await;
+        } else {
+            self.node.refute(statement).await;
         }
     }
 
@@ -211,9 +238,17 @@ impl Layers {
             loop {
                 tokio::time::sleep(pause).await;
                 match mounted.complete_all().await {
-                    Ok(()) => break,
+                    Ok(()) => {
+                        if let Some(this) = this.upgrade() {
+                            this.judged(layer, true).await;
+                        }
+                        break;
+                    }
                     Err(error @ LazyError::Quarantined(_)) => {
                         tracing::error!(digest = %layer, %error, "a layer's index was wrong");
+                        if let Some(this) = this.upgrade() {
+                            this.judged(layer, false).await;
+                        }
                         break;
                     }
                     Err(error) => {
@@ -311,6 +346,23 @@ fn is_stale(receiver: &watch::Receiver<Knowledge>) -> bool {
 
 fn absent(reason: &'static str, message: String) -> Knowledge {
     Knowledge::Absent { reason, message, since: Instant::now() }
+}
+
+const fn index_statement(subject: Digest, object: Digest, length: u64) -> Statement {
+    Statement { subject, kind: StatementKind::LayerIndex, object, length }
+}
+
+/// An index of that layer, or why the bytes are none.
+async fn decode(record: &LayerRecord, encoded: bytes::Bytes) -> Result<Arc<Index>, String> {
+    let decoded = tokio::task::spawn_blocking(move || Index::decode(&encoded)).await;
+    let index = decoded.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    if index.layer() != record.layer {
+        return Err(format!("it is of {}", index.layer()));
+    }
+    if index.layer_length() != record.length {
+        return Err(format!("{} bytes for {}", index.layer_length(), record.length));
+    }
+    Ok(Arc::new(index))
 }
 
 /// All bytes of a small derived object, verified.

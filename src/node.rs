@@ -157,6 +157,8 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     settings.upload_slots = config.peer.upload_slots;
     settings.limits = (&config.limits).into();
     settings.insecure = config.peer.insecure;
+    settings.metainfo_quorum = config.trust.metainfo_quorum;
+    settings.index_quorum = config.trust.index_quorum;
     let discovery: Arc<dyn Discovery> = if config.tracker.addresses.is_empty() {
         tracing::warn!("no tracker is configured (tracker.addresses): blobs come from the registries alone");
         Arc::new(solitary::Solitary)

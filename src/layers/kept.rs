@@ -24,6 +24,12 @@ impl KeptIndexes {
         lapwing_snapshotter::lazy::replace_file(&path, encoded).map_err(failed)
     }
 
+    /// The name in the swarm of a layer's index, and its length.
+    pub(super) fn object(&self, layer: &Digest) -> Option<(Digest, u64)> {
+        let bytes = std::fs::read(self.path(layer)).ok()?;
+        Some((Digest::of(&bytes), bytes.len() as u64))
+    }
+
     /// Reads it back, with all the checks that a foreign one gets.
     pub(super) fn load(&self, layer: &Digest) -> Result<Index, String> {
         let path = self.path(layer);
