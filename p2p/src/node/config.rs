@@ -29,8 +29,8 @@ pub struct NodeConfig {
     pub origin_streams_without_tracker: u32,
     /// How long a peer that sent wrong pieces is refused. Default 10 min.
     pub ban: Duration,
-    /// How many nodes must state a blob's metainfo until a piece that contradicts it is its sender's fault. What fewer, or no
-    /// seed, state is used as long as nothing speaks against it. Default 2.
+    /// How many nodes must state a blob's metainfo until a piece that contradicts it is its sender's fault. What fewer
+    /// state is used as long as nothing speaks against it. Default 2.
     pub metainfo_quorum: u32,
     /// How many nodes must state a layer index until it is used. Default 1: the background proof finds a wrong one out.
     pub index_quorum: u32,

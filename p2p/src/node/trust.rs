@@ -1,7 +1,7 @@
 //! Which bytes of a blob are believed before the whole has proven itself.
 //!
-//! * The metainfo of the blob decides, where it is known. *Firm* is what this node made itself, what a seed of the cluster
-//!   states, and what a quorum of nodes agrees on: a piece that contradicts it is its sender's fault. What fewer state is
+//! * The metainfo of the blob decides, where it is known. *Firm* is what this node made itself, and what a quorum of nodes
+//!   agrees on: a piece that contradicts it is its sender's fault. What fewer state is
 //!   *tentative*: pieces that match it are taken, but one that does not may as well be right, so nobody is charged for it,
 //!   and when a few pieces that lessees signed, or one of the origin's own, contradict it, it is refuted.
 //! * Without metainfo, a piece must come with the statement of a peer that discovery names as a lessee of the blob's origin.
