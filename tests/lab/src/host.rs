@@ -152,6 +152,21 @@ impl Host {
         self.counter(0)
     }
 
+    /// A counter of this host's TCP as the kernel calls it, for example `TCPTimeouts` or `RetransSegs`.
+    pub fn tcp_counter(&self, name: &str) -> Result<u64> {
+        for file in ["netstat", "snmp"] {
+            let text = std::fs::read_to_string(format!("/proc/{}/net/{file}", self.inner.holder_pid()))?;
+            let lines: Vec<&str> = text.lines().collect();
+            for [names, values] in lines.as_chunks().0 {
+                let at = names.split_whitespace().position(|column| column == name);
+                if let Some(value) = at.and_then(|at| values.split_whitespace().nth(at)) {
+                    return value.parse().context("not a number");
+                }
+            }
+        }
+        bail!("TCP has no counter called {name}")
+    }
+
     fn counter(&self, column: usize) -> Result<u64> {
         // The counters of the namespace that the holder is in: nobody has to enter it.
         let text = std::fs::read_to_string(format!("/proc/{}/net/dev", self.inner.holder_pid()))?;

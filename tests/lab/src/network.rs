@@ -63,6 +63,10 @@ pub struct Network {
     segment: &'static str,
 }
 
+/// Longest packet that is left for the network to cut up, in bytes. With the usual 64 KiB a full queue drops a connection's whole window at
+/// once, after which it waits for its timer; between real machines single packets are dropped.
+const SEGMENTATION_BYTES: &str = "16384";
+
 /// The bridge of every network, and that of its far segment.
 const NEAR: &str = "br0";
 const FAR: &str = "br1";
@@ -168,6 +172,7 @@ impl NetworkInner {
         let inside = |args: &[&str]| check(Command::new("ip").args(["-n", host]).args(args)).map(drop);
         inside(&["link", "set", "lo", "up"])?;
         inside(&["address", "add", &format!("{address}/16"), "dev", "eth0"])?;
+        inside(&["link", "set", "eth0", "gso_max_size", SEGMENTATION_BYTES])?;
         inside(&["link", "set", "eth0", "up"])?;
         self.set_rates(host, number, rates)
     }

@@ -72,8 +72,8 @@ pub(crate) struct Row {
     pub(crate) node_goodput_mbit: f64,
     pub(crate) pulled_bytes: u64,
     pub(crate) failed_pulls: Vec<String>,
-    /// Sums over the nodes that still run.
-    pub(crate) counters: BTreeMap<&'static str, f64>,
+    /// Sums over the nodes that still run; those of TCP from the start of the hosts, plain transfers included.
+    pub(crate) counters: BTreeMap<String, f64>,
     /// Of every run; the line is that of the median one.
     pub(crate) runs_efficiency: Vec<f64>,
 }

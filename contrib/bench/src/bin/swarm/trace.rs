@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Between two looks.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// Looks in one line of the written trace.
-const LOOKS_PER_LINE: usize = 10;
+const LOOKS_PER_LINE: usize = 1;
 
 /// Counters at one moment.
 #[derive(Debug, Clone)]
@@ -65,7 +65,7 @@ impl Trace {
         self.samples.iter().find(|sample| sample.registry_sent - first >= bytes).map(|sample| sample.at_s)
     }
 
-    /// Writes Mbit/s of each interface, a line a second: the registry's, then each node's up and down.
+    /// Writes Mbit/s of each interface, a line for each look: the registry's, then each node's up and down.
     pub(crate) fn write(&self, file: &Path) -> Result<()> {
         let mut text = String::from("second,registry");
         let nodes = self.samples.first().map_or(0, |sample| sample.nodes.len());

@@ -166,7 +166,16 @@ fn row(scenario: &'static Scenario, stage: &Stage, plain: &Plain, pulling: &Pull
     let mut counters = std::collections::BTreeMap::new();
     for name in COUNTED {
         let alive = stage.nodes.iter().filter_map(|node| node.lapwing.metric(name, "").ok());
-        counters.insert(name, alive.sum());
+        counters.insert(name.to_owned(), alive.sum());
+    }
+    for (name, counter) in [("tcp_timeouts", "TCPTimeouts"), ("tcp_retransmitted_segments", "RetransSegs")] {
+        let registry = stage.registry.host().tcp_counter(counter)?;
+        let mut nodes = 0;
+        for node in &stage.nodes {
+            nodes += node.host.tcp_counter(counter)?;
+        }
+        counters.insert(format!("{name}_registry"), registry as f64);
+        counters.insert(format!("{name}_nodes"), nodes as f64);
     }
     let border = border(scenario, stage)?;
     let own: Vec<f64> = pulling
