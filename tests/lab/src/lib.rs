@@ -4,6 +4,7 @@
 //! - [`Lab`]: one test's names and files; sweeps what earlier, killed runs left behind.
 //! - [`Network`] and [`Host`]: a bridge and hosts with their own network and mount namespaces, rate limits and byte counters.
 //! - [`Registry`], [`Containerd`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with the last two.
+//! - [`CorruptingPeer`]: a peer that sends wrong bytes.
 //! - [`Site`]: a network with registry and tracker, as most tests want it.
 //! - [`image`]: images, built once into a cache outside the tree.
 //! - [`interrupt`]: signals, for programs that are no tests.
@@ -20,6 +21,7 @@
 
 mod cache;
 mod containerd;
+mod corrupting;
 mod host;
 mod http;
 pub mod image;
@@ -39,6 +41,7 @@ pub mod wait;
 
 pub use cache::cache_dir;
 pub use containerd::{Containerd, ContainerdOptions, Flavour, RegistryHosts, SnapshotterPlugin};
+pub use corrupting::CorruptingPeer;
 pub use host::Host;
 pub use http::{Response, http_get};
 pub use lab::Lab;

@@ -1,7 +1,7 @@
 //! Who pulls: a GET of a blob, read to its end and hashed.
 
 use crate::content::{self, Blob};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -61,11 +61,16 @@ fn head(stream: &mut TcpStream, length: u64) -> Result<()> {
         ensure!(head.len() < MAX_HEAD && stream.read(&mut byte)? > 0, "no complete head in {} bytes", head.len());
         head.push(byte[0]);
     }
-    let head = String::from_utf8_lossy(&head);
+    let head = String::from_utf8_lossy(&head).into_owned();
     let stated = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<u64>().ok())?
     });
-    ensure!(head.starts_with("HTTP/1.1 200") && stated == Some(length), "no {length} bytes were answered: {head}");
-    Ok(())
+    if head.starts_with("HTTP/1.1 200") && stated == Some(length) {
+        return Ok(());
+    }
+    let mut body = String::new();
+    // Only to say more.
+    let _ = stream.take(MAX_HEAD as u64).read_to_string(&mut body);
+    bail!("no {length} bytes were answered: {} {body}", head.lines().next().unwrap_or_default())
 }

@@ -12,6 +12,8 @@ pub(crate) enum Fault {
     PeerKilled,
     /// The tracker is killed then.
     TrackerKilled,
+    /// A ninth peer claims to have everything, and corrupts every piece that it sends.
+    Corrupting,
     /// The last node's link has one per cent of its rates from the start.
     Crawling,
 }
@@ -25,7 +27,7 @@ impl Fault {
     /// Does what is to happen at half.
     pub(crate) fn strike(self, stage: &mut Stage) -> Result<()> {
         match self {
-            Self::None | Self::Crawling => Ok(()),
+            Self::None | Self::Corrupting | Self::Crawling => Ok(()),
             Self::PeerKilled => stage.nodes.last_mut().map_or(Ok(()), |node| node.lapwing.kill9()),
             Self::TrackerKilled => stage.tracker.kill9(),
         }

@@ -115,6 +115,12 @@ pub(crate) const ALL: &[Scenario] = &[
         fault: Fault::TrackerKilled,
         ..COLD8
     },
+    Scenario {
+        name: "corrupting",
+        about: "8 nodes and a peer that corrupts every piece",
+        fault: Fault::Corrupting,
+        ..COLD8
+    },
     Scenario { name: "crawling", about: "8 nodes, one at 1 % of its speed", fault: Fault::Crawling, ..COLD8 },
 ];
 

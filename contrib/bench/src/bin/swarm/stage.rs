@@ -4,7 +4,10 @@ use crate::content::Blob;
 use crate::fault::Fault;
 use crate::scenario::Scenario;
 use anyhow::Result;
-use lapwing_lab::{Host, Lab, Lapwing, LapwingSettings, Mbit, Network, Rates, Registry, RegistryOptions, interrupt};
+use lapwing_lab::{
+    CorruptingPeer, Host, Lab, Lapwing, LapwingSettings, Mbit, Network, Rates, Registry, RegistryOptions, interrupt,
+};
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
 
 const REPOSITORY: &str = "bench";
@@ -23,6 +26,7 @@ pub(crate) struct Stage {
     pub(crate) registry: Registry,
     pub(crate) blobs: Vec<Blob>,
     pub(crate) network: Network,
+    pub(crate) corrupting: Option<CorruptingPeer>,
 }
 
 impl Stage {
@@ -56,7 +60,12 @@ impl Stage {
             let lapwing = Lapwing::start(&host, settings(&tracker, &registry, zone))?;
             nodes.push(Node { lapwing, host });
         }
-        Ok(Self { nodes, tracker, registry, blobs, network })
+        let corrupting = (scenario.fault == Fault::Corrupting).then(|| {
+            let mut content = Vec::new();
+            blobs.first().map(|blob| blob.content().read_to_end(&mut content)).transpose()?;
+            CorruptingPeer::start(&network.host_at("corrupting", rates)?, &tracker.tracker_address(), content)
+        });
+        Ok(Self { corrupting: corrupting.transpose()?, nodes, tracker, registry, blobs, network })
     }
 
     /// Where a node's mirror gives the blob, for clients on its host.

@@ -177,6 +177,9 @@ fn row(scenario: &'static Scenario, stage: &Stage, plain: &Plain, pulling: &Pull
         counters.insert(format!("{name}_registry"), registry as f64);
         counters.insert(format!("{name}_nodes"), nodes as f64);
     }
+    if let Some(corrupting) = &stage.corrupting {
+        counters.insert("corrupted_pieces_sent".to_owned(), corrupting.sent() as f64);
+    }
     let border = border(scenario, stage)?;
     let own: Vec<f64> = pulling
         .pulled
