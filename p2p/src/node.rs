@@ -102,6 +102,8 @@ pub struct Node {
     told_otherwise: AtomicBool,
     aside_bytes: AtomicU64,
     next_id: AtomicU64,
+    /// When the last piece came, in milliseconds from the start; 0 before the first.
+    last_piece_ms: AtomicU64,
     wake: Notify,
     flush_now: Notify,
     stopping: CancellationToken,
@@ -158,6 +160,7 @@ impl Node {
             inner: Mutex::new(Inner { swarm, blobs: HashMap::new(), links: HashMap::new() }),
             aside_bytes: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
+            last_piece_ms: AtomicU64::new(0),
             wake: Notify::new(),
             flush_now: Notify::new(),
             stopping: CancellationToken::new(),
@@ -299,6 +302,17 @@ impl Node {
             // By the next tick a limit may allow it.
             self.wake.notify_one();
         }
+    }
+
+    fn note_piece(&self) {
+        let now = u64::try_from(self.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        self.last_piece_ms.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// How long ago the last piece came; none has when this is `None`.
+    fn since_last_piece(&self) -> Option<Duration> {
+        let last = self.last_piece_ms.load(Ordering::Relaxed);
+        (last > 0).then(|| self.elapsed().saturating_sub(Duration::from_millis(last)))
     }
 
     fn elapsed(&self) -> Duration {

@@ -108,8 +108,8 @@ impl Mirror {
         Ok(Body::from_stream(transfer.watch(whole)))
     }
 
-    /// Waits for the first bytes for as long as any bytes of the blob come: many nodes that start together get its rarest
-    /// pieces first, and to send one of them on to the registry would cost a copy.
+    /// Waits for the first bytes for as long as any bytes of the blob come, or its turn has not come: many nodes that start
+    /// together get its rarest pieces first, and to send one of them on to the registry would cost a copy.
     async fn first_bytes(
         &self,
         asked: &Asked,
@@ -120,11 +120,14 @@ impl Mirror {
             let sources = blob.sources();
             sources.bytes_from_peers + sources.bytes_from_origin
         };
-        for _ in 0..PATIENCE {
+        let mut patience = PATIENCE;
+        while patience > 0 {
             let before = arrived();
             match tokio::time::timeout(self.settings.first_byte, stream.next()).await {
                 Ok(first) => return Ok(first),
-                Err(_) if arrived() > before => {}
+                Err(_) if arrived() > before => patience -= 1,
+                // The node is busy with what was asked of it before: other layers of the same image, mostly.
+                Err(_) if blob.may_come_later(self.settings.first_byte) => {}
                 Err(_) => break,
             }
         }

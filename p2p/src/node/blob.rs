@@ -220,6 +220,12 @@ impl Blob {
         }
     }
 
+    /// Whether a piece of this or another blob came lately, and nothing is known against this one: its turn will come.
+    pub fn may_come_later(&self, lately: std::time::Duration) -> bool {
+        let busy = self.node.upgrade().is_some_and(|node| node.since_last_piece().is_some_and(|since| since <= lately));
+        busy && lock(&self.origin_error).is_none()
+    }
+
     fn check(&self, range: &Range<u64>) -> Result<(), ReadError> {
         if range.start > range.end || range.end > self.length() {
             return Err(ReadError::OutOfRange { digest: self.digest, range: range.clone(), length: self.length() });

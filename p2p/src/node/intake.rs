@@ -133,6 +133,7 @@ impl Node {
     /// A piece is in the store: tell the scheduler, then the readers.
     pub(super) fn arrived(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, source: PieceSource, bytes: u64) {
         lock(&blob.unchecked).clear(piece);
+        self.note_piece();
         self.drive(Event::Stored { digest: blob.digest, piece, source });
         let before = blob.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before < FLUSH_BYTES && before + bytes >= FLUSH_BYTES {
