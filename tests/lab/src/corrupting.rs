@@ -12,7 +12,7 @@ use lapwing_p2p::identity::Identity;
 use lapwing_p2p::layout::{PieceIndex, PieceLayout};
 use lapwing_p2p::statement::PieceStatement;
 use lapwing_p2p::verify::piece_hash;
-use lapwing_p2p::wire::handshake::{GREETING_LENGTH, Greeting};
+use lapwing_p2p::wire::handshake::{GREETING_LENGTH, Greeting, PLAINTEXT};
 use lapwing_p2p::wire::{BlobNumber, Frame, HEADER_LENGTH, Header};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -154,15 +154,15 @@ impl Liar {
     }
 
     async fn shake_hands(&self, stream: &mut TcpStream) -> Result<()> {
-        let sent = Greeting { peer: self.identity.id(), nonce: [5; 32] };
+        let sent = Greeting { features: 0, peer: self.identity.id(), nonce: [5; 32] };
         stream.write_all(&sent.encode()).await?;
         let mut greeting = [0; GREETING_LENGTH];
         stream.read_exact(&mut greeting).await?;
         let theirs = Greeting::decode(&greeting)?;
-        stream.write_all(&theirs.prove(&self.identity)).await?;
+        stream.write_all(&theirs.prove(&sent, &self.identity, &PLAINTEXT)).await?;
         let mut proof = [0; 64];
         stream.read_exact(&mut proof).await?;
-        Ok(theirs.check(&sent, &proof)?)
+        Ok(theirs.check(&sent, &proof, &PLAINTEXT)?)
     }
 
     fn lie(&self, piece: PieceIndex) -> Frame {
