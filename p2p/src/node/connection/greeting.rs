@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -16,6 +17,9 @@ use crate::wire::tls::{self, Tls};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of a connection that may wait in this machine for their turn on the network, beyond what is under way.
+const UNSENT_BYTES: u32 = 128 << 10;
 
 /// A connection whose other end has proven who it is.
 pub(in crate::node) struct Channel {
@@ -33,7 +37,7 @@ pub(in crate::node) async fn dial(
 ) -> Result<Channel, ConnectionError> {
     let connecting = timeout(DIAL_TIMEOUT, TcpStream::connect(address));
     let stream = connecting.await.map_err(|_| ConnectionError::TimedOut)??;
-    stream.set_nodelay(true)?;
+    tune(&stream)?;
     let greeting = async {
         let channel = match tls {
             Some(tls) => {
@@ -51,13 +55,20 @@ pub(in crate::node) async fn dial(
     timeout(HANDSHAKE_TIMEOUT, greeting).await.map_err(|_| ConnectionError::TimedOut)?
 }
 
+/// Lets frames go at once, and keeps the kernel from taking in pieces long before it can send them: an upload slot would be free while
+/// its bytes still wait, and slots for two peers would become connections to many that share the uplink.
+fn tune(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)
+}
+
 /// Takes a connection that somebody opened.
 pub(in crate::node) async fn accept(
     stream: TcpStream,
     identity: &Identity,
     tls: Option<&Tls>,
 ) -> Result<Channel, ConnectionError> {
-    stream.set_nodelay(true)?;
+    tune(&stream)?;
     let greeting = async {
         match tls {
             Some(tls) => {
