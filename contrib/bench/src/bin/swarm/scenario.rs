@@ -25,6 +25,8 @@ pub(crate) struct Scenario {
     pub(crate) registry_mbit: u32,
     pub(crate) node_up_mbit: u32,
     pub(crate) node_down_mbit: u32,
+    /// Most copies that the tracker leases; 1 is its default.
+    pub(crate) copies: u32,
     pub(crate) start: Start,
     pub(crate) fault: Fault,
     /// The first node's client reads no faster than twice the mean rate.
@@ -57,6 +59,7 @@ const COLD8: Scenario = Scenario {
     registry_mbit: 100,
     node_up_mbit: 200,
     node_down_mbit: 400,
+    copies: 1,
     start: Start::Together,
     fault: Fault::None,
     streaming_reader: false,
@@ -76,6 +79,7 @@ const COLD32: Scenario = Scenario {
 pub(crate) const ALL: &[Scenario] = &[
     COLD8,
     COLD32,
+    Scenario { name: "cold32x3", about: "the same, three copies allowed", copies: 3, ..COLD32 },
     Scenario {
         name: "fast16",
         about: "cold start of 16 nodes with a fast registry",
@@ -150,7 +154,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), ALL.len());
-        assert!(select(&["cold9".to_owned()]).unwrap_err().to_string().contains("cold32"));
+        assert!(select(&["cold9".to_owned()]).unwrap_err().to_string().contains("cold32x3"));
         assert_eq!(select(&[]).unwrap().len(), ALL.len());
     }
 }

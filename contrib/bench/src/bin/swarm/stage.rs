@@ -45,7 +45,11 @@ impl Stage {
             registry.push_blob(REPOSITORY, &blob.digest, blob.length, blob.content())?;
             blobs.push(blob);
         }
-        let tracker = Lapwing::start(&network.host("tracker", None)?, LapwingSettings::tracker())?;
+        let mut at_tracker = LapwingSettings::tracker().with("origin", &format!("copies = {}", scenario.copies));
+        if far.is_some() {
+            at_tracker = at_tracker.with("origin", "zone = \"near\"");
+        }
+        let tracker = Lapwing::start(&network.host("tracker", None)?, at_tracker)?;
         let rates = Rates::of(Mbit(scenario.node_up_mbit), Mbit(scenario.node_down_mbit));
         let mut nodes = Vec::new();
         for number in 0..scenario.nodes {
