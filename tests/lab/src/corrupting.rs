@@ -105,7 +105,7 @@ impl Liar {
         tracker.announce(self.digest, Some(Holding::Complete)).await?;
         let become_lessee = async {
             let mut request = LeaseRequest::new(self.digest, self.content.len() as u64);
-            request.missing = vec![0..self.layout.piece_count()];
+            request.missing.push(0..self.layout.piece_count());
             while let Ok(reply) = tracker.lease(request.clone()).await {
                 match reply {
                     LeaseReply::Granted(lease) => {
