@@ -25,6 +25,8 @@ pub(crate) struct Admin {
     pub state: Option<Box<dyn Fn() -> serde_json::Value + Send + Sync>>,
     /// Whose speed limits `/api/v1/limits` shows and sets.
     pub limited: Option<Arc<Node>>,
+    /// What else the operator may ask for or set, below `/api/v1/`.
+    pub api: Router,
 }
 
 impl Admin {
@@ -37,18 +39,20 @@ impl Admin {
 /// Binds the listener now, so that a taken port is an error at start; serves until `shutdown`.
 pub(crate) async fn bind(
     address: SocketAddr,
-    admin: Admin,
+    mut admin: Admin,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
+    let api = std::mem::take(&mut admin.api);
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/api/v1/state", get(state))
         .route("/api/v1/limits", get(limits).put(set_limits))
-        .with_state(Arc::new(admin));
+        .with_state(Arc::new(admin))
+        .merge(api);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
             tracing::error!(%error, "the admin listener ended");

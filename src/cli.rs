@@ -27,6 +27,10 @@ pub(crate) enum Command {
     Ls(Query),
     /// Show the speed limits of the node on this machine, or change them until it is started anew
     Limits(Limits),
+    /// Keep blobs on this machine, whatever else needs room, until they are unpinned
+    Pin(Pin),
+    /// Let pinned blobs age again
+    Unpin(Pin),
     /// Check whether this machine can do what Lapwing needs, and say what to mend
     Doctor(Doctor),
     /// Print the configuration's reference, or check a file
@@ -83,6 +87,16 @@ pub(crate) struct Limits {
     /// ... of each blob
     #[arg(long, value_name = "SIZE")]
     pub origin_per_blob: Option<ByteSize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pin {
+    /// Digests of layers or other blobs ("sha256:..."), as `lapwing ls --json` names them
+    #[arg(required = true, value_name = "DIGEST")]
+    pub digests: Vec<lapwing_p2p::digest::Digest>,
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
 }
 
 #[derive(Debug, Args)]

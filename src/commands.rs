@@ -4,3 +4,4 @@ pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod limits;
 pub(crate) mod ls;
+pub(crate) mod pin;

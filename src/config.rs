@@ -134,6 +134,8 @@ pub(crate) struct OriginSite {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Store {
     pub quota: ByteSize,
+    pub high_watermark: u8,
+    pub low_watermark: u8,
     pub free_floor: ByteSize,
 }
 
@@ -221,7 +223,7 @@ impl Default for Origin {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { quota: ByteSize(0), free_floor: ByteSize(1 << 30) }
+        Self { quota: ByteSize(0), high_watermark: 90, low_watermark: 80, free_floor: ByteSize(1 << 30) }
     }
 }
 
@@ -310,6 +312,15 @@ impl Config {
             return invalid(key, reason);
         }
         origin::check(&self.origin)?;
+        let Store { high_watermark: high, low_watermark: low, .. } = self.store;
+        if !(1..=100).contains(&high) || !(1..=high).contains(&low) {
+            return invalid(
+                "store.low_watermark",
+                format!(
+                    "{low} and {high}: percentages, the low watermark at least 1 and not above the high one, that at most 100"
+                ),
+            );
+        }
         for (name, registry) in &self.registries.hosts {
             check_registry(name, registry)?;
         }
@@ -387,6 +398,8 @@ mod tests {
             ("[origin]\nzone = \"a b\"", "origin.zone"),
             ("[origin.sites.\"https://x\"]", "host:port"),
             ("[origin.sites.x]\ncopies = 0", "origin.sites.\"x\".copies"),
+            ("[store]\nhigh_watermark = 70", "store.low_watermark"),
+            ("[store]\nhigh_watermark = 101", "at most 100"),
             ("[registries.hosts.\"http://x\"]", "host:port"),
             ("[registries.hosts.x]\nusername = \"u\"", "go together"),
         ];

@@ -18,8 +18,9 @@ use futures_util::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Statement, StatementKind};
 use lapwing_p2p::node::{Blob, Node};
+use lapwing_p2p::store::Hold;
 use lapwing_snapshotter::index::Index;
-use lapwing_snapshotter::lazy::{LazyError, LazyMounts};
+use lapwing_snapshotter::lazy::{LazyError, LazyMounts, Proof};
 use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Target};
 use tokio::sync::watch;
 
@@ -65,6 +66,8 @@ pub(crate) struct Layers {
     kept: KeptIndexes,
     /// Layers that wait for their background completion, or are in it.
     completing: Mutex<HashSet<Digest>>,
+    /// Keeps the blob of a mounted layer in the store until all of it is in the layer's own file.
+    holds: Mutex<HashMap<PathBuf, (Digest, Hold)>>,
     /// None: never.
     complete_after: Option<Duration>,
     runtime: tokio::runtime::Handle,
@@ -95,6 +98,7 @@ impl Layers {
             mounts,
             kept,
             completing: Mutex::default(),
+            holds: Mutex::default(),
             complete_after,
             runtime,
             unsupported,
@@ -241,6 +245,7 @@ impl Layers {
                     Ok(()) => {
                         if let Some(this) = this.upgrade() {
                             this.judged(layer, true).await;
+                            this.let_go(&layer);
                         }
                         break;
                     }
@@ -262,6 +267,19 @@ impl Layers {
                 this.completing.lock().unwrap_or_else(PoisonError::into_inner).remove(&layer);
             }
         });
+    }
+
+    /// What a mount reads must not be evicted.
+    fn hold(&self, mounts: &LazyMounts, layer: Digest, at: &Path) {
+        let proved = mounts.layer(&layer).is_some_and(|mounted| mounted.progress().proof == Proof::Proved);
+        if !proved {
+            let hold = (layer, self.node.store().hold(layer));
+            self.holds.lock().unwrap_or_else(PoisonError::into_inner).insert(at.to_owned(), hold);
+        }
+    }
+
+    fn let_go(&self, layer: &Digest) {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, (held, _)| held != layer);
     }
 
     fn source(&self, record: &LayerRecord, length: u64) -> SwarmLayer {
@@ -318,11 +336,13 @@ impl RemoteLayers for Layers {
             self.reload(mounts, layer)?;
         }
         mounts.mount(layer, at, lowers).map_err(|error| error.to_string())?;
+        self.hold(mounts, *layer, at);
         self.complete_later(mounts, *layer);
         Ok(())
     }
 
     fn unmount(&self, at: &Path) {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner).remove(at);
         if let Some(mounts) = &self.mounts
             && let Err(error) = mounts.unmount(at)
         {

@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Ls(query) => on_runtime(commands::ls::run(&query)),
+        Command::Pin(arguments) => on_runtime(commands::pin::run(&arguments, true)),
+        Command::Unpin(arguments) => on_runtime(commands::pin::run(&arguments, false)),
         Command::Tracker(daemon) => run_daemon(&daemon, async |config, shutdown| tracker::run(&config, shutdown).await),
         Command::Node(daemon) => {
             run_daemon(&daemon, async |config, shutdown| node::run(config, Embedded::Nothing, shutdown).await)

@@ -31,6 +31,7 @@ use crate::mirror::{self, MirrorMetrics, MirrorSettings};
 use crate::tracker;
 
 pub(crate) mod observer;
+pub(crate) mod pins;
 mod solitary;
 pub(crate) mod state;
 
@@ -97,6 +98,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         serde_json::to_value(state::NodeState::gather(&told.0, &told.1, &told.2)).unwrap_or_default()
     }));
     admin.limited = Some(Arc::clone(&node));
+    admin.api = admin.api.merge(pins::routes(Arc::clone(node.store())));
     let ready = Arc::clone(&admin.ready);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.clone().cancelled_owned())
@@ -150,7 +152,12 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     let quota = (config.store.quota.0 > 0).then_some(config.store.quota.0);
     let store = ChunkStore::open(
         &config.root,
-        StoreConfig { quota_bytes: quota, free_floor_bytes: config.store.free_floor.0 },
+        StoreConfig {
+            quota_bytes: quota,
+            free_floor_bytes: config.store.free_floor.0,
+            high_watermark_percent: config.store.high_watermark,
+            low_watermark_percent: config.store.low_watermark,
+        },
     )?;
     let mut settings = NodeConfig::new(config.peer.listen, Arc::clone(&identity));
     settings.read_deadline = config.lazy.read_deadline.0;

@@ -92,6 +92,15 @@ pub struct Vote {
     pub nodes: u32,
 }
 
+/// How many nodes besides the asker hold all of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Replicas {
+    /// In the asker's zone.
+    pub zone: u32,
+    /// In all zones.
+    pub all: u32,
+}
+
 /// What discovery knows of a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {

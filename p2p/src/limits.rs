@@ -71,3 +71,12 @@ pub const MAX_LESSEES: usize = 4096;
 
 /// Longest file that remembers which objects derive from which blobs, in bytes.
 pub const MAX_DERIVED_FILE_LENGTH: u64 = 64 << 20;
+
+/// Most blobs that an operator may pin.
+pub const MAX_OPERATOR_PINS: usize = 65_536;
+
+/// Longest file of pins that is read, in bytes: that of [`MAX_OPERATOR_PINS`].
+pub const MAX_PINS_FILE_LENGTH: u64 = MAX_OPERATOR_PINS as u64 * 72;
+
+/// Most digests in one question of how many copies there are.
+pub const MAX_REPLICA_QUESTIONS: usize = 256;

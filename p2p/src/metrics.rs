@@ -73,6 +73,12 @@ pub struct Metrics {
     pub active_blobs: Gauge,
     /// `lapwing_peers`: connected peers.
     pub peers: Gauge,
+    /// `lapwing_store_bytes`: bytes of pieces in the chunk store.
+    pub store_bytes: Gauge,
+    /// `lapwing_evicted_blobs_total`: blobs evicted to make room.
+    pub evicted_blobs: Counter,
+    /// `lapwing_evicted_bytes_total`: bytes of pieces of those.
+    pub evicted_bytes: Counter,
 }
 
 impl Metrics {
@@ -87,6 +93,7 @@ impl Metrics {
         counter("false_statements", "Hashes that peers signed and that were wrong", &self.false_statements);
         counter("spoilt_pieces", "Pieces lost on this disk and fetched again", &self.spoilt_pieces);
         counter("digest_mismatches", "Blobs that did not match their digest", &self.digest_mismatches);
+        counter("evicted_blobs", "Blobs evicted to make room", &self.evicted_blobs);
         registry.register("origin_errors", "Origin transfers that failed", self.origin_errors.clone());
         registry.register("active_blobs", "Blobs that something wants", self.active_blobs.clone());
         registry.register("peers", "Connected peers", self.peers.clone());
@@ -94,7 +101,14 @@ impl Metrics {
         registry.register_with_unit("throttled", throttled, Unit::Seconds, self.throttled.clone());
         let bytes = Unit::Bytes;
         registry.register_with_unit("piece", "Bytes of pieces taken in", bytes.clone(), self.piece_bytes.clone());
-        registry.register_with_unit("served", "Bytes of pieces sent to peers", bytes, self.served_bytes.clone());
+        registry.register_with_unit(
+            "served",
+            "Bytes of pieces sent to peers",
+            bytes.clone(),
+            self.served_bytes.clone(),
+        );
+        registry.register_with_unit("evicted", "Bytes evicted to make room", bytes.clone(), self.evicted_bytes.clone());
+        registry.register_with_unit("store", "Bytes of pieces in the chunk store", bytes, self.store_bytes.clone());
     }
 
     pub(crate) fn count_origin_error(&self, error: &OriginError) {

@@ -8,6 +8,7 @@
 //! Who vouched for the pieces of an incomplete blob is forgotten: they are served again once the blob, or its metainfo, is
 //! known. Metainfo that was not published yet is made again.
 
+mod ageing;
 mod aside;
 mod blame;
 mod blob;
@@ -82,6 +83,8 @@ pub struct BlobStatus {
     pub bytes_from_origin: u64,
     /// Whether something wants bytes of it now.
     pub active: bool,
+    /// Whether an operator pinned it.
+    pub pinned: bool,
 }
 
 /// A node of the swarm. Call [`Node::shutdown`] before the last handle goes.
@@ -139,6 +142,7 @@ impl Node {
             seed: fastrand::u64(..),
         };
         let swarm = Swarm::new(config.identity.id(), swarm_config);
+        let removed = store.watch_removed();
         let derived = {
             let store = Arc::clone(&store);
             let root = store.root().to_owned();
@@ -170,6 +174,8 @@ impl Node {
         node.spawn(keeping::accept(Arc::clone(&node), listener));
         node.spawn(keeping::tick(Arc::clone(&node)));
         node.spawn(keeping::flush(Arc::clone(&node)));
+        node.spawn(ageing::age(Arc::clone(&node)));
+        node.spawn(ageing::withdraw_removed(Arc::clone(&node), removed));
         node.spawn(Arc::clone(&node).announce_stored());
         Ok(node)
     }
@@ -281,6 +287,7 @@ impl Node {
                 bytes_from_peers: sources.bytes_from_peers,
                 bytes_from_origin: sources.bytes_from_origin,
                 active: inner.swarm.is_active(&summary.digest),
+                pinned: summary.pinned,
             }
         };
         stored.into_iter().map(status).collect()

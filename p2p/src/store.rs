@@ -4,7 +4,8 @@
 //!
 //! Keeps *blobs*, immutable byte strings named by their SHA-256, in whole or in part. A part is a set of pieces
 //! ([`PieceLayout`]); each can be read, sent and traded as soon as it is written. A download that died goes on from the
-//! pieces that are here ([`ChunkStore::open_blob`]). Old blobs make room for new ones ([`ChunkStore::make_room`]).
+//! pieces that are here ([`ChunkStore::open_blob`]). Old blobs make room for new ones ([`ChunkStore::age`]), and whoever
+//! announces what is here hears of it ([`ChunkStore::watch_removed`]).
 //!
 //! It does not fetch and does not judge: bytes are written as they are given. Whoever writes a piece has checked it
 //! ([`crate::verify`]), or finds out with [`StoredBlob::verify`] and takes it back with [`StoredBlob::drop_pieces`].
@@ -14,6 +15,7 @@
 //! ```text
 //! <root>/                           0700, owned by the user of the process
 //!   blobs/lock                      locked by the one process that has the store
+//!   blobs/pins                      digests that an operator pinned, one a line
 //!   blobs/sha256/ab/abcd.../data    sparse file of the blob's length; its modification time is the blob's last use
 //!                           pieces  length, bitmap, verified flag, checksum (format: store/bitmap.rs)
 //!                           metainfo  hash of every piece + CRC-32C, once verified (format: crate::verify)
@@ -25,8 +27,9 @@
 //! # Who owns what
 //!
 //! [`ChunkStore`] owns the table of blobs, in shards; [`StoredBlob`] owns one data file and its bits (`store/state.rs`).
-//! A blob nobody holds may be closed, to save its descriptor, and is opened again when asked for. A [`Pin`] keeps a blob
-//! from eviction; without one, a handle still reads, but writing may fail with [`StoreError::Removed`].
+//! A blob nobody holds may be closed, to save its descriptor, and is opened again when asked for. A [`Pin`], a
+//! [`Hold`] and an operator's pin (`store/pins.rs`) keep a blob from eviction; without one, a handle still reads, but
+//! writing may fail with [`StoreError::Removed`].
 //!
 //! Locks, outermost first: the turn to evict, a shard's turn to open or remove, a blob's turn to replace its bitmap,
 //! a shard's table, a blob's bits. The last two are held for memory operations only; no lock is held while data are
@@ -52,14 +55,18 @@ mod bitmap;
 mod blob;
 mod disk;
 mod error;
+mod order;
+mod pins;
 mod room;
 mod state;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
+
+use tokio::sync::mpsc;
 
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
@@ -68,20 +75,32 @@ use crate::limits::MAX_IDLE_OPEN_BLOBS;
 
 pub use blob::{Pin, StoredBlob};
 pub use error::StoreError;
+pub use pins::Hold;
 
 use blob::byte_count;
 use disk::BlobRoot;
+use pins::Pins;
 use room::Room;
 
 const SHARDS: usize = 64;
 
 /// Bounds on the space that a store takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreConfig {
     /// Most bytes of pieces to keep; without it the free-space floor alone bounds the store.
     pub quota_bytes: Option<u64>,
     /// Bytes of the filesystem that are left free; zero for none.
     pub free_floor_bytes: u64,
+    /// Percent of the quota above which eviction starts. Default 90.
+    pub high_watermark_percent: u8,
+    /// Percent of the quota at which eviction ends. Default 80.
+    pub low_watermark_percent: u8,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { quota_bytes: None, free_floor_bytes: 0, high_watermark_percent: 90, low_watermark_percent: 80 }
+    }
 }
 
 /// One line of [`ChunkStore::list`].
@@ -97,8 +116,21 @@ pub struct BlobSummary {
     pub verified: bool,
     /// When it was last used; exact to a minute for uses before this process started.
     pub last_use: SystemTime,
-    /// Whether somebody needs it right now.
+    /// Whether a mount or a download needs it right now.
+    pub in_use: bool,
+    /// Whether an operator pinned it.
     pub pinned: bool,
+}
+
+/// A blob that is not in the store any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// Which.
+    pub digest: Digest,
+    /// Bytes of its pieces that were there.
+    pub bytes: u64,
+    /// Whether it made room for others.
+    pub evicted: bool,
 }
 
 /// All blobs below one directory.
@@ -107,7 +139,11 @@ pub struct ChunkStore {
     root: Arc<BlobRoot>,
     room: Room,
     shards: [Shard; SHARDS],
+    pins: Pins,
     open_blobs: AtomicUsize,
+    /// Open blobs above which descriptors are given up.
+    close_above: AtomicUsize,
+    removed: OnceLock<mpsc::UnboundedSender<Removed>>,
     this: Weak<ChunkStore>,
 }
 
@@ -138,7 +174,8 @@ impl Entry {
                     have_bytes: byte_count(blob.layout(), &state.have),
                     verified: state.verified,
                     last_use: blob.last_use(),
-                    pinned: state.in_use(),
+                    in_use: state.in_use(),
+                    pinned: false,
                 }
             }
         }
@@ -154,10 +191,14 @@ impl ChunkStore {
     /// Opens the store in `root`, making it if need be, and finds again what a former process left.
     pub fn open(root: &Path, config: StoreConfig) -> Result<Arc<Self>, StoreError> {
         let root = Arc::new(BlobRoot::open(root)?);
+        let pins = Pins::load(root.path.parent().map(Path::to_owned))?;
         let store = Arc::new_cyclic(|this| Self {
             room: Room::new(config),
             shards: std::array::from_fn(|_| Shard::default()),
+            pins,
             open_blobs: AtomicUsize::new(0),
+            close_above: AtomicUsize::new(MAX_IDLE_OPEN_BLOBS),
+            removed: OnceLock::new(),
             this: this.clone(),
             root,
         });
@@ -186,6 +227,7 @@ impl ChunkStore {
             have_bytes,
             verified: bitmap.verified,
             last_use: *last_use,
+            in_use: false,
             pinned: false,
         };
         lock(&self.shard(&digest).entries).insert(digest, Entry::Closed(summary));
@@ -225,7 +267,7 @@ impl ChunkStore {
         let pin = match self.try_open(digest, layout) {
             Err(StoreError::LengthMismatch { .. }) if self.is_unwritten(digest) => {
                 // Whoever stated the other length must not be able to keep the blob out.
-                self.remove(digest)?;
+                self.discard(digest, false)?;
                 self.try_open(digest, layout)?
             }
             opened => opened?,
@@ -235,8 +277,11 @@ impl ChunkStore {
     }
 
     fn is_unwritten(&self, digest: &Digest) -> bool {
-        let summary = lock(&self.shard(digest).entries).get(digest).map(Entry::summary);
-        summary.is_some_and(|blob| blob.have_bytes == 0 && !blob.pinned)
+        self.summary(digest).is_some_and(|blob| blob.have_bytes == 0 && !blob.in_use)
+    }
+
+    fn summary(&self, digest: &Digest) -> Option<BlobSummary> {
+        lock(&self.shard(digest).entries).get(digest).map(Entry::summary)
     }
 
     fn try_open(&self, digest: &Digest, layout: PieceLayout) -> Result<Pin, StoreError> {
@@ -280,6 +325,7 @@ impl ChunkStore {
         self.root.used.fetch_sub(closed.have_bytes, Ordering::Relaxed);
         let Some(mut found) = found else {
             entries().remove(digest);
+            self.tell_removed(Removed { digest: *digest, bytes: closed.have_bytes, evicted: false });
             return Ok(None);
         };
         found.last_use = found.last_use.max(closed.last_use);
@@ -295,7 +341,7 @@ impl ChunkStore {
             entries.insert(digest, Entry::Open(blob));
             taken
         };
-        if self.open_blobs.fetch_add(1, Ordering::Relaxed) >= MAX_IDLE_OPEN_BLOBS {
+        if self.open_blobs.fetch_add(1, Ordering::Relaxed) >= self.close_above.load(Ordering::Relaxed) {
             self.close_idle();
         }
         taken
@@ -313,6 +359,9 @@ impl ChunkStore {
                 }
             }
         }
+        // Where most are in use, looking at all of them for each blob that is opened would cost more than descriptors do.
+        let left = self.open_blobs.load(Ordering::Relaxed);
+        self.close_above.store((left + left / 4).max(MAX_IDLE_OPEN_BLOBS), Ordering::Relaxed);
     }
 
     /// Stores a small blob whole: checked against its digest, durable and verified on return. Evicts if need be.
@@ -342,12 +391,32 @@ impl ChunkStore {
     /// Every blob that is here, in no order.
     pub fn list(&self) -> Vec<BlobSummary> {
         let summaries = |shard: &Shard| lock(&shard.entries).values().map(Entry::summary).collect::<Vec<_>>();
-        self.shards.iter().flat_map(summaries).collect()
+        let mut blobs: Vec<_> = self.shards.iter().flat_map(summaries).collect();
+        for blob in &mut blobs {
+            blob.in_use |= self.pins.is_held(&blob.digest);
+            blob.pinned = self.pins.is_pinned(&blob.digest);
+        }
+        blobs
     }
 
-    /// Removes a blob; false if it was not here. Refused while it is pinned or written. Who holds a handle to it can
-    /// still read, and its space comes back when the last handle is gone.
+    /// Removes a blob; false if it was not here. Refused while it is in use, or pinned by an operator. Who has a handle to
+    /// it can still read, and its space comes back when the last handle is gone.
     pub fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.take_out(digest, false)
+    }
+
+    fn take_out(&self, digest: &Digest, evicted: bool) -> Result<bool, StoreError> {
+        if self.pins.is_pinned(digest) {
+            return Err(StoreError::Pinned(*digest));
+        }
+        if self.pins.is_held(digest) {
+            return Err(StoreError::InUse(*digest));
+        }
+        self.discard(digest, evicted)
+    }
+
+    /// Removes a blob that nobody has open, whoever pinned it.
+    fn discard(&self, digest: &Digest, evicted: bool) -> Result<bool, StoreError> {
         let shard = self.shard(digest);
         let _turn = lock(&shard.lifecycle);
         let (entry, have_bytes) = {
@@ -367,6 +436,7 @@ impl ChunkStore {
             (entries.remove(digest), have_bytes)
         };
         self.root.used.fetch_sub(have_bytes, Ordering::Relaxed);
+        self.tell_removed(Removed { digest: *digest, bytes: have_bytes, evicted });
         let Some(Entry::Open(blob)) = entry else {
             disk::discard(&self.root.blob(digest))?;
             return Ok(true);
@@ -376,6 +446,21 @@ impl ChunkStore {
         let _flushed = lock(&blob.bitmap_turn);
         disk::discard(&self.root.blob(digest))?;
         Ok(true)
+    }
+
+    fn tell_removed(&self, removed: Removed) {
+        if let Some(listener) = self.removed.get() {
+            // Who has stopped listening does not mind.
+            let _ = listener.send(removed);
+        }
+    }
+
+    /// Tells of every blob that is removed from now on, whoever removes it. For one listener; a second one hears
+    /// nothing.
+    pub fn watch_removed(&self) -> mpsc::UnboundedReceiver<Removed> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let _ = self.removed.set(sender);
+        receiver
     }
 
     /// Bytes of all pieces that are here or being written.

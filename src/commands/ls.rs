@@ -49,7 +49,7 @@ fn layers(layers: &[LayerState]) -> Table {
 }
 
 fn blobs(blobs: &[BlobState]) -> Table {
-    let mut table = plain(["BLOB", "SIZE", "HELD", "VERIFIED", "PEERS", "FROM PEERS", "FROM ORIGIN"]);
+    let mut table = plain(["BLOB", "SIZE", "HELD", "VERIFIED", "PEERS", "FROM PEERS", "FROM ORIGIN", "PINNED"]);
     for blob in blobs {
         table.add_row([
             short(&blob.digest),
@@ -59,6 +59,7 @@ fn blobs(blobs: &[BlobState]) -> Table {
             blob.peers.to_string(),
             size(blob.bytes_from_peers),
             size(blob.bytes_from_origin),
+            if blob.pinned { "yes" } else { "" }.to_owned(),
         ]);
     }
     table

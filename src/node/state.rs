@@ -24,6 +24,7 @@ impl NodeState {
             peers: blob.peers,
             bytes_from_peers: blob.bytes_from_peers,
             bytes_from_origin: blob.bytes_from_origin,
+            pinned: blob.pinned,
         });
         let mut layer_states: Vec<_> = layers
             .snapshot()
@@ -69,6 +70,9 @@ pub(crate) struct BlobState {
     pub peers: usize,
     pub bytes_from_peers: u64,
     pub bytes_from_origin: u64,
+    /// Whether an operator pinned it.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 /// A layer of an image that passed the mirror or was asked for by the snapshotter.

@@ -59,6 +59,13 @@ impl BlobRoot {
         let hex = digest.hex();
         self.path.join(&hex[..2]).join(hex)
     }
+
+    /// Bytes that may still be written to its filesystem.
+    pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
+        let examined = rustix::fs::statvfs(&self.path);
+        let stat = examined.map_err(|error| StoreError::io("examine", &self.path, error.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
 }
 
 /// Makes `directory` unless it is there; refuses one in which others could have put something.
@@ -277,10 +284,4 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     fs::read_dir(directory)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
         .map_err(|error| StoreError::io("list", directory, error))
-}
-
-/// Bytes that may still be written to the filesystem of `path`.
-pub(super) fn free_bytes(path: &Path) -> Result<u64, StoreError> {
-    let stat = rustix::fs::statvfs(path).map_err(|error| StoreError::io("examine", path, error.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::digest::Digest;
 use crate::layout::TooLong;
+use crate::limits::MAX_OPERATOR_PINS;
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,12 @@ pub enum StoreError {
     /// Somebody needs the blob.
     #[error("blob {0} is in use by a mount or a download; try again when that has ended")]
     InUse(Digest),
+    /// An operator pinned the blob.
+    #[error("blob {0} is pinned; `lapwing unpin {0}` lets it go")]
+    Pinned(Digest),
+    /// There are as many pins as there may be.
+    #[error("blob {0} is not pinned: {MAX_OPERATOR_PINS} others are; unpin some of them first")]
+    TooManyPins(Digest),
     /// The blob was removed or evicted while this handle to it was held.
     #[error("blob {0} was removed from the store; open it again")]
     Removed(Digest),

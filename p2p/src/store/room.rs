@@ -1,58 +1,129 @@
-//! Room: the quota, the free-space floor, and what is evicted for them.
+//! Room: the quota with its watermarks, the free-space floor, and what is evicted for them.
+//!
+//! Whoever looks after the store ages it ([`ChunkStore::age`]) when it is [`ChunkStore::crowded`]: beyond the high
+//! watermark, or close to the floor. A write evicts by itself only when it would go beyond the quota or the floor.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 use super::error::StoreError;
-use super::{ChunkStore, StoreConfig, disk, lock};
+use super::order::{Candidate, eviction_order, oldest};
+use super::{BlobSummary, ChunkStore, StoreConfig, lock};
 use crate::digest::Digest;
+use crate::discovery::Replicas;
 
-/// Percent of the quota above which eviction starts.
-const HIGH_WATERMARK: u64 = 90;
-/// Percent of the quota at which eviction ends.
-const LOW_WATERMARK: u64 = 80;
+/// For how long it is believed how many copies there are elsewhere.
+const REPLICAS_FRESH: Duration = Duration::from_secs(600);
 
 /// Limits, and the turn of those who evict.
 #[derive(Debug)]
 pub(super) struct Room {
     config: StoreConfig,
     turn: Mutex<()>,
-    /// Use in bytes above which a write starts eviction. Above the high watermark when the last pass found too little,
-    /// so that not every write looks again.
-    evict_above: AtomicU64,
+    /// Use in bytes above which a write calls for ageing. Above the high watermark when the last pass found too little, so
+    /// that not every write calls again.
+    call_above: AtomicU64,
+    crowded: Notify,
+    replicas: Mutex<HashMap<Digest, (Replicas, Instant)>>,
+}
+
+/// When eviction starts, and when it ends.
+#[derive(Debug, Clone, Copy)]
+struct Marks {
+    above: u64,
+    down_to: u64,
 }
 
 impl Room {
     pub(super) fn new(config: StoreConfig) -> Self {
-        let evict_above = config.quota_bytes.map_or(u64::MAX, |quota| percent(quota, HIGH_WATERMARK));
-        Self { config, turn: Mutex::new(()), evict_above: AtomicU64::new(evict_above) }
+        let room = Self {
+            config,
+            turn: Mutex::new(()),
+            call_above: AtomicU64::new(0),
+            crowded: Notify::new(),
+            replicas: Mutex::default(),
+        };
+        room.call_above.store(room.high(), Ordering::Relaxed);
+        room
+    }
+
+    fn high(&self) -> u64 {
+        self.config.quota_bytes.map_or(u64::MAX, |quota| percent(quota, self.config.high_watermark_percent))
+    }
+
+    fn low(&self) -> u64 {
+        let mark = self.config.low_watermark_percent.min(self.config.high_watermark_percent);
+        self.config.quota_bytes.map_or(u64::MAX, |quota| percent(quota, mark))
+    }
+
+    /// How far above the floor ageing begins; it ends twice as far.
+    const fn floor_margin(&self) -> u64 {
+        self.config.free_floor_bytes / 8
     }
 }
 
-const fn percent(quota: u64, percent: u64) -> u64 {
-    quota / 100 * percent + quota % 100 * percent / 100
+const fn percent(quota: u64, percent: u8) -> u64 {
+    quota / 100 * percent as u64 + quota % 100 * percent as u64 / 100
 }
 
 impl ChunkStore {
     /// Sees to it that `bytes` more can be written, under the quota and above the free-space floor. Evicts the least
-    /// recently used blobs that nobody has pinned: beyond 90 % of the quota until 80 % are left, and as many as the
-    /// floor demands.
+    /// recently used blobs that nobody has pinned: beyond the high watermark until the low one is reached, and as many
+    /// as the floor demands.
     pub fn make_room(&self, bytes: u64) -> Result<(), StoreError> {
-        self.make_room_for(bytes, bytes)
+        self.make_room_for(bytes, bytes, Marks { above: self.room.high(), down_to: self.room.low() })
+    }
+
+    /// Evicts down to the low watermark when the high one is exceeded, and as much again as lies between floor and the
+    /// mark above it. False if what nobody needs is not enough for that.
+    pub fn age(&self) -> Result<bool, StoreError> {
+        let _turn = lock(&self.room.turn);
+        self.keep_quota(0, Marks { above: self.room.high(), down_to: self.room.low() })?;
+        let margin = self.room.floor_margin();
+        if !self.floor_kept(margin)? {
+            self.evict_until(|store| store.floor_kept(2 * margin))?;
+        }
+        Ok(self.used_bytes() <= self.room.high() && self.floor_kept(margin)?)
+    }
+
+    /// Waits until it is time to [`Self::age`].
+    pub async fn crowded(&self) {
+        self.room.crowded.notified().await;
     }
 
     /// Counts `bytes` as used and sees to it that they may be.
     pub(super) fn reserve(&self, bytes: u64) -> Result<(), StoreError> {
         let used = self.root.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let made = if used > self.room.evict_above.load(Ordering::Relaxed) {
-            self.make_room_for(0, bytes)
-        } else {
-            self.floor_kept(bytes).and_then(|kept| if kept { Ok(()) } else { self.make_room_for(0, bytes) })
+        if used > self.room.call_above.load(Ordering::Relaxed) {
+            self.room.crowded.notify_one();
+        }
+        let quota = self.room.config.quota_bytes.unwrap_or(u64::MAX);
+        let marks = Marks { above: quota, down_to: self.room.high() };
+        let made = match self.is_free(bytes) {
+            Ok(true) if used <= quota => Ok(()),
+            Ok(_) => self.make_room_for(0, bytes, marks),
+            Err(error) => Err(error),
         };
         made.inspect_err(|_| {
             self.root.used.fetch_sub(bytes, Ordering::Relaxed);
         })
+    }
+
+    /// Whether `bytes` more leave the floor alone; calls for ageing when it comes close.
+    fn is_free(&self, bytes: u64) -> Result<bool, StoreError> {
+        let floor = self.room.config.free_floor_bytes;
+        if floor == 0 {
+            return Ok(true);
+        }
+        let left = self.root.free_bytes()?.saturating_sub(bytes);
+        if left < floor + self.room.floor_margin() {
+            self.room.crowded.notify_one();
+        }
+        Ok(left >= floor)
     }
 
     /// Evicts at least `bytes` if possible; whether anything was.
@@ -64,9 +135,16 @@ impl ChunkStore {
     }
 
     /// `uncounted` bytes are to come that are not in the used ones yet; `unwritten` bytes that are not on disk yet.
-    fn make_room_for(&self, uncounted: u64, unwritten: u64) -> Result<(), StoreError> {
+    fn make_room_for(&self, uncounted: u64, unwritten: u64, marks: Marks) -> Result<(), StoreError> {
         let _turn = lock(&self.room.turn);
-        self.keep_quota(uncounted)?;
+        self.keep_quota(uncounted, marks)?;
+        let used = self.used_bytes().saturating_add(uncounted);
+        if let Some(quota) = self.room.config.quota_bytes.filter(|&quota| used > quota) {
+            return Err(self.no_space(format!(
+                "{used} bytes are needed beside what is in use, with a quota of {quota}; raise the quota, or wait until \
+                 mounts and downloads end"
+            )));
+        }
         self.evict_until(|store| store.floor_kept(unwritten))?;
         if !self.floor_kept(unwritten)? {
             let floor = self.room.config.free_floor_bytes;
@@ -78,27 +156,20 @@ impl ChunkStore {
         Ok(())
     }
 
-    fn keep_quota(&self, uncounted: u64) -> Result<(), StoreError> {
+    fn keep_quota(&self, uncounted: u64, marks: Marks) -> Result<(), StoreError> {
         let Some(quota) = self.room.config.quota_bytes else { return Ok(()) };
-        let (low, high) = (percent(quota, LOW_WATERMARK), percent(quota, HIGH_WATERMARK));
         let wanted = |store: &Self| store.used_bytes().saturating_add(uncounted);
-        if wanted(self) <= high {
+        if wanted(self) <= marks.above {
             return Ok(());
         }
         // What cannot succeed must not empty the cache.
-        let evictable: u64 = self.list().iter().filter(|blob| !blob.pinned).map(|blob| blob.have_bytes).sum();
+        let evictable: u64 = self.candidates().iter().map(|candidate| candidate.bytes).sum();
         if wanted(self).saturating_sub(evictable) <= quota {
-            self.evict_until(|store| Ok(wanted(store) <= low))?;
+            self.evict_until(|store| Ok(wanted(store) <= marks.down_to))?;
         }
-        let used = wanted(self);
-        let again = if used <= low { high } else { used.saturating_add(quota / 100).clamp(high, quota) };
-        self.room.evict_above.store(again, Ordering::Relaxed);
-        if used > quota {
-            return Err(self.no_space(format!(
-                "{used} bytes are needed beside what is in use, with a quota of {quota}; raise the quota, or wait until \
-                 mounts and downloads end"
-            )));
-        }
+        let (used, high) = (wanted(self), self.room.high());
+        let again = if used <= high { high } else { used.saturating_add(quota / 100).clamp(high, quota) };
+        self.room.call_above.store(again, Ordering::Relaxed);
         Ok(())
     }
 
@@ -109,18 +180,20 @@ impl ChunkStore {
     /// Whether the floor is kept when `bytes` more are written.
     fn floor_kept(&self, bytes: u64) -> Result<bool, StoreError> {
         let floor = self.room.config.free_floor_bytes;
-        Ok(floor == 0 || disk::free_bytes(&self.root.path)? >= floor.saturating_add(bytes))
+        Ok(floor == 0 || self.root.free_bytes()? >= floor.saturating_add(bytes))
     }
 
-    /// Evicts one blob after the other, least recently used first, until `enough` or nothing is left to evict.
+    /// Evicts one blob after the other until `enough` or nothing is left to evict. The caller has the turn to evict.
     fn evict_until(&self, enough: impl Fn(&Self) -> Result<bool, StoreError>) -> Result<(), StoreError> {
         if enough(self)? {
             return Ok(());
         }
-        for (_, digest) in self.eviction_order() {
-            match self.remove(&digest) {
-                Ok(removed) => tracing::info!(%digest, removed, "evicted"),
-                Err(StoreError::InUse(_)) => {}
+        let needed = self.used_bytes().saturating_sub(self.room.low());
+        for candidate in eviction_order(self.candidates(), needed) {
+            let digest = candidate.digest;
+            match self.take_out(&digest, true) {
+                Ok(_) => tracing::info!(%digest, bytes = candidate.bytes, "evicted"),
+                Err(StoreError::InUse(_) | StoreError::Pinned(_)) => {}
                 Err(error) => tracing::warn!(%digest, %error, "not evicted"),
             }
             if enough(self)? {
@@ -130,10 +203,39 @@ impl ChunkStore {
         Ok(())
     }
 
-    fn eviction_order(&self) -> Vec<(SystemTime, Digest)> {
-        let unpinned = self.list().into_iter().filter(|blob| !blob.pinned && blob.have_bytes > 0);
-        let mut order: Vec<_> = unpinned.map(|blob| (blob.last_use, blob.digest)).collect();
-        order.sort_unstable();
-        order
+    fn candidates(&self) -> Vec<Candidate> {
+        let unneeded = |blob: &BlobSummary| !blob.in_use && !blob.pinned && blob.have_bytes > 0;
+        let blobs = self.list().into_iter().filter(unneeded);
+        let now = Instant::now();
+        let mut known = lock(&self.room.replicas);
+        known.retain(|_, (_, since)| now.duration_since(*since) < REPLICAS_FRESH);
+        let candidate = |blob: BlobSummary| Candidate {
+            digest: blob.digest,
+            last_use: blob.last_use,
+            bytes: blob.have_bytes,
+            replicas: known.get(&blob.digest).map(|(replicas, _)| *replicas).filter(|_| blob.verified),
+        };
+        blobs.map(candidate).collect()
+    }
+
+    /// The complete blobs that are next to be evicted, of which it would be good to know how many copies there are
+    /// elsewhere: at most `limit`, least recently used first. None while there is nothing to evict for.
+    pub fn unweighed(&self, limit: usize) -> Result<Vec<Digest>, StoreError> {
+        let near = |mark: u64| self.used_bytes() > mark - mark / 20;
+        if !near(self.room.high()) && self.floor_kept(3 * self.room.floor_margin())? {
+            return Ok(Vec::new());
+        }
+        let mut candidates = self.candidates();
+        candidates.sort_unstable_by_key(|candidate| (candidate.last_use, candidate.digest));
+        let old = oldest(&candidates, self.used_bytes().saturating_sub(self.room.low()));
+        let unknown = candidates[..old].iter().filter(|candidate| candidate.replicas.is_none());
+        let verified = |digest: &Digest| self.summary(digest).is_some_and(|blob| blob.verified);
+        Ok(unknown.map(|candidate| candidate.digest).filter(verified).take(limit).collect())
+    }
+
+    /// Takes note of how many complete copies other nodes have. Believed for ten minutes.
+    pub fn weigh(&self, replicas: impl IntoIterator<Item = (Digest, Replicas)>) {
+        let now = Instant::now();
+        lock(&self.room.replicas).extend(replicas.into_iter().map(|(digest, count)| (digest, (count, now))));
     }
 }

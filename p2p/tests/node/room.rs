@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::metrics::Metrics;
 use lapwing_p2p::node::Node;
@@ -14,8 +15,11 @@ use crate::support::{Handle, MemoryOrigin, Tracker, content, start_on};
 const MIB: usize = 1 << 20;
 
 async fn node_with_quota(root: &std::path::Path, quota_bytes: usize) -> Arc<Node> {
-    let store =
-        ChunkStore::open(root, StoreConfig { quota_bytes: Some(quota_bytes as u64), free_floor_bytes: 0 }).unwrap();
+    let store = ChunkStore::open(
+        root,
+        StoreConfig { quota_bytes: Some(quota_bytes as u64), free_floor_bytes: 0, ..StoreConfig::default() },
+    )
+    .unwrap();
     let tracker = Arc::new(Tracker::default());
     start_on(&tracker, store, Arc::new(Identity::generate().unwrap()), Arc::new(Metrics::default()), |_| {}).await
 }
@@ -34,6 +38,49 @@ async fn a_blob_that_was_pulled_makes_way_for_the_next() {
     }
     let pulled = node.blobs().iter().filter(|blob| blob.length == 3 * MIB as u64).count();
     assert_eq!(pulled, 1, "the last one is left");
+    node.shutdown().await;
+}
+
+async fn pull(node: &Arc<Node>, length: usize, seed: u64) -> Digest {
+    let bytes = content(length, seed);
+    let digest = Digest::of(&bytes);
+    let origin = Arc::new(Handle(MemoryOrigin::new(bytes)));
+    node.open(digest, length as u64, Some(origin)).unwrap().verified().await.unwrap();
+    digest
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.expect("it never came true");
+}
+
+/// Three blobs of 3 MiB are above 90 % of 10 MiB: one goes before anything more is to be written, and nobody is sent
+/// here for it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_evicted_is_evicted_ahead_of_need_and_withdrawn_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let config = StoreConfig { quota_bytes: Some(10 * MIB as u64), ..StoreConfig::default() };
+    let store = ChunkStore::open(root.path(), config).unwrap();
+    let (tracker, metrics) = (Arc::new(Tracker::default()), Arc::new(Metrics::default()));
+    let identity = Arc::new(Identity::generate().unwrap());
+    let node = start_on(&tracker, store, identity, Arc::clone(&metrics), |_| {}).await;
+    let mut pulled = Vec::new();
+    for seed in 0..3 {
+        let digest = pull(&node, 3 * MIB, seed).await;
+        until(|| tracker.holding(&digest, &node.id()) == Some(Holding::Complete)).await;
+        pulled.push(digest);
+    }
+    until(|| node.store().used_bytes() <= 8 * MIB as u64).await;
+    until(|| tracker.holding(&pulled[0], &node.id()).is_none()).await;
+    assert!(pulled[1..].iter().all(|digest| tracker.holding(digest, &node.id()) == Some(Holding::Complete)));
+    assert!(metrics.evicted_blobs.get() >= 1 && metrics.evicted_bytes.get() >= 3 * MIB as u64);
+    // And announced again when it is here again.
+    let again = pull(&node, 3 * MIB, 0).await;
+    until(|| tracker.holding(&again, &node.id()) == Some(Holding::Complete)).await;
     node.shutdown().await;
 }
 

@@ -82,7 +82,7 @@ fn a_full_disk_evicts_what_nobody_needs() {
 fn the_free_space_floor_is_kept() {
     let Some(disk) = Mount::tmpfs(8 << 20) else { return };
     let floor = 4 << 20;
-    let config = StoreConfig { quota_bytes: None, free_floor_bytes: floor };
+    let config = StoreConfig { free_floor_bytes: floor, ..StoreConfig::default() };
     let store = ChunkStore::open(&disk.path().join("store"), config).unwrap();
     let (first, second, large) = (Reference::new(1, 2 * MIB), Reference::new(2, 3 * MIB), Reference::new(3, 6 * MIB));
     store.insert(&first.digest, &first.bytes).unwrap();

@@ -144,7 +144,7 @@ impl Rig {
     pub(super) async fn start_at(registry: &Fake, tracker: SocketAddr, first_byte: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let identity = Arc::new(Identity::load_or_create(&directory.path().join("key")).unwrap());
-        let store = StoreConfig { quota_bytes: None, free_floor_bytes: 0 };
+        let store = StoreConfig::default();
         let store = ChunkStore::open(&directory.path().join("store"), store).unwrap();
         // The tracker announces the port it is told: it must be known before the node binds it.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
