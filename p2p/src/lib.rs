@@ -16,6 +16,7 @@
 pub mod bitfield;
 pub mod digest;
 pub mod discovery;
+mod failpoint;
 pub mod identity;
 pub mod layout;
 pub mod limits;

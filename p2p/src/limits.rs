@@ -21,6 +21,9 @@ pub const MAX_LAYER_INDEX_LENGTH: u64 = 64 << 20;
 /// Longest bitmap file of the chunk store that is read, in bytes: that of a blob of [`MAX_BLOB_LENGTH`].
 pub const MAX_BITMAP_FILE_LENGTH: u64 = 48 + (1 << 20) / 8 + 4;
 
+/// Longest journal of the chunk store that is read, in bytes: that of a blob of [`MAX_BLOB_LENGTH`].
+pub const MAX_JOURNAL_FILE_LENGTH: u64 = 64 + (1 << 20) * 16;
+
 /// Most blobs of the chunk store whose data file is kept open though nobody uses it.
 pub const MAX_IDLE_OPEN_BLOBS: usize = 512;
 

@@ -18,6 +18,7 @@
 //!   blobs/pins                      digests that an operator pinned, one a line
 //!   blobs/sha256/ab/abcd.../data    sparse file of the blob's length; its modification time is the blob's last use
 //!                           pieces  length, bitmap, verified flag, checksum (format: store/bitmap.rs)
+//!                           journal pieces written since `pieces` was, with checksums (format: store/journal.rs)
 //!                           metainfo  hash of every piece + CRC-32C, once verified (format: crate::verify)
 //!                           tmp     the next pieces or metainfo, renamed when it is on disk
 //! ```
@@ -41,13 +42,15 @@
 //! * a piece whose bit is set has the bytes that were written: data are synced before the bitmap file that speaks of
 //!   them replaces the old one in one step, and a piece's bytes change only while its bit is nowhere set;
 //! * pieces written before a [`StoredBlob::flush`] that returned are there;
+//! * when only the process died, every piece that could be read is there: the journal speaks of those since the flush;
 //! * pieces whose [`StoredBlob::drop_pieces`] returned are gone;
 //! * a damaged, missing or foreign `pieces` file, or a `data` file cut short, costs a new fetch of what it held and
 //!   nothing else.
 //!
 //! Not guaranteed:
-//! * pieces written since the last flush: they are fetched again;
-//! * a blob that was opened and never flushed: its directory is removed at the next start;
+//! * after a loss of power, pieces written since the last flush: those whose bytes are not what the journal says are
+//!   fetched again;
+//! * a blob of which no piece was written: its directory is removed at the next start;
 //! * the last minute of the order of uses;
 //! * that nobody else changed a `data` file in place: reads do not hash. Receivers check what they are sent.
 
@@ -55,6 +58,7 @@ mod bitmap;
 mod blob;
 mod disk;
 mod error;
+mod journal;
 mod order;
 mod pins;
 mod room;
@@ -382,7 +386,7 @@ impl ChunkStore {
             if blob.has(piece) && blob.read_piece(piece)? != right {
                 blob.drop_pieces(&[piece])?;
             }
-            blob.write_piece(piece, right)?;
+            blob.write(piece, right, false)?;
         }
         blob.mark_verified()?;
         Ok(blob)

@@ -14,10 +14,12 @@ use bytes::Bytes;
 use super::ChunkStore;
 use super::disk::{self, BlobRoot};
 use super::error::{StoreError, is_full};
+use super::journal::Journal;
 use super::lock;
 use super::state::{PieceClaim, SharedState, Snapshot};
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
+use crate::failpoint;
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::limits::MAX_METAINFO_LENGTH;
 use crate::verify::{Metainfo, StreamVerifier, VerifyError};
@@ -32,6 +34,7 @@ pub struct StoredBlob {
     directory: PathBuf,
     data: File,
     pub(super) state: SharedState,
+    journal: Journal,
     /// Held while the bitmap file is replaced or the directory removed; true once the directories above are durable.
     pub(super) bitmap_turn: Mutex<bool>,
     /// Nanoseconds since the epoch.
@@ -67,6 +70,7 @@ impl StoredBlob {
             directory: root.blob(&digest),
             data: found.data,
             state: SharedState::new(found.bitmap.have, found.bitmap.verified),
+            journal: Journal::default(),
             bitmap_turn: Mutex::new(false),
             last_use: AtomicU64::new(last_use),
             last_use_on_disk: AtomicU64::new(last_use),
@@ -132,10 +136,15 @@ impl StoredBlob {
     }
 
     /// Writes a piece; true if it is new, false (and nothing written) if it is there already. Others can read it at
-    /// once; it is durable after the next [`Self::flush`]. Waits for another thread that writes the same piece.
+    /// once; a killed process does not lose it, and it is durable after the next [`Self::flush`]. Waits for another thread that writes the same piece.
     ///
     /// The bytes are not checked against any hash here.
     pub fn write_piece(&self, piece: PieceIndex, bytes: &[u8]) -> Result<bool, StoreError> {
+        self.write(piece, bytes, true)
+    }
+
+    /// The same; `noted` in the journal unless a flush follows at once.
+    pub(super) fn write(&self, piece: PieceIndex, bytes: &[u8], noted: bool) -> Result<bool, StoreError> {
         let range = self.layout.range(piece);
         let (expected, found) = (range.end - range.start, bytes.len() as u64);
         if range.is_empty() || expected != found {
@@ -153,7 +162,14 @@ impl StoredBlob {
             self.root.used.fetch_sub(found, Ordering::Relaxed);
             return Err(error);
         }
+        failpoint::reach("data.written");
+        if noted {
+            // Before readers see it: what was seen is not lost.
+            self.journal.note(&self.directory, &self.digest, self.layout, piece, bytes);
+            failpoint::reach("journal.noted");
+        }
         claim.set();
+        failpoint::reach("piece.shown");
         self.touch();
         Ok(true)
     }
@@ -170,6 +186,8 @@ impl StoredBlob {
 
     fn write_data(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
         let evict = || self.store.upgrade().is_some_and(|store| store.evict_some(bytes.len() as u64));
+        failpoint::reach("data.writing");
+        failpoint::reach_half("data", || drop(self.data.write_all_at(&bytes[..bytes.len() / 2], offset)));
         let written = match self.data.write_all_at(bytes, offset) {
             Err(error) if is_full(&error) && evict() => self.data.write_all_at(bytes, offset),
             written => written,
@@ -226,18 +244,26 @@ impl StoredBlob {
         let Some(snapshot) = self.state.unflushed().ok_or(StoreError::Removed(self.digest))? else {
             return Ok(());
         };
+        failpoint::reach("flush.begun");
         if let Err(error) = self.data.sync_data() {
             let forgotten = self.state.forget_unflushed();
+            // What the kernel still shows of them must not be taken for stored by the next process either.
+            let _ = self.journal.erase(&self.directory);
             self.root.used.fetch_sub(byte_count(self.layout, &forgotten), Ordering::Relaxed);
             return Err(StoreError::io("sync", &self.directory.join(disk::DATA), error));
         }
+        failpoint::reach("data.synced");
         if !*ancestors_durable {
             for directory in self.directory.ancestors().skip(1).take(2) {
                 disk::sync_directory(directory)?;
             }
             *ancestors_durable = true;
         }
-        self.persist(&snapshot)
+        self.persist(&snapshot)?;
+        if snapshot.is_full() {
+            self.journal.finish(&self.directory);
+        }
+        Ok(())
     }
 
     /// Replaces the bitmap file. The caller has the bitmap's turn.
@@ -251,6 +277,8 @@ impl StoredBlob {
     /// Takes the claimed pieces out of the bitmap file.
     fn persist_without(&self, claim: &PieceClaim<'_>) -> Result<(), StoreError> {
         let _turn = lock(&self.bitmap_turn);
+        self.journal.erase(&self.directory)?;
+        failpoint::reach("journal.erased");
         let Some(snapshot) = self.state.persisted_without(claim).ok_or(StoreError::Removed(self.digest))? else {
             return Ok(());
         };
@@ -316,6 +344,7 @@ impl StoredBlob {
         if !self.state.verify(drops) {
             return Err(StoreError::Changed(self.digest));
         }
+        failpoint::reach("verified.set");
         self.flush()
     }
 

@@ -9,7 +9,10 @@ use std::time::SystemTime;
 
 use super::bitmap::Bitmap;
 use super::error::StoreError;
+use super::journal::{self, JOURNAL};
+use crate::bitfield::Bitfield;
 use crate::digest::Digest;
+use crate::failpoint;
 use crate::limits::MAX_BITMAP_FILE_LENGTH;
 
 pub(super) const DATA: &str = "data";
@@ -122,17 +125,42 @@ pub(super) struct Found {
 /// Reads a blob's directory. What cannot be believed is removed from disk and from the answer; an error means that the
 /// disk refused, not that the blob is damaged.
 pub(super) fn recover(directory: &Path, digest: &Digest) -> Result<Option<Found>, StoreError> {
-    let found = match read_bitmap(directory, digest)? {
+    let bitmap = read_bitmap(directory, digest)?.or_else(|reason| {
+        let layout = journal::layout(directory, digest).ok_or(reason)?;
+        Ok::<_, String>(Bitmap { layout, have: Bitfield::empty(layout.piece_count()), verified: false })
+    });
+    let found = match bitmap {
         Ok(bitmap) => open_data(directory, digest, bitmap)?,
         Err(reason) => Err(reason),
     };
     match found {
-        Ok(found) => Ok(Some(found)),
+        Ok(mut found) => {
+            replay_journal(directory, digest, &mut found);
+            Ok(Some(found))
+        }
         Err(reason) => {
             tracing::warn!(%digest, reason, "stored pieces are not usable and will be fetched again");
             discard(directory)?;
             Ok(None)
         }
+    }
+}
+
+/// Takes up what a killed process had written and not flushed; a bitmap file then speaks of it.
+fn replay_journal(directory: &Path, digest: &Digest, found: &mut Found) {
+    let mut bitmap = found.bitmap.clone();
+    if !journal::replay(directory, digest, bitmap.layout, &found.data, &mut bitmap.have) {
+        return;
+    }
+    let synced = found.data.sync_data().map_err(|error| StoreError::io("sync", &directory.join(DATA), error));
+    let ancestors = || directory.ancestors().skip(1).take(2).try_for_each(sync_directory);
+    match synced.and_then(|()| ancestors()).and_then(|()| replace(directory, PIECES, &bitmap.encode(digest))) {
+        Ok(()) => {
+            tracing::debug!(%digest, pieces = bitmap.have.count() - found.bitmap.have.count(), "taken up from the journal");
+            found.bitmap = bitmap;
+        }
+        // They stay in the journal, and are fetched again for now.
+        Err(error) => tracing::warn!(%digest, %error, "pieces of a killed process cannot be taken up"),
     }
 }
 
@@ -204,17 +232,21 @@ pub(super) fn create(directory: &Path, length: u64) -> Result<File, StoreError> 
     }
     discard(directory)?;
     make_directory(directory)?;
+    failpoint::reach("blob.created");
     let path = directory.join(DATA);
     let failed = |error| StoreError::io("make", &path, error);
     let data = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+    failpoint::reach("data.created");
     data.set_len(length).map_err(failed)?;
+    failpoint::reach("data.sized");
     Ok(data)
 }
 
 /// Removes a blob's directory; the bitmap first, so that a crash in between leaves nothing that could be believed.
 pub(super) fn discard(directory: &Path) -> Result<(), StoreError> {
-    for name in [PIECES, TEMPORARY, METAINFO, DATA] {
+    for name in [PIECES, JOURNAL, TEMPORARY, METAINFO, DATA] {
         remove(&directory.join(name))?;
+        failpoint::reach_step("discarded", name);
     }
     // Also what somebody else put there: the directory is the store's own.
     match fs::remove_dir_all(directory) {
@@ -236,8 +268,12 @@ pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), 
     let temporary = directory.join(TEMPORARY);
     let write = || {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        failpoint::reach_step(name, "opened");
+        failpoint::reach_half(name, || drop(file.write_all(&bytes[..bytes.len() / 2])));
         file.write_all(bytes)?;
+        failpoint::reach_step(name, "written");
         file.sync_all()?;
+        failpoint::reach_step(name, "synced");
         fs::rename(&temporary, directory.join(name))
     };
     if let Err(error) = write() {
@@ -245,7 +281,10 @@ pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), 
         let _ = fs::remove_file(&temporary);
         return Err(StoreError::io("write", &directory.join(name), error));
     }
-    sync_directory(directory)
+    failpoint::reach_step(name, "renamed");
+    sync_directory(directory)?;
+    failpoint::reach_step(name, "durable");
+    Ok(())
 }
 
 /// Makes the entries of `directory` durable.

@@ -59,6 +59,10 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
+    pub(super) fn is_full(&self) -> bool {
+        self.have.is_full()
+    }
+
     pub(super) fn bitmap(&self, layout: PieceLayout) -> Bitmap {
         Bitmap { layout, have: self.have.clone(), verified: self.verified }
     }
