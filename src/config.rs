@@ -108,6 +108,13 @@ pub(crate) struct Tracker {
     pub rack: String,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StoreKind {
+    Disk,
+    Memory,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Origin {
@@ -133,6 +140,7 @@ pub(crate) struct OriginSite {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Store {
+    pub kind: StoreKind,
     pub quota: ByteSize,
     pub high_watermark: u8,
     pub low_watermark: u8,
@@ -223,7 +231,13 @@ impl Default for Origin {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { quota: ByteSize(0), high_watermark: 90, low_watermark: 80, free_floor: ByteSize(1 << 30) }
+        Self {
+            kind: StoreKind::Disk,
+            quota: ByteSize(0),
+            high_watermark: 90,
+            low_watermark: 80,
+            free_floor: ByteSize(1 << 30),
+        }
     }
 }
 
@@ -321,6 +335,9 @@ impl Config {
                 ),
             );
         }
+        if self.store.kind == StoreKind::Memory && self.store.quota.0 == 0 {
+            return invalid("store.quota", "a store in memory needs one: how many bytes may it take?".into());
+        }
         for (name, registry) in &self.registries.hosts {
             check_registry(name, registry)?;
         }
@@ -398,6 +415,7 @@ mod tests {
             ("[origin]\nzone = \"a b\"", "origin.zone"),
             ("[origin.sites.\"https://x\"]", "host:port"),
             ("[origin.sites.x]\ncopies = 0", "origin.sites.\"x\".copies"),
+            ("[store]\nkind = \"memory\"", "store.quota"),
             ("[store]\nhigh_watermark = 70", "store.low_watermark"),
             ("[store]\nhigh_watermark = 101", "at most 100"),
             ("[registries.hosts.\"http://x\"]", "host:port"),

@@ -14,7 +14,7 @@ use lapwing_discovery::server::Tracker;
 use lapwing_p2p::discovery::Discovery;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::node::{Node, NodeConfig, NodeError};
-use lapwing_p2p::store::{ChunkStore, StoreConfig};
+use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig};
 use lapwing_plugins::registry::Registries;
 use lapwing_snapshotter::lazy::{self, LazyMounts};
 use lapwing_snapshotter::remote::RemoteLayers;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::config::{Config, StoreKind};
 use crate::layers::build::Builder;
 use crate::layers::{KeptIndexes, Layers, Origins};
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
@@ -153,6 +153,10 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     let store = ChunkStore::open(
         &config.root,
         StoreConfig {
+            medium: match config.store.kind {
+                StoreKind::Disk => Medium::Disk,
+                StoreKind::Memory => Medium::Memory,
+            },
             quota_bytes: quota,
             free_floor_bytes: config.store.free_floor.0,
             high_watermark_percent: config.store.high_watermark,

@@ -18,7 +18,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{
-    Discovery, DiscoveryError, Found, Holding, LeaseReply, LeaseRequest, Settlement, Statement,
+    Discovery, DiscoveryError, Found, Holding, LeaseReply, LeaseRequest, Replicas, Settlement, Statement,
 };
 use lapwing_p2p::identity::PeerId;
 use tokio::task::JoinHandle;
@@ -213,6 +213,20 @@ impl Discovery for TrackerClient {
                 link.push_statement(statement);
             }
             Ok(())
+        })
+    }
+
+    fn replicas<'a>(&'a self, digests: &'a [Digest]) -> BoxFuture<'a, Result<Vec<Replicas>, DiscoveryError>> {
+        Box::pin(async move {
+            let ask = |link: Arc<Link>| {
+                let caller = Some(self.shared.caller.clone());
+                let digests = digests.iter().map(|digest| digest.as_bytes().to_vec()).collect();
+                async move { link.client().replicas(proto::ReplicasRequest { caller, digests }).await }
+            };
+            let (link, reply) = self.ask(ask).await?;
+            link.observe(reply.registration);
+            let count = |count: &proto::ReplicaCount| Replicas { zone: count.zone, all: count.all };
+            Ok(reply.counts.iter().take(digests.len()).map(count).collect())
         })
     }
 

@@ -178,3 +178,6 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest term or pause that a client believes.
 pub const MAX_BELIEVED: Duration = Duration::from_secs(300);
+
+/// Most complete holders of one blob that are looked at to count its copies.
+pub const MAX_REPLICAS_SCANNED: usize = 1024;

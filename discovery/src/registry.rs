@@ -18,6 +18,7 @@ mod group;
 mod leasing;
 mod nearness;
 mod node;
+mod replicas;
 mod slab;
 mod snapshot;
 #[cfg(test)]

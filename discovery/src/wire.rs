@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Found, Holder, Holding, Statement, StatementKind, Vote};
 use lapwing_p2p::identity::PeerId;
+use lapwing_p2p::limits::MAX_REPLICA_QUESTIONS;
 use tonic::Status;
 
 use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES};
@@ -30,6 +31,14 @@ fn bytes32(field: &str, bytes: &[u8]) -> Result<[u8; 32], Status> {
 
 pub(crate) fn digest(field: &str, bytes: &[u8]) -> Result<Digest, Status> {
     bytes32(field, bytes).map(Digest::from_bytes)
+}
+
+/// At most as many digests as one question may name.
+pub(crate) fn digests(field: &str, digests: &[Vec<u8>]) -> Result<Vec<Digest>, Status> {
+    if digests.len() > MAX_REPLICA_QUESTIONS {
+        return Err(Status::resource_exhausted(format!("{field}: more than {MAX_REPLICA_QUESTIONS} in one question")));
+    }
+    digests.iter().map(|bytes| digest(field, bytes)).collect()
 }
 
 pub(crate) fn peer(field: &str, bytes: &[u8]) -> Result<PeerId, Status> {

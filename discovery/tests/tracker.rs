@@ -12,7 +12,7 @@ use lapwing_discovery::server::{ServeError, Tracker, serve};
 use lapwing_discovery::{ClientConfig, TrackerClient};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{
-    Discovery, DiscoveryError, Holding, LeaseReply, LeaseRequest, Settlement, Statement, StatementKind,
+    Discovery, DiscoveryError, Holding, LeaseReply, LeaseRequest, Replicas, Settlement, Statement, StatementKind,
 };
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::layout::PieceLayout;
@@ -325,4 +325,24 @@ async fn the_second_tracker_knows_all_when_the_first_dies() {
     first.kill().await;
     assert_eq!(holders(&two, digest).await, [peer(1)]);
     second.kill().await;
+}
+
+#[tokio::test]
+async fn copies_elsewhere_are_counted_in_the_order_of_the_question() {
+    let running = Running::start(Tracker::new()).await;
+    let zoned = |node, zone: &str| {
+        TrackerClient::new(ClientConfig { zone: zone.to_owned(), ..config(&[running.address], node) }).unwrap()
+    };
+    let (one, two, three) = (zoned(1, "a"), zoned(2, "a"), zoned(3, "b"));
+    let (near, far, mine) = (Digest::of(b"near"), Digest::of(b"far"), Digest::of(b"mine"));
+    for digest in [near, far, mine] {
+        one.announce(digest, Some(Holding::Complete)).await.unwrap();
+    }
+    two.announce(near, Some(Holding::Complete)).await.unwrap();
+    three.announce(far, Some(Holding::Complete)).await.unwrap();
+    until_current(&[&one, &two, &three]).await;
+    let counts = one.replicas(&[mine, near, far]).await.unwrap();
+    assert_eq!(counts, [Replicas { zone: 0, all: 0 }, Replicas { zone: 1, all: 1 }, Replicas { zone: 0, all: 1 }]);
+    let many = vec![mine; lapwing_p2p::limits::MAX_REPLICA_QUESTIONS + 1];
+    assert!(matches!(one.replicas(&many).await, Err(DiscoveryError::Refused { .. })));
 }

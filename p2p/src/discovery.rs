@@ -262,6 +262,13 @@ pub trait Discovery: Send + Sync + 'static {
     /// Ends a lease.
     fn settle(&self, settlement: Settlement) -> BoxFuture<'_, Result<(), DiscoveryError>>;
 
+    /// How many nodes besides this one hold all of each of these blobs, at most
+    /// [`MAX_REPLICA_QUESTIONS`](crate::limits::MAX_REPLICA_QUESTIONS), in their order. A discovery that does not count
+    /// gives an empty answer.
+    fn replicas<'a>(&'a self, _digests: &'a [Digest]) -> BoxFuture<'a, Result<Vec<Replicas>, DiscoveryError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
     /// Tells that `peer` did not answer, or answered wrongly, so that it is not named again for now. A discovery that keeps
     /// no account of failures takes no notice.
     fn report(&self, _peer: PeerId) -> BoxFuture<'_, Result<(), DiscoveryError>> {

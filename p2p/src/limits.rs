@@ -27,6 +27,9 @@ pub const MAX_JOURNAL_FILE_LENGTH: u64 = 64 + (1 << 20) * 16;
 /// Most blobs of the chunk store whose data file is kept open though nobody uses it.
 pub const MAX_IDLE_OPEN_BLOBS: usize = 512;
 
+/// Most blobs of a chunk store in memory, each of which takes a descriptor.
+pub const MAX_MEMORY_BLOBS: usize = 65_536;
+
 /// Longest piece, in bytes.
 pub const MAX_PIECE_LENGTH: u64 = 1 << 20;
 

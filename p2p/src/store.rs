@@ -23,6 +23,9 @@
 //!                           tmp     the next pieces or metainfo, renamed when it is on disk
 //! ```
 //!
+//! With [`Medium::Memory`] there is none of this: each blob is a file without a name (memfd_create(2)), and all of it ends
+//! with the process.
+//!
 //! Other entries of `<root>` belong to others and are not touched. A blob's own directory is the store's alone.
 //!
 //! # Who owns what
@@ -76,6 +79,7 @@ use crate::bitfield::Bitfield;
 use crate::digest::Digest;
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::limits::MAX_IDLE_OPEN_BLOBS;
+use crate::verify::Metainfo;
 
 pub use blob::{Pin, StoredBlob};
 pub use error::StoreError;
@@ -88,12 +92,24 @@ use room::Room;
 
 const SHARDS: usize = 64;
 
-/// Bounds on the space that a store takes.
+/// Where the bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Medium {
+    /// Below the root; what is there is found again.
+    #[default]
+    Disk,
+    /// In memory that belongs to this process, one descriptor for each blob; needs a quota. Nothing outlives the process.
+    Memory,
+}
+
+/// Where a store is, and bounds on the space that it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreConfig {
+    /// Where the bytes are. Default on disk.
+    pub medium: Medium,
     /// Most bytes of pieces to keep; without it the free-space floor alone bounds the store.
     pub quota_bytes: Option<u64>,
-    /// Bytes of the filesystem that are left free; zero for none.
+    /// Bytes of the filesystem that are left free; zero for none. Means nothing in memory.
     pub free_floor_bytes: u64,
     /// Percent of the quota above which eviction starts. Default 90.
     pub high_watermark_percent: u8,
@@ -103,7 +119,13 @@ pub struct StoreConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { quota_bytes: None, free_floor_bytes: 0, high_watermark_percent: 90, low_watermark_percent: 80 }
+        Self {
+            medium: Medium::Disk,
+            quota_bytes: None,
+            free_floor_bytes: 0,
+            high_watermark_percent: 90,
+            low_watermark_percent: 80,
+        }
     }
 }
 
@@ -194,8 +216,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl ChunkStore {
     /// Opens the store in `root`, making it if need be, and finds again what a former process left.
     pub fn open(root: &Path, config: StoreConfig) -> Result<Arc<Self>, StoreError> {
-        let root = Arc::new(BlobRoot::open(root)?);
-        let pins = Pins::load(root.path.parent().map(Path::to_owned))?;
+        if config.medium == Medium::Memory && config.quota_bytes.is_none() {
+            return Err(StoreError::NoQuota);
+        }
+        let root = Arc::new(match config.medium {
+            Medium::Disk => BlobRoot::open(root)?,
+            Medium::Memory => BlobRoot::in_memory(root),
+        });
+        let pins = Pins::load(root.path.parent().filter(|_| !root.is_memory()).map(Path::to_owned))?;
         let store = Arc::new_cyclic(|this| Self {
             room: Room::new(config),
             shards: std::array::from_fn(|_| Shard::default()),
@@ -206,6 +234,9 @@ impl ChunkStore {
             this: this.clone(),
             root,
         });
+        if store.root.is_memory() {
+            return Ok(store);
+        }
         for digest in disk::scan(&store.root.path)? {
             match disk::recover(&store.root.blob(&digest), &digest) {
                 Ok(found) => found.into_iter().for_each(|found| store.adopt(digest, &found)),
@@ -258,6 +289,12 @@ impl ChunkStore {
         blob.inspect(|blob| blob.touch())
     }
 
+    /// The metainfo that a former process left beside a blob, which is not opened for it. Does not count as a use.
+    pub fn saved_metainfo(&self, digest: &Digest) -> Option<Metainfo> {
+        let length = self.summary(digest)?.length;
+        blob::read_metainfo(&self.root.blob(digest), digest, length)
+    }
+
     /// A blob of that length, with the pieces that are here or none.
     ///
     /// Nothing on disk is durable before its first flush.
@@ -304,9 +341,20 @@ impl ChunkStore {
         if let Some(pin) = self.existing(digest, checked)? {
             return pin;
         }
-        let data = disk::create(&self.root.blob(digest), layout.length())?;
+        self.spare_descriptors()?;
+        let data = self.root.create(digest, layout.length())?;
         let bitmap = bitmap::Bitmap { layout, have: Bitfield::empty(layout.piece_count()), verified: false };
         self.admit(*digest, disk::Found { data, bitmap, last_use: SystemTime::now() }, checked)
+    }
+
+    /// A blob in memory has its descriptor as long as it is here: where there are too many, old ones go.
+    fn spare_descriptors(&self) -> Result<(), StoreError> {
+        let limit = self.root.max_blobs();
+        let crowded = || self.open_blobs.load(Ordering::Relaxed) >= limit;
+        if crowded() {
+            self.evict_blobs(limit / 16 + 1);
+        }
+        if crowded() { Err(StoreError::TooManyBlobs(limit)) } else { Ok(()) }
     }
 
     /// A blob that has its descriptor. `take` runs under the lock: nothing removes the blob meanwhile.
@@ -353,6 +401,9 @@ impl ChunkStore {
 
     /// Gives up the descriptors of blobs that nobody holds and whose bits are all on disk.
     fn close_idle(&self) {
+        if self.root.is_memory() {
+            return;
+        }
         for shard in &self.shards {
             for entry in lock(&shard.entries).values_mut() {
                 let Entry::Open(blob) = &*entry else { continue };
@@ -442,13 +493,13 @@ impl ChunkStore {
         self.root.used.fetch_sub(have_bytes, Ordering::Relaxed);
         self.tell_removed(Removed { digest: *digest, bytes: have_bytes, evicted });
         let Some(Entry::Open(blob)) = entry else {
-            disk::discard(&self.root.blob(digest))?;
+            self.root.discard(digest)?;
             return Ok(true);
         };
         self.open_blobs.fetch_sub(1, Ordering::Relaxed);
         // A flush that has begun ends first; a later one sees that the blob is removed.
         let _flushed = lock(&blob.bitmap_turn);
-        disk::discard(&self.root.blob(digest))?;
+        self.root.discard(digest)?;
         Ok(true)
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lapwing_p2p::discovery::LeaseReply;
+use lapwing_p2p::discovery::{LeaseReply, Replicas};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Tracker, plain};
@@ -112,6 +112,18 @@ impl TrackerService for Tracker {
         self.call("find", request, read, |registry, now, caller, digest| {
             let (registration, found) = registry.find(now, caller, digest)?;
             Ok(wire::find_reply(registration, &found))
+        })
+    }
+
+    async fn replicas(
+        &self,
+        request: Request<proto::ReplicasRequest>,
+    ) -> Result<Response<proto::ReplicasReply>, Status> {
+        let read = |message: proto::ReplicasRequest| Ok((message.caller, wire::digests("digests", &message.digests)?));
+        self.call("replicas", request, read, |registry, now, caller, digests| {
+            let (registration, counts) = registry.replicas(now, caller, &digests)?;
+            let count = |replicas: Replicas| proto::ReplicaCount { zone: replicas.zone, all: replicas.all };
+            Ok(proto::ReplicasReply { registration, counts: counts.into_iter().map(count).collect() })
         })
     }
 

@@ -5,14 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout;
 
 use super::Node;
 use crate::digest::Digest;
 use crate::discovery::Holding;
+use crate::limits::MAX_REPLICA_QUESTIONS;
 use crate::store::Removed;
 
 /// How often the store is looked after though nothing was written: pins end, and others fill the filesystem.
 const LOOK: Duration = Duration::from_secs(10);
+
+/// How long the answer to how many copies there are may take: evictions wait for it.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Ages the store when it is crowded.
 pub(super) async fn age(node: Arc<Node>) {
@@ -49,8 +54,23 @@ impl Node {
         self.metrics.store_bytes.set(i64::try_from(self.store.used_bytes()).unwrap_or(i64::MAX));
     }
 
+    /// Asks discovery which of the blobs that are next to go are the last copies of their zone, ahead of need: while it is
+    /// silent the least recently used go first.
+    async fn weigh(&self) {
+        let digests = match self.store.unweighed(MAX_REPLICA_QUESTIONS) {
+            Ok(digests) if !digests.is_empty() => digests,
+            _ => return,
+        };
+        match timeout(PATIENCE, self.discovery.replicas(&digests)).await {
+            Ok(Ok(counts)) => self.store.weigh(digests.into_iter().zip(counts)),
+            Ok(Err(error)) => tracing::debug!(%error, "it is not known which blobs others have"),
+            Err(_) => tracing::debug!("it is not known which blobs others have: discovery is silent"),
+        }
+    }
+
     /// Whether there is room enough now.
     async fn age_store(self: &Arc<Self>) -> bool {
+        self.weigh().await;
         let store = Arc::clone(&self.store);
         match tokio::task::spawn_blocking(move || store.age()).await {
             Ok(Ok(enough)) => enough,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,6 +35,8 @@ pub struct StoredBlob {
     data: File,
     pub(super) state: SharedState,
     journal: Journal,
+    /// Of a blob in memory, which has no file for it.
+    metainfo: Mutex<Option<Metainfo>>,
     /// Held while the bitmap file is replaced or the directory removed; true once the directories above are durable.
     pub(super) bitmap_turn: Mutex<bool>,
     /// Nanoseconds since the epoch.
@@ -71,6 +73,7 @@ impl StoredBlob {
             data: found.data,
             state: SharedState::new(found.bitmap.have, found.bitmap.verified),
             journal: Journal::default(),
+            metainfo: Mutex::default(),
             bitmap_turn: Mutex::new(false),
             last_use: AtomicU64::new(last_use),
             last_use_on_disk: AtomicU64::new(last_use),
@@ -163,7 +166,7 @@ impl StoredBlob {
             return Err(error);
         }
         failpoint::reach("data.written");
-        if noted {
+        if noted && !self.root.is_memory() {
             // Before readers see it: what was seen is not lost.
             self.journal.note(&self.directory, &self.digest, self.layout, piece, bytes);
             failpoint::reach("journal.noted");
@@ -244,6 +247,10 @@ impl StoredBlob {
         let Some(snapshot) = self.state.unflushed().ok_or(StoreError::Removed(self.digest))? else {
             return Ok(());
         };
+        if self.root.is_memory() {
+            self.state.persisted(&snapshot);
+            return Ok(());
+        }
         failpoint::reach("flush.begun");
         if let Err(error) = self.data.sync_data() {
             let forgotten = self.state.forget_unflushed();
@@ -277,6 +284,12 @@ impl StoredBlob {
     /// Takes the claimed pieces out of the bitmap file.
     fn persist_without(&self, claim: &PieceClaim<'_>) -> Result<(), StoreError> {
         let _turn = lock(&self.bitmap_turn);
+        if self.root.is_memory() {
+            if let Some(snapshot) = self.state.persisted_without(claim).ok_or(StoreError::Removed(self.digest))? {
+                self.state.persisted(&snapshot);
+            }
+            return Ok(());
+        }
         self.journal.erase(&self.directory)?;
         failpoint::reach("journal.erased");
         let Some(snapshot) = self.state.persisted_without(claim).ok_or(StoreError::Removed(self.digest))? else {
@@ -319,8 +332,8 @@ impl StoredBlob {
         }
         match outcome {
             Ok(metainfo) => {
-                self.set_verified(Some(drops))?;
                 self.save_metainfo(&metainfo)?;
+                self.set_verified(Some(drops))?;
                 Ok(metainfo)
             }
             Err(VerifyError::DigestMismatch { expected: digest, actual }) => {
@@ -357,6 +370,10 @@ impl StoredBlob {
         if self.metainfo().as_ref() == Some(metainfo) {
             return Ok(());
         }
+        if self.root.is_memory() {
+            *lock(&self.metainfo) = Some(metainfo.clone());
+            return Ok(());
+        }
         let mut bytes = metainfo.encode();
         bytes.extend(crc32c::crc32c(&bytes).to_be_bytes());
         let _turn = lock(&self.bitmap_turn);
@@ -368,11 +385,10 @@ impl StoredBlob {
 
     /// The metainfo that was saved beside the blob; none if there is none or it is damaged.
     pub fn metainfo(&self) -> Option<Metainfo> {
-        let bytes = disk::read(&self.directory.join(disk::METAINFO), MAX_METAINFO_LENGTH as u64 + 4).ok()?;
-        let (body, checksum) = bytes.split_last_chunk()?;
-        let whole = crc32c::crc32c(body) == u32::from_be_bytes(*checksum);
-        let metainfo = Metainfo::decode(body).ok().filter(|_| whole)?;
-        (metainfo.digest() == self.digest && metainfo.length() == self.layout.length()).then_some(metainfo)
+        if self.root.is_memory() {
+            return lock(&self.metainfo).clone();
+        }
+        read_metainfo(&self.directory, &self.digest, self.layout.length())
     }
 
     /// Notes a use, on disk at most once a minute.
@@ -399,6 +415,15 @@ impl fmt::Debug for StoredBlob {
             .field("verified", &state.verified)
             .finish_non_exhaustive()
     }
+}
+
+/// The metainfo in a blob's directory.
+pub(super) fn read_metainfo(directory: &Path, digest: &Digest, length: u64) -> Option<Metainfo> {
+    let bytes = disk::read(&directory.join(disk::METAINFO), MAX_METAINFO_LENGTH as u64 + 4).ok()?;
+    let (body, checksum) = bytes.split_last_chunk()?;
+    let whole = crc32c::crc32c(body) == u32::from_be_bytes(*checksum);
+    let metainfo = Metainfo::decode(body).ok().filter(|_| whole)?;
+    (metainfo.digest() == *digest && metainfo.length() == length).then_some(metainfo)
 }
 
 /// Bytes of the pieces in `have`.

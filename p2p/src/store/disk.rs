@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
+use rustix::process::{Resource, Rlimit};
+
 use super::bitmap::Bitmap;
 use super::error::StoreError;
 use super::journal::{self, JOURNAL};
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
 use crate::failpoint;
-use crate::limits::MAX_BITMAP_FILE_LENGTH;
+use crate::limits::{MAX_BITMAP_FILE_LENGTH, MAX_MEMORY_BLOBS};
 
 pub(super) const DATA: &str = "data";
 pub(super) const PIECES: &str = "pieces";
@@ -21,22 +23,34 @@ pub(super) const METAINFO: &str = "metainfo";
 const TEMPORARY: &str = "tmp";
 const LOCK: &str = "lock";
 
-/// The directory of all blobs, held by this process alone, and the bytes it has in it.
+/// The directory of all blobs, held by this process alone, and the bytes it has in it. In memory it is only a name.
 #[derive(Debug)]
 pub(super) struct BlobRoot {
     /// `<root>/blobs/sha256`
     pub(super) path: PathBuf,
     /// Bytes of pieces that are there or being written.
     pub(super) used: AtomicU64,
-    /// Locked as long as this value lives.
-    lock: File,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// The file is locked as long as this value lives.
+    Disk {
+        lock: File,
+    },
+    Memory {
+        max_blobs: usize,
+    },
 }
 
 impl Drop for BlobRoot {
     fn drop(&mut self) {
         // Closing is not enough: a child process that has not yet called exec has the descriptor too. When unlocking
         // fails, the lock goes with the last of them.
-        let _ = self.lock.unlock();
+        if let Place::Disk { lock } = &self.place {
+            let _ = lock.unlock();
+        }
     }
 }
 
@@ -54,7 +68,49 @@ impl BlobRoot {
         for directory in [&real, &blobs, &path] {
             make_private(directory)?;
         }
-        Ok(Self { lock: lock(&blobs.join(LOCK))?, used: AtomicU64::new(0), path })
+        Ok(Self { place: Place::Disk { lock: lock(&blobs.join(LOCK))? }, used: AtomicU64::new(0), path })
+    }
+
+    /// Nothing on disk. Half of the descriptors that the process may have are for blobs.
+    pub(super) fn in_memory(root: &Path) -> Self {
+        let limit = rustix::process::getrlimit(Resource::Nofile);
+        if let Some(most) = limit.maximum {
+            // Best effort: with less there are fewer blobs.
+            let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) });
+        }
+        let descriptors = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let max_blobs = usize::try_from(descriptors / 2).unwrap_or(usize::MAX).min(MAX_MEMORY_BLOBS);
+        Self { place: Place::Memory { max_blobs }, used: AtomicU64::new(0), path: root.join("blobs/sha256") }
+    }
+
+    pub(super) const fn is_memory(&self) -> bool {
+        matches!(self.place, Place::Memory { .. })
+    }
+
+    /// Most blobs that may have their descriptor for good.
+    pub(super) const fn max_blobs(&self) -> usize {
+        match self.place {
+            Place::Disk { .. } => usize::MAX,
+            Place::Memory { max_blobs } => max_blobs,
+        }
+    }
+
+    /// An empty data file for a blob of `length` bytes.
+    pub(super) fn create(&self, digest: &Digest, length: u64) -> Result<File, StoreError> {
+        match self.place {
+            Place::Disk { .. } => create(&self.blob(digest), length),
+            Place::Memory { .. } => {
+                memory_file(length).map_err(|error| StoreError::io("make", &self.blob(digest), error))
+            }
+        }
+    }
+
+    /// Removes what is on disk of a blob.
+    pub(super) fn discard(&self, digest: &Digest) -> Result<(), StoreError> {
+        match self.place {
+            Place::Disk { .. } => discard(&self.blob(digest)),
+            Place::Memory { .. } => Ok(()),
+        }
     }
 
     /// The directory of one blob.
@@ -65,10 +121,19 @@ impl BlobRoot {
 
     /// Bytes that may still be written to its filesystem.
     pub(super) fn free_bytes(&self) -> Result<u64, StoreError> {
+        if self.is_memory() {
+            return Ok(u64::MAX);
+        }
         let examined = rustix::fs::statvfs(&self.path);
         let stat = examined.map_err(|error| StoreError::io("examine", &self.path, error.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+fn memory_file(length: u64) -> io::Result<File> {
+    let file = File::from(rustix::fs::memfd_create("lapwing-blob", rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.set_len(length)?;
+    Ok(file)
 }
 
 /// Makes `directory` unless it is there; refuses one in which others could have put something.
@@ -226,7 +291,7 @@ fn is_foreign(error: &io::Error) -> bool {
 
 /// Makes the directory of a blob of `length` bytes with an empty sparse data file. Without a bitmap file it counts for
 /// nothing after a crash.
-pub(super) fn create(directory: &Path, length: u64) -> Result<File, StoreError> {
+fn create(directory: &Path, length: u64) -> Result<File, StoreError> {
     if let Some(shard) = directory.parent() {
         make_directory(shard)?;
     }
@@ -243,7 +308,7 @@ pub(super) fn create(directory: &Path, length: u64) -> Result<File, StoreError> 
 }
 
 /// Removes a blob's directory; the bitmap first, so that a crash in between leaves nothing that could be believed.
-pub(super) fn discard(directory: &Path) -> Result<(), StoreError> {
+fn discard(directory: &Path) -> Result<(), StoreError> {
     for name in [PIECES, JOURNAL, TEMPORARY, METAINFO, DATA] {
         remove(&directory.join(name))?;
         failpoint::reach_step("discarded", name);

@@ -114,6 +114,12 @@ pub enum StoreError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// A store in memory without a bound.
+    #[error("a chunk store in memory needs a quota; set store.quota")]
+    NoQuota,
+    /// A store in memory has as many blobs as it may have descriptors, all of them in use.
+    #[error("{0} blobs are in memory and in use, with one descriptor each; raise LimitNOFILE, or keep blobs on disk")]
+    TooManyBlobs(usize),
     /// Another process has the store.
     #[error("chunk store {0} is in use by another process; stop it, or give this one a root of its own")]
     Locked(String),

@@ -16,8 +16,8 @@ use super::{BlobSummary, ChunkStore, StoreConfig, lock};
 use crate::digest::Digest;
 use crate::discovery::Replicas;
 
-/// For how long it is believed how many copies there are elsewhere.
-const REPLICAS_FRESH: Duration = Duration::from_secs(600);
+/// For how long it is believed how many copies there are elsewhere: not long, since others evict, too.
+const REPLICAS_FRESH: Duration = Duration::from_secs(60);
 
 /// Limits, and the turn of those who evict.
 #[derive(Debug)]
@@ -134,6 +134,14 @@ impl ChunkStore {
             && self.used_bytes() < before
     }
 
+    /// Evicts so many blobs if possible, whatever they hold.
+    pub(super) fn evict_blobs(&self, count: usize) {
+        let _turn = lock(&self.room.turn);
+        for candidate in eviction_order(self.candidates(0), 0).into_iter().take(count) {
+            self.evict(&candidate);
+        }
+    }
+
     /// `uncounted` bytes are to come that are not in the used ones yet; `unwritten` bytes that are not on disk yet.
     fn make_room_for(&self, uncounted: u64, unwritten: u64, marks: Marks) -> Result<(), StoreError> {
         let _turn = lock(&self.room.turn);
@@ -163,7 +171,7 @@ impl ChunkStore {
             return Ok(());
         }
         // What cannot succeed must not empty the cache.
-        let evictable: u64 = self.candidates().iter().map(|candidate| candidate.bytes).sum();
+        let evictable: u64 = self.candidates(1).iter().map(|candidate| candidate.bytes).sum();
         if wanted(self).saturating_sub(evictable) <= quota {
             self.evict_until(|store| Ok(wanted(store) <= marks.down_to))?;
         }
@@ -189,13 +197,8 @@ impl ChunkStore {
             return Ok(());
         }
         let needed = self.used_bytes().saturating_sub(self.room.low());
-        for candidate in eviction_order(self.candidates(), needed) {
-            let digest = candidate.digest;
-            match self.take_out(&digest, true) {
-                Ok(_) => tracing::info!(%digest, bytes = candidate.bytes, "evicted"),
-                Err(StoreError::InUse(_) | StoreError::Pinned(_)) => {}
-                Err(error) => tracing::warn!(%digest, %error, "not evicted"),
-            }
+        for candidate in eviction_order(self.candidates(1), needed) {
+            self.evict(&candidate);
             if enough(self)? {
                 break;
             }
@@ -203,8 +206,18 @@ impl ChunkStore {
         Ok(())
     }
 
-    fn candidates(&self) -> Vec<Candidate> {
-        let unneeded = |blob: &BlobSummary| !blob.in_use && !blob.pinned && blob.have_bytes > 0;
+    fn evict(&self, candidate: &Candidate) {
+        let digest = candidate.digest;
+        match self.take_out(&digest, true) {
+            Ok(_) => tracing::info!(%digest, bytes = candidate.bytes, "evicted"),
+            Err(StoreError::InUse(_) | StoreError::Pinned(_)) => {}
+            Err(error) => tracing::warn!(%digest, %error, "not evicted"),
+        }
+    }
+
+    /// The blobs that nobody needs and that hold at least so many bytes.
+    fn candidates(&self, least_bytes: u64) -> Vec<Candidate> {
+        let unneeded = |blob: &BlobSummary| !blob.in_use && !blob.pinned && blob.have_bytes >= least_bytes;
         let blobs = self.list().into_iter().filter(unneeded);
         let now = Instant::now();
         let mut known = lock(&self.room.replicas);
@@ -225,7 +238,7 @@ impl ChunkStore {
         if !near(self.room.high()) && self.floor_kept(3 * self.room.floor_margin())? {
             return Ok(Vec::new());
         }
-        let mut candidates = self.candidates();
+        let mut candidates = self.candidates(1);
         candidates.sort_unstable_by_key(|candidate| (candidate.last_use, candidate.digest));
         let old = oldest(&candidates, self.used_bytes().saturating_sub(self.room.low()));
         let unknown = candidates[..old].iter().filter(|candidate| candidate.replicas.is_none());
@@ -233,7 +246,7 @@ impl ChunkStore {
         Ok(unknown.map(|candidate| candidate.digest).filter(verified).take(limit).collect())
     }
 
-    /// Takes note of how many complete copies other nodes have. Believed for ten minutes.
+    /// Takes note of how many complete copies other nodes have. Believed for a minute.
     pub fn weigh(&self, replicas: impl IntoIterator<Item = (Digest, Replicas)>) {
         let now = Instant::now();
         lock(&self.room.replicas).extend(replicas.into_iter().map(|(digest, count)| (digest, (count, now))));

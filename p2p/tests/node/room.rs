@@ -8,7 +8,7 @@ use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::metrics::Metrics;
 use lapwing_p2p::node::Node;
-use lapwing_p2p::store::{ChunkStore, StoreConfig};
+use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig};
 
 use crate::support::{Handle, MemoryOrigin, Tracker, content, start_on};
 
@@ -82,6 +82,49 @@ async fn what_is_evicted_is_evicted_ahead_of_need_and_withdrawn_at_once() {
     let again = pull(&node, 3 * MIB, 0).await;
     until(|| tracker.holding(&again, &node.id()) == Some(Holding::Complete)).await;
     node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_other_node_has_outlives_what_others_have() {
+    let root = tempfile::tempdir().unwrap();
+    let config = StoreConfig { quota_bytes: Some(10 * MIB as u64), ..StoreConfig::default() };
+    let store = ChunkStore::open(root.path(), config).unwrap();
+    let tracker = Arc::new(Tracker::default());
+    let identity = Arc::new(Identity::generate().unwrap());
+    let node = start_on(&tracker, store, identity, Arc::default(), |_| {}).await;
+    let other = Identity::generate().unwrap().id();
+    let mut pulled = Vec::new();
+    for seed in 0..3 {
+        let digest = Digest::of(&content(3 * MIB, seed));
+        if seed == 1 {
+            // It has no address, so nobody asks it for anything.
+            tracker.add_holder(digest, other, Holding::Complete);
+        }
+        pulled.push(pull(&node, 3 * MIB, seed).await);
+    }
+    until(|| node.store().used_bytes() <= 8 * MIB as u64).await;
+    let here = |digest: &Digest| node.store().list().iter().any(|blob| blob.digest == *digest);
+    assert!(here(&pulled[0]) && !here(&pulled[1]) && here(&pulled[2]));
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_its_store_in_memory_pulls_and_serves() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let config = StoreConfig { medium: Medium::Memory, quota_bytes: Some(32 * MIB as u64), ..StoreConfig::default() };
+    let tracker = Arc::new(Tracker::default());
+    let start = |root| {
+        let store = ChunkStore::open(root, config).unwrap();
+        start_on(&tracker, store, Arc::new(Identity::generate().unwrap()), Arc::default(), |_| {})
+    };
+    let (first, second) = (start(one.path()).await, start(two.path()).await);
+    let digest = pull(&first, 6 * MIB, 1).await;
+    let blob = second.open(digest, 6 * MIB as u64, None).unwrap();
+    blob.verified().await.unwrap();
+    assert_eq!(blob.sources().bytes_from_peers, 6 * MIB as u64);
+    assert!(!one.path().join("blobs").exists() && !two.path().join("blobs").exists());
+    first.shutdown().await;
+    second.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{
-    Discovery, DiscoveryError, Found, Holder, Holding, Lease, LeaseReply, LeaseRequest, Settlement, Statement, Vote,
+    Discovery, DiscoveryError, Found, Holder, Holding, Lease, LeaseReply, LeaseRequest, Replicas, Settlement,
+    Statement, Vote,
 };
 use lapwing_p2p::identity::{Identity, PeerId};
 use lapwing_p2p::layout::PieceIndex;
@@ -177,6 +178,20 @@ impl Discovery for Client {
                 }
                 None => state.statements.push((statement, BTreeSet::from([self.me]))),
             }
+        })
+    }
+
+    fn replicas<'a>(&'a self, digests: &'a [Digest]) -> BoxFuture<'a, Result<Vec<Replicas>, DiscoveryError>> {
+        let digests = digests.to_vec();
+        self.ask(move |tracker| {
+            let state = tracker.state.lock().unwrap();
+            let count = |digest| {
+                let holders = state.holders.get(digest).into_iter().flatten();
+                let others = holders.filter(|(peer, holding)| **peer != self.me && **holding == Holding::Complete);
+                let all = others.count() as u32;
+                Replicas { zone: all, all }
+            };
+            digests.iter().map(count).collect()
         })
     }
 

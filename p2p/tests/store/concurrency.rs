@@ -5,9 +5,19 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use lapwing_p2p::layout::PieceIndex;
-use lapwing_p2p::store::{ChunkStore, StoreConfig, StoreError};
+use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig, StoreError};
 
 use crate::reference::{Reference, random};
+
+crate::on_disk_and_in_memory![
+    writers_readers_and_flushes_do_not_disturb_each_other,
+    pieces_dropped_and_written_at_once_are_never_mixed,
+    everybody_gets_the_same_blob_while_others_remove_it,
+];
+
+fn roomy(medium: Medium) -> StoreConfig {
+    StoreConfig { medium, quota_bytes: Some(1 << 30), ..StoreConfig::default() }
+}
 
 const LENGTH: usize = (5 << 20) + 77;
 
@@ -20,11 +30,10 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-#[test]
-fn writers_readers_and_flushes_do_not_disturb_each_other() {
+fn writers_readers_and_flushes_do_not_disturb_each_other(medium: Medium) {
     let root = tempfile::tempdir().unwrap();
     let reference = Reference::new(1, LENGTH);
-    let store = ChunkStore::open(root.path(), StoreConfig::default()).unwrap();
+    let store = ChunkStore::open(root.path(), roomy(medium)).unwrap();
     let blob = store.open_blob(&reference.digest, reference.length()).unwrap();
     let (new, done) = (AtomicUsize::new(0), AtomicBool::new(false));
     let seed = random().u64(..);
@@ -65,11 +74,10 @@ fn writers_readers_and_flushes_do_not_disturb_each_other() {
     blob.verify().unwrap();
 }
 
-#[test]
-fn pieces_dropped_and_written_at_once_are_never_mixed() {
+fn pieces_dropped_and_written_at_once_are_never_mixed(medium: Medium) {
     let root = tempfile::tempdir().unwrap();
     let reference = Reference::new(1, 300_000);
-    let store = ChunkStore::open(root.path(), StoreConfig::default()).unwrap();
+    let store = ChunkStore::open(root.path(), roomy(medium)).unwrap();
     let blob = store.open_blob(&reference.digest, reference.length()).unwrap();
     let piece = PieceIndex(1);
     let versions = [vec![1; 65_536], vec![2; 65_536], vec![3; 65_536]];
@@ -103,11 +111,10 @@ fn pieces_dropped_and_written_at_once_are_never_mixed() {
     assert_eq!(blob.have_bytes(), 65_536);
 }
 
-#[test]
-fn everybody_gets_the_same_blob_while_others_remove_it() {
+fn everybody_gets_the_same_blob_while_others_remove_it(medium: Medium) {
     let root = tempfile::tempdir().unwrap();
     let reference = Reference::new(1, 300_000);
-    let store = ChunkStore::open(root.path(), StoreConfig::default()).unwrap();
+    let store = ChunkStore::open(root.path(), roomy(medium)).unwrap();
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {

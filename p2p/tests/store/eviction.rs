@@ -7,15 +7,26 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt as _;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::Replicas;
-use lapwing_p2p::store::{ChunkStore, Removed, StoreConfig, StoreError};
+use lapwing_p2p::store::{ChunkStore, Medium, Removed, StoreConfig, StoreError};
 
 use crate::reference::Reference;
 
 const KIB: usize = 1 << 10;
 
-fn store(quota: usize) -> (tempfile::TempDir, Arc<ChunkStore>) {
+crate::on_disk_and_in_memory![
+    the_least_recently_used_go_first_down_to_the_low_watermark,
+    pinned_blobs_stay_and_are_named_when_there_is_no_room,
+    a_pin_counts_until_the_last_one_is_gone,
+    what_can_never_fit_does_not_empty_the_cache,
+    a_blob_counts_by_what_is_written_of_it,
+    writing_makes_room_without_being_asked,
+    what_a_mount_needs_stays_without_being_open,
+    the_last_copy_of_a_zone_goes_last_and_one_that_others_have_first,
+];
+
+fn store(medium: Medium, quota: usize) -> (tempfile::TempDir, Arc<ChunkStore>) {
     let directory = tempfile::tempdir().unwrap();
-    let config = StoreConfig { quota_bytes: Some(quota as u64), free_floor_bytes: 0, ..StoreConfig::default() };
+    let config = StoreConfig { medium, quota_bytes: Some(quota as u64), ..StoreConfig::default() };
     let store = ChunkStore::open(&directory.path().join("store"), config).unwrap();
     (directory, store)
 }
@@ -37,9 +48,8 @@ fn blobs() -> Vec<Reference> {
     (0..10).map(|seed| Reference::new(seed, 100 * KIB)).collect()
 }
 
-#[test]
-fn the_least_recently_used_go_first_down_to_the_low_watermark() {
-    let (_directory, store) = store(1000 * KIB);
+fn the_least_recently_used_go_first_down_to_the_low_watermark(medium: Medium) {
+    let (_directory, store) = store(medium, 1000 * KIB);
     let blobs = blobs();
     for blob in &blobs[..9] {
         store.insert(&blob.digest, &blob.bytes).unwrap();
@@ -128,9 +138,8 @@ fn pins_that_cannot_be_read_are_not_taken_for_none() {
     assert!(error.to_string().contains("blobs/pins"), "{error}");
 }
 
-#[test]
-fn what_a_mount_needs_stays_without_being_open() {
-    let (_directory, store) = store(1000 * KIB);
+fn what_a_mount_needs_stays_without_being_open(medium: Medium) {
+    let (_directory, store) = store(medium, 1000 * KIB);
     let blobs = blobs();
     let hold = store.hold(blobs[0].digest);
     let second = store.hold(blobs[0].digest);
@@ -146,9 +155,8 @@ fn what_a_mount_needs_stays_without_being_open() {
     assert!(store.remove(&blobs[0].digest).unwrap());
 }
 
-#[test]
-fn the_last_copy_of_a_zone_goes_last_and_one_that_others_have_first() {
-    let (_directory, store) = store(1000 * KIB);
+fn the_last_copy_of_a_zone_goes_last_and_one_that_others_have_first(medium: Medium) {
+    let (_directory, store) = store(medium, 1000 * KIB);
     let blobs = blobs();
     for blob in &blobs[..9] {
         store.insert(&blob.digest, &blob.bytes).unwrap();
@@ -168,9 +176,8 @@ fn the_last_copy_of_a_zone_goes_last_and_one_that_others_have_first() {
     assert_eq!(digests(&store), sorted(&[&blobs[9]]), "a last copy goes when nothing else is enough");
 }
 
-#[test]
-fn pinned_blobs_stay_and_are_named_when_there_is_no_room() {
-    let (directory, store) = store(1000 * KIB);
+fn pinned_blobs_stay_and_are_named_when_there_is_no_room(medium: Medium) {
+    let (directory, store) = store(medium, 1000 * KIB);
     let blobs = blobs();
     let pins: Vec<_> = blobs[..9].iter().map(|blob| store.insert(&blob.digest, &blob.bytes).unwrap().pin()).collect();
     assert!(store.list().iter().all(|blob| blob.in_use));
@@ -185,9 +192,8 @@ fn pinned_blobs_stay_and_are_named_when_there_is_no_room() {
     assert_eq!(digests(&store), sorted(&blobs[3..9].iter().collect::<Vec<_>>()));
 }
 
-#[test]
-fn a_pin_counts_until_the_last_one_is_gone() {
-    let (_directory, store) = store(1000 * KIB);
+fn a_pin_counts_until_the_last_one_is_gone(medium: Medium) {
+    let (_directory, store) = store(medium, 1000 * KIB);
     let blob = Reference::new(1, KIB);
     let first = store.insert(&blob.digest, &blob.bytes).unwrap().pin();
     let second = first.blob().pin();
@@ -198,9 +204,8 @@ fn a_pin_counts_until_the_last_one_is_gone() {
     assert!(!store.remove(&blob.digest).unwrap());
 }
 
-#[test]
-fn what_can_never_fit_does_not_empty_the_cache() {
-    let (_directory, store) = store(1000 * KIB);
+fn what_can_never_fit_does_not_empty_the_cache(medium: Medium) {
+    let (_directory, store) = store(medium, 1000 * KIB);
     let blobs = blobs();
     for blob in &blobs[..5] {
         store.insert(&blob.digest, &blob.bytes).unwrap();
@@ -209,9 +214,8 @@ fn what_can_never_fit_does_not_empty_the_cache() {
     assert_eq!(store.list().len(), 5);
 }
 
-#[test]
-fn a_blob_counts_by_what_is_written_of_it() {
-    let (_directory, store) = store(1000 * KIB);
+fn a_blob_counts_by_what_is_written_of_it(medium: Medium) {
+    let (_directory, store) = store(medium, 1000 * KIB);
     let large = Reference::new(1, 4000 * KIB);
     let blob = store.open_blob(&large.digest, large.length()).unwrap();
     assert_eq!(store.used_bytes(), 0);
@@ -227,9 +231,8 @@ fn a_blob_counts_by_what_is_written_of_it() {
     assert_eq!(store.used_bytes(), 0);
 }
 
-#[test]
-fn writing_makes_room_without_being_asked() {
-    let (_directory, store) = store(1000 * KIB);
+fn writing_makes_room_without_being_asked(medium: Medium) {
+    let (_directory, store) = store(medium, 1000 * KIB);
     let blobs = blobs();
     for blob in &blobs[..8] {
         store.insert(&blob.digest, &blob.bytes).unwrap();
@@ -271,7 +274,7 @@ fn the_order_of_uses_survives_a_restart() {
 
 #[test]
 fn a_handle_to_a_removed_blob_reads_and_does_not_write() {
-    let (directory, store) = store(1000 * KIB);
+    let (directory, store) = store(Medium::Disk, 1000 * KIB);
     let reference = Reference::new(1, 300 * KIB);
     let blob = store.open_blob(&reference.digest, reference.length()).unwrap();
     let mut pieces = reference.pieces();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::layout::PieceIndex;
-use lapwing_p2p::store::{ChunkStore, StoreConfig, StoreError};
+use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig, StoreError};
 
 use crate::reference::Reference;
 
@@ -16,6 +16,18 @@ const LENGTH: usize = 700_000;
 fn open(root: &Path) -> Arc<ChunkStore> {
     ChunkStore::open(root, StoreConfig::default()).unwrap()
 }
+
+fn open_in(medium: Medium, root: &Path) -> Arc<ChunkStore> {
+    let config = StoreConfig { medium, quota_bytes: Some(1 << 30), ..StoreConfig::default() };
+    ChunkStore::open(root, config).unwrap()
+}
+
+crate::on_disk_and_in_memory![
+    wrong_bytes_are_found_by_verify_and_taken_back,
+    insert_replaces_wrong_pieces_of_a_partial_blob,
+    pieces_and_ranges_are_held_to_the_layout,
+    a_length_that_differs_is_refused_unless_nothing_is_written,
+];
 
 fn directory_of(root: &Path, digest: &Digest) -> PathBuf {
     let hex = digest.hex();
@@ -145,11 +157,10 @@ fn metainfo_is_kept_and_a_damaged_one_is_not_believed() {
     assert_eq!(stored.metainfo(), None);
 }
 
-#[test]
-fn wrong_bytes_are_found_by_verify_and_taken_back() {
+fn wrong_bytes_are_found_by_verify_and_taken_back(medium: Medium) {
     let root = tempfile::tempdir().unwrap();
     let blob = Reference::new(1, LENGTH);
-    let store = open(root.path());
+    let store = open_in(medium, root.path());
     let stored = store.open_blob(&blob.digest, blob.length()).unwrap();
     let liar = PieceIndex(4);
     for piece in blob.pieces() {
@@ -185,11 +196,10 @@ fn dropped_pieces_are_gone_after_a_restart_without_a_flush() {
     assert_eq!(store.used_bytes(), LENGTH as u64 - 2 * 65_536);
 }
 
-#[test]
-fn insert_replaces_wrong_pieces_of_a_partial_blob() {
+fn insert_replaces_wrong_pieces_of_a_partial_blob(medium: Medium) {
     let root = tempfile::tempdir().unwrap();
     let blob = Reference::new(1, LENGTH);
-    let store = open(root.path());
+    let store = open_in(medium, root.path());
     let stored = store.open_blob(&blob.digest, blob.length()).unwrap();
     stored.write_piece(PieceIndex(0), &vec![0; 65_536]).unwrap();
     stored.flush().unwrap();
@@ -198,11 +208,10 @@ fn insert_replaces_wrong_pieces_of_a_partial_blob() {
     assert_eq!(store.used_bytes(), LENGTH as u64);
 }
 
-#[test]
-fn pieces_and_ranges_are_held_to_the_layout() {
+fn pieces_and_ranges_are_held_to_the_layout(medium: Medium) {
     let root = tempfile::tempdir().unwrap();
     let blob = Reference::new(1, LENGTH);
-    let store = open(root.path());
+    let store = open_in(medium, root.path());
     let stored = store.open_blob(&blob.digest, blob.length()).unwrap();
     let write = |piece, bytes: &[u8]| stored.write_piece(PieceIndex(piece), bytes);
     assert!(matches!(write(0, &blob.bytes[1..65_536]), Err(StoreError::PieceLength { expected: 65_536, .. })));
@@ -216,11 +225,10 @@ fn pieces_and_ranges_are_held_to_the_layout() {
     assert!(matches!(stored.read_at(7..65_537), Err(StoreError::Missing { piece: 1, .. })));
 }
 
-#[test]
-fn a_length_that_differs_is_refused_unless_nothing_is_written() {
+fn a_length_that_differs_is_refused_unless_nothing_is_written(medium: Medium) {
     let root = tempfile::tempdir().unwrap();
     let blob = Reference::new(1, LENGTH);
-    let store = open(root.path());
+    let store = open_in(medium, root.path());
     let wrong = store.open_pinned(&blob.digest, 5).unwrap();
     let error = store.open_blob(&blob.digest, blob.length()).unwrap_err();
     assert!(matches!(error, StoreError::LengthMismatch { stored: 5, asked: 700_000, .. }), "{error}");
