@@ -12,7 +12,7 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 7] = ["node", "tracker", "up", "ls", "limits", "doctor", "config"];
+const COMMANDS: [&str; 9] = ["node", "tracker", "up", "ls", "pin", "unpin", "limits", "doctor", "config"];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 
 fn lapwing(args: &[&str]) -> Output {
@@ -204,6 +204,24 @@ fn ls_lists_what_was_pulled() {
     let layers: BTreeSet<String> = layout.layers.iter().map(|layer| short(&layer.digest)).collect();
     assert_eq!(column(shown, "LAYER"), layers, "{shown}");
     the_admin_listener_of(machine.lapwing.as_ref().unwrap());
+    a_layer_is_pinned_and_unpinned(&machine.host, layout.layers[0].digest.as_str());
+}
+
+fn a_layer_is_pinned_and_unpinned(host: &Host, digest: &str) {
+    let is_pinned = || {
+        let json = lapwing_on(host, &["ls", "--json"]);
+        let state: Value = serde_json::from_slice(&json.stdout).unwrap();
+        let found = state["blobs"].as_array().unwrap().iter().find(|found| found["digest"] == digest).cloned();
+        found.unwrap()["pinned"].as_bool().unwrap()
+    };
+    assert!(!is_pinned());
+    for (command, said, then) in [("pin", "is pinned", true), ("unpin", "is not pinned any more", false)] {
+        let done = lapwing_on(host, &[command, digest]);
+        assert!(done.status.success() && text(&done.stdout).contains(said), "{command}: {}", text(&done.stderr));
+        assert_eq!(is_pinned(), then, "{command}");
+    }
+    let refused = lapwing_on(host, &["pin", "latest"]);
+    assert_eq!(refused.status.code(), Some(2), "a tag is no digest");
 }
 
 #[test]

@@ -79,7 +79,6 @@ use crate::bitfield::Bitfield;
 use crate::digest::Digest;
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::limits::MAX_IDLE_OPEN_BLOBS;
-use crate::verify::Metainfo;
 
 pub use blob::{Pin, StoredBlob};
 pub use error::StoreError;
@@ -287,12 +286,6 @@ impl ChunkStore {
             None
         });
         blob.inspect(|blob| blob.touch())
-    }
-
-    /// The metainfo that a former process left beside a blob, which is not opened for it. Does not count as a use.
-    pub fn saved_metainfo(&self, digest: &Digest) -> Option<Metainfo> {
-        let length = self.summary(digest)?.length;
-        blob::read_metainfo(&self.root.blob(digest), digest, length)
     }
 
     /// A blob of that length, with the pieces that are here or none.

@@ -18,6 +18,7 @@ mod concurrency;
 mod crash;
 mod disk_full;
 mod eviction;
+mod many;
 mod memory;
 mod mounts;
 mod recovery;
