@@ -18,6 +18,10 @@ demo: packages tools image release ## A real image through the swarm and lazily 
 test: packages tools image ## Everything: unit, crate and whole-system tests (as root)
 	contrib/setup/test.sh
 
+.PHONY: test-long
+test-long: ## What takes too long for every run: a download killed at 200 random moments
+	LAPWING_TEST_KILLS=200 cargo test --package lapwing-p2p --test node -- --nocapture killed
+
 .PHONY: lint
 lint: packages deny ## Formatting, clippy, dependency rules, shell scripts
 	cargo fmt --all --check

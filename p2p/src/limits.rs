@@ -69,6 +69,10 @@ pub const MAX_OFFENDERS: usize = 4096;
 /// Most bytes of pieces, over all blobs, that are held aside because no trusted hash of them is known yet.
 pub const MAX_ASIDE_BYTES: u64 = 32 << 20;
 
+/// Most bytes of pieces, over all blobs, that pass through memory because the store is full. A reader that can do nothing
+/// without a piece gets it beyond that.
+pub const MAX_PASSING_BYTES: u64 = 32 << 20;
+
 /// Most peers of a blob that are remembered beyond those that are connected.
 pub const MAX_KNOWN_HOLDERS: usize = 256;
 

@@ -75,6 +75,8 @@ pub struct Metrics {
     pub peers: Gauge,
     /// `lapwing_store_bytes`: bytes of pieces in the chunk store.
     pub store_bytes: Gauge,
+    /// `lapwing_bypassed_bytes_total`: bytes of pieces that went to readers through memory, for want of room.
+    pub bypassed_bytes: Counter,
     /// `lapwing_evicted_blobs_total`: blobs evicted to make room.
     pub evicted_blobs: Counter,
     /// `lapwing_evicted_bytes_total`: bytes of pieces of those.
@@ -107,6 +109,8 @@ impl Metrics {
             bytes.clone(),
             self.served_bytes.clone(),
         );
+        let bypassed = self.bypassed_bytes.clone();
+        registry.register_with_unit("bypassed", "Bytes that went to readers for want of room", bytes.clone(), bypassed);
         registry.register_with_unit("evicted", "Bytes evicted to make room", bytes.clone(), self.evicted_bytes.clone());
         registry.register_with_unit("store", "Bytes of pieces in the chunk store", bytes, self.store_bytes.clone());
     }

@@ -21,6 +21,7 @@ mod finding;
 mod hashing;
 mod intake;
 mod keeping;
+mod passing;
 mod perform;
 mod publishing;
 #[cfg(test)]
@@ -49,7 +50,7 @@ use crate::identity::PeerId;
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::metrics::Metrics;
 use crate::origin::Origin;
-use crate::store::ChunkStore;
+use crate::store::{ChunkStore, Pin, StoreError};
 use crate::swarm::{Event, Swarm, SwarmConfig, WantId};
 use crate::wire::tls::Tls;
 
@@ -104,6 +105,8 @@ pub struct Node {
     tls: Option<Tls>,
     told_otherwise: AtomicBool,
     aside_bytes: AtomicU64,
+    passing_bytes: AtomicU64,
+    fullness: Mutex<passing::Fullness>,
     next_id: AtomicU64,
     /// When the last piece came, in milliseconds from the start; 0 before the first.
     last_piece_ms: AtomicU64,
@@ -163,6 +166,8 @@ impl Node {
             started: Instant::now(),
             inner: Mutex::new(Inner { swarm, blobs: HashMap::new(), links: HashMap::new() }),
             aside_bytes: AtomicU64::new(0),
+            passing_bytes: AtomicU64::new(0),
+            fullness: Mutex::default(),
             next_id: AtomicU64::new(0),
             last_piece_ms: AtomicU64::new(0),
             wake: Notify::new(),
@@ -226,7 +231,7 @@ impl Node {
         if length == 0 && digest != Digest::of(b"") {
             return Err(OpenError::NotEmpty(digest));
         }
-        let blob = Arc::new(Blob::new(self, self.store.open_pinned(&digest, length)?));
+        let blob = Arc::new(Blob::new(self, self.open_stored(&digest, length)?));
         if let Some(metainfo) = blob.stored.metainfo() {
             lock(&blob.trust).set_metainfo(metainfo, true);
         }
@@ -246,6 +251,24 @@ impl Node {
             self.hash_as_it_comes(&opened);
         }
         checked(opened)
+    }
+
+    /// The blob's place in the store, or one that takes nothing where there is no room for it.
+    fn open_stored(self: &Arc<Self>, digest: &Digest, length: u64) -> Result<Pin, StoreError> {
+        match self.store.open_pinned(digest, length) {
+            Err(StoreError::NoSpace { .. }) => {}
+            opened => return opened,
+        }
+        self.close_unused(Duration::ZERO);
+        // Whatever the oldest blob gives back is enough for a directory and its entries.
+        self.store.evict_some(1);
+        match self.store.open_pinned(digest, length) {
+            Err(error @ StoreError::NoSpace { .. }) => {
+                tracing::warn!(%digest, %error, "no room: the blob passes through memory to its readers and is not kept");
+                self.store.open_nowhere(digest, length)
+            }
+            opened => opened,
+        }
     }
 
     /// Flushes, withdraws from discovery, and closes all connections.
@@ -333,6 +356,7 @@ impl Node {
     /// Registers that pieces are wanted.
     fn want(self: &Arc<Self>, blob: &Arc<Blob>, id: WantId, pieces: Range<u32>, priority: Priority) {
         self.hash_as_it_comes(blob);
+        blob.recall(&pieces);
         self.drive(Event::Want { digest: blob.digest, id, pieces, priority });
         self.wake.notify_one();
     }

@@ -310,6 +310,16 @@ impl ChunkStore {
         Ok(pin)
     }
 
+    /// A blob for which there is no room: pieces cannot be written to it, and nobody else finds it.
+    pub fn open_nowhere(&self, digest: &Digest, length: u64) -> Result<Pin, StoreError> {
+        let layout = PieceLayout::new(length)?;
+        let root = Arc::new(BlobRoot::nowhere(&self.root.path));
+        let data = root.create(digest, length)?;
+        let bitmap = bitmap::Bitmap { layout, have: Bitfield::empty(layout.piece_count()), verified: false };
+        let found = disk::Found { data, bitmap, last_use: SystemTime::now() };
+        Ok(Arc::new(StoredBlob::new(*digest, found, root, Weak::new())).pin())
+    }
+
     fn is_unwritten(&self, digest: &Digest) -> bool {
         self.summary(digest).is_some_and(|blob| blob.have_bytes == 0 && !blob.in_use)
     }

@@ -1,8 +1,10 @@
 //! One blob as its readers see it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -13,6 +15,7 @@ use super::Node;
 use super::aside::Aside;
 use super::blame::Blame;
 use super::error::ReadError;
+use super::passing::Passing;
 use super::trust::Trust;
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
@@ -20,7 +23,10 @@ use crate::layout::{PieceIndex, PieceLayout};
 use crate::origin::{Origin, OriginError};
 use crate::store::{Pin, StoreError, StoredBlob};
 use crate::swarm::{Event, Priority, WantId};
-use crate::verify::piece_hash;
+use crate::verify::{StreamVerifier, VerifyError, piece_hash};
+
+/// How often a reader asks again for pieces that came when there was no room for them.
+const RECALL: Duration = Duration::from_millis(500);
 
 /// Where the bytes of a blob came from, since this process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +48,10 @@ pub(super) struct Progress {
     pub(super) failures: u64,
     /// The last failure: for those who waited when it came.
     pub(super) failure: Option<ReadError>,
+    /// Grows when a piece cannot be stored: only who waits for the whole blob to be stored minds.
+    pub(super) refusals: u64,
+    /// Why.
+    pub(super) refusal: Option<ReadError>,
 }
 
 /// A blob that can be read while it arrives. While somebody holds it, its pieces are not evicted.
@@ -53,6 +63,7 @@ pub struct Blob {
     pub(super) trust: Mutex<Trust>,
     pub(super) aside: Mutex<Aside>,
     pub(super) blame: Mutex<Blame>,
+    pub(super) passing: Mutex<Passing>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) origin: Mutex<Option<Arc<dyn Origin>>>,
     pub(super) origin_error: Mutex<Option<OriginError>>,
@@ -84,6 +95,7 @@ struct Wanting {
 
 impl Drop for Wanting {
     fn drop(&mut self) {
+        self.blob.need(self.id, None);
         if let Some(node) = self.blob.node.upgrade() {
             node.drive(Event::Unwant { digest: self.blob.digest, id: self.id });
         }
@@ -106,6 +118,7 @@ impl Blob {
             trust: Mutex::new(Trust::new(digest, layout)),
             aside: Mutex::new(Aside::default()),
             blame: Mutex::new(Blame::default()),
+            passing: Mutex::default(),
             progress: watch::Sender::new(Progress { verified: stored.is_verified(), ..Progress::default() }),
             origin: Mutex::new(None),
             origin_error: Mutex::new(None),
@@ -146,11 +159,15 @@ impl Blob {
         self.check(&range)?;
         let pieces = self.layout.pieces(range.clone());
         for _ in 0..READ_TRIES {
-            if self.missing(&pieces) > 0 {
-                let _wanting = self.want(pieces.clone(), priority);
+            // Until they are read: they may be in memory only.
+            let _wanting = if self.must_want(&pieces) {
+                let wanting = self.want(pieces.clone(), pieces.clone(), priority);
                 self.arrival(pieces.clone()).await?;
-            }
-            if let Some(bytes) = self.read_stored(range.clone()).await? {
+                wanting
+            } else {
+                None
+            };
+            if let Some((bytes, _)) = self.read_here(range.clone()).await? {
                 return Ok(bytes);
             }
         }
@@ -169,6 +186,8 @@ impl Blob {
             whole: range == (0..self.length()),
             revocations: self.progress.borrow().revocations,
             wanting: None,
+            wanted: 0..0,
+            verifier: None,
             blob: Arc::clone(self),
             priority,
             range,
@@ -202,8 +221,12 @@ impl Blob {
         if self.is_verified() {
             return Ok(());
         }
+        let refusals = self.progress.borrow().refusals;
         self.want_all(Priority::Bulk);
-        self.arrival(0..self.layout.piece_count()).await?;
+        tokio::select! {
+            arrived = self.arrival(0..self.layout.piece_count()) => arrived?,
+            refused = self.refusal(refusals) => return Err(refused),
+        }
         self.proof().await
     }
 
@@ -233,21 +256,43 @@ impl Blob {
         Ok(())
     }
 
-    fn want(self: &Arc<Self>, pieces: Range<u32>, priority: Priority) -> Option<Wanting> {
+    /// Wants `pieces`, of which those in `next` are needed first.
+    fn want(self: &Arc<Self>, pieces: Range<u32>, next: Range<u32>, priority: Priority) -> Option<Wanting> {
         let node = self.node.upgrade()?;
         let id = node.next_want();
+        self.need(id, Some(next));
         node.want(self, id, pieces, priority);
         Some(Wanting { blob: Arc::clone(self), id })
     }
 
-    fn missing(&self, pieces: &Range<u32>) -> usize {
+    pub(super) fn missing(&self, pieces: &Range<u32>) -> usize {
+        let passing = lock(&self.passing);
+        let passes = |piece: PieceIndex| passing.get(piece).is_some();
+        let pieces_of = pieces.clone().map(PieceIndex);
         match pieces.len() {
-            0..16 => pieces.clone().filter(|&piece| !self.stored.has(PieceIndex(piece))).count(),
+            0..16 => pieces_of.filter(|&piece| !self.stored.has(piece) && !passes(piece)).count(),
             _ => {
                 let have = self.stored.have();
-                pieces.clone().filter(|&piece| !have.get(PieceIndex(piece))).count()
+                pieces_of.filter(|&piece| !have.get(piece) && !passes(piece)).count()
             }
         }
+    }
+
+    /// Waits until a piece cannot be stored.
+    async fn refusal(&self, before: u64) -> ReadError {
+        let mut progress = self.progress.subscribe();
+        match progress.wait_for(|now| now.refusals > before).await {
+            Ok(now) => now.refusal.clone().unwrap_or(ReadError::ShutDown),
+            Err(_) => ReadError::ShutDown,
+        }
+    }
+
+    /// Tells those who wait for the whole blob to be stored that it will not be.
+    pub(super) fn cannot_be_stored(&self, error: StoreError) {
+        self.progress.send_modify(|progress| {
+            progress.refusals += 1;
+            progress.refusal = Some(error.into());
+        });
     }
 
     /// Waits until all `pieces` are here. The deadline starts anew with each of them that comes.
@@ -258,9 +303,11 @@ impl Blob {
         while missing > 0 {
             let deadline = Instant::now() + self.read_deadline()?;
             loop {
-                match tokio::time::timeout_at(deadline, progress.changed()).await {
+                let again = deadline.min(Instant::now() + RECALL);
+                match tokio::time::timeout_at(again, progress.changed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Err(ReadError::ShutDown),
+                    Err(_) if Instant::now() < deadline => self.recall(&pieces),
                     Err(_) => return Err(self.late(self.bytes(&pieces))),
                 }
                 self.failure_since(failures, &progress.borrow_and_update())?;
@@ -305,7 +352,7 @@ impl Blob {
         }
     }
 
-    fn read_deadline(&self) -> Result<std::time::Duration, ReadError> {
+    fn read_deadline(&self) -> Result<Duration, ReadError> {
         self.node.upgrade().map(|node| node.config.read_deadline).ok_or(ReadError::ShutDown)
     }
 
@@ -325,18 +372,18 @@ impl Blob {
         ReadError::Deadline { digest, range, waited, peers }
     }
 
-    /// Bytes of pieces that are here. None if some were taken back meanwhile, or turned out to be spoilt on the disk: they
+    /// Bytes of pieces that are here, and whether some of them are in memory only. None if some were taken back meanwhile, or turned out to be spoilt on the disk: they
     /// have to come again.
-    async fn read_stored(self: &Arc<Self>, range: Range<u64>) -> Result<Option<Bytes>, ReadError> {
+    async fn read_here(self: &Arc<Self>, range: Range<u64>) -> Result<Option<(Bytes, bool)>, ReadError> {
         let (blob, wanted) = (Arc::clone(self), range.clone());
         let read = tokio::task::spawn_blocking(move || {
-            let bytes = blob.stored.read_at(wanted.clone())?;
+            let (bytes, in_memory) = blob.read_blocking(wanted.clone())?;
             let spoilt = blob.spoilt(&wanted, &bytes);
-            Ok((bytes, spoilt))
+            Ok((bytes, in_memory, spoilt))
         });
         match read.await.map_err(|_| ReadError::ShutDown)? {
-            Ok((bytes, None)) => Ok(Some(bytes)),
-            Ok((_, Some(piece))) => {
+            Ok((bytes, in_memory, None)) => Ok(Some((bytes, in_memory))),
+            Ok((_, _, Some(piece))) => {
                 let node = self.node.upgrade().ok_or(ReadError::ShutDown)?;
                 node.disk_failed(self, piece, StoreError::Spoilt { digest: self.digest, piece: piece.0 }).await;
                 Ok(None)
@@ -379,6 +426,28 @@ impl Blob {
         Ok(intact)
     }
 
+    fn read_blocking(&self, range: Range<u64>) -> Result<(Bytes, bool), StoreError> {
+        let pieces = || self.layout.pieces(range.clone()).map(PieceIndex);
+        let passing: BTreeMap<PieceIndex, Bytes> = {
+            let passing = lock(&self.passing);
+            pieces().filter_map(|piece| Some((piece, passing.get(piece)?))).collect()
+        };
+        if passing.is_empty() {
+            return Ok((self.stored.read_at(range)?, false));
+        }
+        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+        for piece in pieces() {
+            let whole = self.layout.range(piece);
+            let part = whole.start.max(range.start)..whole.end.min(range.end);
+            match passing.get(&piece) {
+                Some(all) => bytes
+                    .extend_from_slice(&all[(part.start - whole.start) as usize..(part.end - whole.start) as usize]),
+                None => bytes.extend_from_slice(&self.stored.read_at(part)?),
+            }
+        }
+        Ok((bytes.into(), true))
+    }
+
     /// Takes back [`Self::want_all`]; its want is returned, to be taken back from the scheduler.
     pub(super) fn forget_want(&self) -> WantId {
         *lock(&self.wants_all) = None;
@@ -403,6 +472,10 @@ struct BlobStream {
     whole: bool,
     revocations: u32,
     wanting: Option<Wanting>,
+    /// What `wanting` wants.
+    wanted: Range<u32>,
+    /// Has taken in all that was given, once some of it was in memory only: the store cannot prove the whole then.
+    verifier: Option<StreamVerifier>,
 }
 
 impl BlobStream {
@@ -414,35 +487,96 @@ impl BlobStream {
         let layout = self.blob.layout;
         let rest = layout.pieces(self.next..self.range.end);
         let piece = rest.start..rest.start + 1;
-        if self.wanting.is_none() && self.blob.missing(&rest) > 0 {
-            self.wanting = self.blob.want(rest.clone(), self.priority);
-        }
         let end = layout.range(PieceIndex(piece.start)).end.min(self.range.end);
+        let last = self.whole && end == self.range.end;
         let mut tries = 0;
-        let bytes = loop {
-            while self.blob.missing(&piece) > 0 {
-                if tries > 0 {
-                    // The want of the beginning may have been taken back.
-                    self.wanting = self.blob.want(rest.clone(), self.priority);
-                }
-                self.blob.progress_in(&rest).await?;
-            }
-            if self.whole && end == self.range.end {
+        let (bytes, in_memory) = loop {
+            self.arrival(&rest, tries > 0).await?;
+            if last && self.verifier.is_none() && self.blob.stored.has(PieceIndex(piece.start)) {
                 self.blob.proof().await?;
             }
-            let read = self.blob.read_stored(self.next..end).await?;
+            let read = self.blob.read_here(self.next..end).await?;
             if self.blob.progress.borrow().revocations != self.revocations {
                 return Err(ReadError::Revoked { digest: self.blob.digest });
             }
             tries += 1;
             match read {
-                Some(bytes) => break bytes,
+                Some(read) => break read,
                 None if tries < READ_TRIES => {}
                 None => return Err(StoreError::Changed(self.blob.digest).into()),
             }
         };
+        if self.whole && (in_memory || self.verifier.is_some()) {
+            self.take_in(PieceIndex(piece.start), bytes.clone()).await?;
+        }
+        if last {
+            self.prove().await?;
+        }
         self.next = end;
         Ok(Some(bytes))
+    }
+
+    /// Waits until the first of `rest` is here. `again`: it was, and the want of it may have been taken back since.
+    async fn arrival(&mut self, rest: &Range<u32>, again: bool) -> Result<(), ReadError> {
+        let first = rest.start..rest.start + 1;
+        loop {
+            if again {
+                self.wanted = 0..0;
+            }
+            self.ask(rest);
+            self.blob.recall(&first);
+            if self.blob.missing(&first) == 0 {
+                return Ok(());
+            }
+            self.blob.progress_in(rest).await?;
+        }
+    }
+
+    /// Sees to it that the rest is wanted, or what is needed next of it while it cannot be stored.
+    fn ask(&mut self, rest: &Range<u32>) {
+        let next = self.blob.next_of(rest);
+        let reach = if self.blob.is_full() { next.end } else { rest.end };
+        if let Some(wanting) = &self.wanting
+            && self.wanted.end == reach
+        {
+            return wanting.blob.need(wanting.id, Some(next));
+        }
+        if self.wanting.is_some() || self.blob.must_want(rest) {
+            self.wanted = rest.start..reach;
+            // The new one before the old one goes: what is under way stays wanted.
+            self.wanting = self.blob.want(self.wanted.clone(), next, self.priority);
+        }
+    }
+
+    async fn take_in(&mut self, piece: PieceIndex, bytes: Bytes) -> Result<(), ReadError> {
+        let (stored, verifier) = (Arc::clone(&self.blob.stored), self.verifier.take());
+        let hash = move || {
+            let mut verifier = verifier.unwrap_or_else(|| StreamVerifier::new(stored.digest(), stored.layout()));
+            while verifier.next_piece() < piece {
+                verifier.push_piece(&stored.read_piece(verifier.next_piece())?);
+            }
+            verifier.push_piece(&bytes);
+            Ok::<_, StoreError>(verifier)
+        };
+        self.verifier = Some(tokio::task::spawn_blocking(hash).await.map_err(|_| ReadError::ShutDown)??);
+        Ok(())
+    }
+
+    /// Waits until it is known that the whole matches its digest.
+    async fn prove(&mut self) -> Result<(), ReadError> {
+        match self.verifier.take().map(StreamVerifier::finish) {
+            None => self.blob.proof().await,
+            Some(Ok(_)) => {
+                tracing::info!(digest = %self.blob.digest, "blob matches its digest, and is not kept for want of room");
+                Ok(())
+            }
+            Some(Err(VerifyError::DigestMismatch { expected: digest, actual })) => {
+                let origin = lock(&self.blob.origin).as_ref().map(|origin| origin.describe());
+                let from = origin.unwrap_or_else(|| "other nodes".to_owned());
+                Err(ReadError::DigestMismatch { digest, actual, from })
+            }
+            Some(Err(error)) => unreachable!("every piece was taken in once, in its length: {error}"),
+        }
     }
 }
 
@@ -453,8 +587,9 @@ impl Blob {
         let failures = progress.borrow_and_update().failures;
         let missing = self.missing(pieces);
         let first = pieces.start..pieces.start + 1;
+        let full = self.is_full();
         let deadline = Instant::now() + self.read_deadline()?;
-        while self.missing(&first) > 0 && self.missing(pieces) == missing {
+        while self.missing(&first) > 0 && self.missing(pieces) == missing && self.is_full() == full {
             match tokio::time::timeout_at(deadline, progress.changed()).await {
                 Ok(Ok(())) => self.failure_since(failures, &progress.borrow_and_update())?,
                 Ok(Err(_)) => return Err(ReadError::ShutDown),

@@ -54,8 +54,8 @@ impl Node {
                 if blob.drops.load(Ordering::Acquire) != drops {
                     return Ok(false);
                 }
-                blob.stored.mark_verified()?;
-                blob.stored.save_metainfo(&metainfo)?;
+                unless_full(&blob.stored, blob.stored.save_metainfo(&metainfo))?;
+                unless_full(&blob.stored, blob.stored.mark_verified())?;
                 Ok::<_, StoreError>(true)
             }
         });
@@ -193,6 +193,17 @@ impl Node {
             }
             tokio::time::sleep(METAINFO_PAUSE).await;
         }
+    }
+}
+
+/// A proof that cannot be written down for want of room is good all the same, for as long as the process lives.
+fn unless_full(stored: &StoredBlob, saved: Result<(), StoreError>) -> Result<(), StoreError> {
+    match saved {
+        Err(error @ StoreError::NoSpace { .. }) if stored.is_complete() => {
+            tracing::warn!(digest = %stored.digest(), %error, "blob is proven, which will be forgotten");
+            Ok(())
+        }
+        saved => saved,
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Node;
 use super::aside::Undecided;
 use super::blob::{Blob, lock};
+use super::passing::Kept;
 use super::trust::Verdict;
 use crate::digest::Digest;
 use crate::identity::PeerId;
@@ -56,8 +57,8 @@ impl Node {
                     (verdict, had_metainfo && !trust.needs_no_word())
                 };
                 let written = match verdict {
-                    Verdict::Good => node.write_piece(&blob, piece, &undecided.bytes),
-                    Verdict::Bad | Verdict::Unknown => Ok(()),
+                    Verdict::Good => node.keep_piece(&blob, piece, &undecided.bytes),
+                    Verdict::Bad | Verdict::Unknown => Ok(Kept::Passed),
                 };
                 (verdict, refuted, written, undecided)
             }
@@ -70,14 +71,17 @@ impl Node {
         }
         match verdict {
             Verdict::Good => {
-                if let Err(error) = written {
-                    self.drive(Event::Unusable { peer, digest, piece });
-                    return self.store_failed(&blob, error);
-                }
+                let kept = match written {
+                    Ok(kept) => kept,
+                    Err(error) => {
+                        self.drive(Event::Unusable { peer, digest, piece });
+                        return self.store_failed(&blob, error);
+                    }
+                };
                 let bytes = undecided.bytes.len() as u64;
                 blob.bytes_from_peers.fetch_add(bytes, Ordering::Relaxed);
                 self.metrics.count_bytes(Source::peer, bytes);
-                self.arrived(&blob, piece, PieceSource::Peer(peer), bytes);
+                self.received(&blob, piece, PieceSource::Peer(peer), bytes, kept);
             }
             Verdict::Bad => {
                 self.metrics.bad_pieces.inc();
@@ -151,7 +155,9 @@ impl Node {
         bytes: &[u8],
     ) -> Result<(), StoreError> {
         let mut written = blob.stored.write_piece(piece, bytes);
-        for _ in 0..ROOM_TRIES {
+        // Who found no room a moment ago does not look for it at length with each piece.
+        let tries = if blob.is_full() { 0 } else { ROOM_TRIES };
+        for _ in 0..tries {
             if !matches!(written, Err(StoreError::NoSpace { .. })) {
                 break;
             }

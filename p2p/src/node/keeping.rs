@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Node;
 use super::blob::{Blob, lock};
 use crate::layout::PieceIndex;
+use crate::store::StoreError;
 use crate::swarm::Event;
 
 const BUSY_TICK: Duration = Duration::from_millis(20);
@@ -81,7 +82,13 @@ impl Node {
     }
 
     pub(super) fn flush_blob(self: &Arc<Self>, blob: &Blob) {
+        let before = blob.stored.have().count();
         let Err(error) = blob.stored.flush() else { return };
+        if matches!(error, StoreError::NoSpace { .. }) && blob.stored.have().count() >= before {
+            // What came can be read; the bitmap says so once there is room again.
+            tracing::debug!(digest = %blob.digest, %error, "pieces are not durable yet");
+            return;
+        }
         // The store has forgotten what it could not make durable: it has to come again.
         let have = blob.stored.have();
         let lost: Vec<PieceIndex> =

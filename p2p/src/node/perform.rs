@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::net::TcpStream;
 
+use super::blob::lock;
 use super::connection::{self, Channel, ConnectionError};
 use super::error::ReadError;
 use super::{Inner, Node};
@@ -106,7 +107,11 @@ impl Node {
                 });
             }
             Action::Lease(request) => self.spawn(Arc::clone(self).ask_lease(request)),
-            Action::Settle(settlement) => {
+            Action::Settle(mut settlement) => {
+                if inner.blobs.get(&settlement.digest).is_some_and(|blob| lock(&blob.passing).is_used()) {
+                    // What is not kept cannot be served: others may fetch it.
+                    settlement.fetched = 0;
+                }
                 let discovery = Arc::clone(&self.discovery);
                 self.spawn(async move {
                     if let Err(error) = discovery.settle(settlement).await {

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::Node;
 use super::blob::{Blob, lock};
+use super::passing::Kept;
 use crate::layout::PieceIndex;
 use crate::metrics::Source;
 use crate::origin::{ByteStream, Origin, OriginError};
@@ -85,8 +86,9 @@ impl Node {
                 missing = &mut missing[filled..];
             }
             let bytes = Bytes::from_owner(buffer);
-            self.keep(blob, piece, bytes).await.map_err(|error| unavailable(&*origin, error))?;
-            if !self.is_active(&digest) {
+            let kept = self.keep(blob, piece, bytes).await.map_err(|error| unavailable(&*origin, error))?;
+            let needed = kept == Kept::Stored || blob.is_here(piece);
+            if !needed || !self.is_active(&digest) {
                 return Ok(());
             }
         }
@@ -94,7 +96,7 @@ impl Node {
     }
 
     /// Stores a piece of the origin's and vouches for it.
-    async fn keep(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, bytes: Bytes) -> Result<(), String> {
+    async fn keep(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, bytes: Bytes) -> Result<Kept, String> {
         let length = bytes.len() as u64;
         let identity = Arc::clone(&self.config.identity);
         let stored = tokio::task::spawn_blocking({
@@ -102,20 +104,20 @@ impl Node {
             move || {
                 let hash = piece_hash(&bytes);
                 if blob.stored.has(piece) {
-                    return Ok(false);
+                    return Ok(Kept::Stored);
                 }
-                node.write_piece(&blob, piece, &bytes)?;
+                let kept = node.keep_piece(&blob, piece, &bytes)?;
                 if !lock(&blob.trust).vouch(&identity, piece, hash) {
                     let digest = blob.digest;
                     tracing::warn!(%digest, piece = piece.0, "metainfo contradicts the origin, not believed any more");
                 }
-                Ok::<_, StoreError>(true)
+                Ok::<_, StoreError>(kept)
             }
         });
         match stored.await {
-            Ok(Ok(_)) => {
-                self.arrived(blob, piece, PieceSource::Origin, length);
-                Ok(())
+            Ok(Ok(kept)) => {
+                self.received(blob, piece, PieceSource::Origin, length, kept);
+                Ok(kept)
             }
             Ok(Err(error)) => {
                 let text = error.to_string();

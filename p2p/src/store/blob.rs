@@ -160,6 +160,11 @@ impl StoredBlob {
             // A bit on disk must not be set while its bytes change.
             self.persist_without(&claim)?;
         }
+        if self.root.is_nowhere() {
+            let path = self.directory.display().to_string();
+            let reason = "there was none when the blob was opened; free space on the filesystem".to_owned();
+            return Err(StoreError::NoSpace { path, reason });
+        }
         self.reserve(found)?;
         if let Err(error) = self.write_data(bytes, range.start) {
             self.root.used.fetch_sub(found, Ordering::Relaxed);

@@ -42,6 +42,8 @@ enum Place {
     Memory {
         max_blobs: usize,
     },
+    /// There is no room.
+    Nowhere,
 }
 
 impl Drop for BlobRoot {
@@ -83,14 +85,24 @@ impl BlobRoot {
         Self { place: Place::Memory { max_blobs }, used: AtomicU64::new(0), path: root.join("blobs/sha256") }
     }
 
+    /// For blobs that cannot be written.
+    pub(super) fn nowhere(path: &Path) -> Self {
+        Self { place: Place::Nowhere, used: AtomicU64::new(0), path: path.to_owned() }
+    }
+
+    /// Whether nothing is on disk.
     pub(super) const fn is_memory(&self) -> bool {
-        matches!(self.place, Place::Memory { .. })
+        matches!(self.place, Place::Memory { .. } | Place::Nowhere)
+    }
+
+    pub(super) const fn is_nowhere(&self) -> bool {
+        matches!(self.place, Place::Nowhere)
     }
 
     /// Most blobs that may have their descriptor for good.
     pub(super) const fn max_blobs(&self) -> usize {
         match self.place {
-            Place::Disk { .. } => usize::MAX,
+            Place::Disk { .. } | Place::Nowhere => usize::MAX,
             Place::Memory { max_blobs } => max_blobs,
         }
     }
@@ -99,7 +111,7 @@ impl BlobRoot {
     pub(super) fn create(&self, digest: &Digest, length: u64) -> Result<File, StoreError> {
         match self.place {
             Place::Disk { .. } => create(&self.blob(digest), length),
-            Place::Memory { .. } => {
+            Place::Memory { .. } | Place::Nowhere => {
                 memory_file(length).map_err(|error| StoreError::io("make", &self.blob(digest), error))
             }
         }
@@ -109,7 +121,7 @@ impl BlobRoot {
     pub(super) fn discard(&self, digest: &Digest) -> Result<(), StoreError> {
         match self.place {
             Place::Disk { .. } => discard(&self.blob(digest)),
-            Place::Memory { .. } => Ok(()),
+            Place::Memory { .. } | Place::Nowhere => Ok(()),
         }
     }
 

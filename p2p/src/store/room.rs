@@ -127,7 +127,7 @@ impl ChunkStore {
     }
 
     /// Evicts at least `bytes` if possible; whether anything was.
-    pub(super) fn evict_some(&self, bytes: u64) -> bool {
+    pub fn evict_some(&self, bytes: u64) -> bool {
         let _turn = lock(&self.room.turn);
         let before = self.used_bytes();
         self.evict_until(|store| Ok(before.saturating_sub(store.used_bytes()) >= bytes)).is_ok()

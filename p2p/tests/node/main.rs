@@ -8,9 +8,13 @@ mod derived;
 mod disk;
 mod download;
 mod faults;
+mod full;
 mod hostile;
 mod killed;
 mod limits;
+#[path = "../store/mounts.rs"]
+#[allow(dead_code, reason = "the store's own tests use the rest of it")]
+mod mounts;
 mod raw;
 mod room;
 mod support;
