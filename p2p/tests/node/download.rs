@@ -74,10 +74,6 @@ impl Sources {
         self.origin_sent.load(Ordering::Relaxed) + self.metrics.served_bytes.get()
     }
 
-    pub(crate) fn sent_by_peer(&self) -> u64 {
-        self.metrics.served_bytes.get()
-    }
-
     pub(crate) async fn stop(self) {
         self.peer.shutdown().await;
     }

@@ -74,7 +74,6 @@ async fn killed_at_any_point_of_writing_it_goes_on_from_what_it_had() {
         let all = sources.sent() - sent;
         assert!(all <= length + 2 * IN_FLIGHT, "{point}:{count}: {all} bytes for {length}");
     }
-    assert!(sources.sent_by_peer() > 0);
     sources.stop().await;
 }
 
@@ -94,7 +93,6 @@ async fn killed_at_random_moments_it_goes_on_from_what_it_had() {
         killed += until_complete(&sources, directory.path(), &mut random, kills - killed).await;
     }
     assert!(complete <= kills, "{killed} kills in {complete} downloads of {length} bytes");
-    assert!(sources.sent_by_peer() > 0);
     sources.stop().await;
 }
 

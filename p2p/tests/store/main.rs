@@ -18,7 +18,6 @@ mod concurrency;
 mod crash;
 mod disk_full;
 mod eviction;
-mod many;
 mod memory;
 mod mounts;
 mod recovery;
