@@ -38,11 +38,17 @@ bench-index: ## CPU and size of building a layer index, against plain decompress
 bench-swarm: packages release ## Swarms of real nodes against the bound (SCENARIOS="cold8 ...", REPEAT=3); writes target/bench/swarm.json
 	cargo run --release --quiet --package lapwing-bench --bin swarm -- $(SCENARIOS)
 
+.PHONY: bench-wire
+bench-wire: release nginx ## Piece wire against nginx with sendfile, and memory with 32 peers; writes target/bench/wire.json
+	@mkdir -p target/bench
+	LAPWING_NGINX="$(LAPWING_CACHE)/nginx/usr/sbin/nginx" \
+		cargo run --release --quiet --package lapwing-bench --bin wire | tee target/bench/wire.json
+
 .PHONY: release
 release: ## The optimised binary, target/release/lapwing
 	cargo build --release --bin lapwing
 
-.PHONY: packages tools image deny
+.PHONY: packages tools image deny nginx
 packages: ## Install the distribution's packages that tests and demo use
 	contrib/setup/packages.sh
 tools: ## Build the pinned containerd, nerdctl and crictl, once
@@ -51,3 +57,5 @@ image: ## Build the images that tests and demo pull, once
 	contrib/setup/image.sh
 deny: ## Build the pinned cargo-deny, once
 	contrib/setup/deny.sh $(CARGO_DENY_VERSION)
+nginx: ## Fetch the distribution's nginx for the benchmark, once, without installing it
+	contrib/setup/nginx.sh
