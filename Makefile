@@ -34,6 +34,11 @@ bench-index: ## CPU and size of building a layer index, against plain decompress
 bench-swarm: packages release ## Swarms of real nodes against the bound (SCENARIOS="cold8 ...", REPEAT=3); writes target/bench/swarm.json
 	cargo run --release --quiet --package lapwing-bench --bin swarm -- $(SCENARIOS)
 
+.PHONY: bench-sim
+bench-sim: ## The scheduler and the tracker in simulated time, up to 10,000 nodes; writes target/bench/sim.json
+	@mkdir -p target/bench
+	cargo run --release --quiet --package lapwing-sim | tee target/bench/sim.json
+
 .PHONY: release
 release: ## The optimised binary, target/release/lapwing
 	cargo build --release --bin lapwing

@@ -49,7 +49,7 @@ use crate::layout::{PieceIndex, PieceLayout};
 use crate::metrics::Metrics;
 use crate::origin::Origin;
 use crate::store::ChunkStore;
-use crate::swarm::{Event, Swarm, SwarmConfig, WantId};
+use crate::swarm::{Event, Policy, Swarm, SwarmConfig, WantId};
 use crate::wire::tls::Tls;
 
 pub use crate::swarm::Priority;
@@ -134,6 +134,7 @@ impl Node {
             max_connections: config.max_connections,
             unleased_streams: config.origin_streams_without_tracker,
             ban: config.ban,
+            policy: Policy::default(),
             seed: fastrand::u64(..),
         };
         let swarm = Swarm::new(config.identity.id(), swarm_config);
