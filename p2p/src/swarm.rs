@@ -183,11 +183,8 @@ impl Swarm {
         };
         let digest = event.digest();
         self.take(event);
-        if let Some(blob) = digest.and_then(|digest| self.blobs.get_mut(&digest)) {
-            if let Some(digest) = digest.filter(|_| blob.needs_ticks()) {
-                self.busy.insert(digest);
-            }
-        }
+        let needs_ticks = |digest: &Digest| self.blobs.get(digest).is_some_and(BlobState::needs_ticks);
+        self.busy.extend(digest.filter(needs_ticks));
         if asks {
             self.fill_requests();
             self.download_limit.account(self.now);

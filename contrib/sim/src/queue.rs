@@ -103,7 +103,7 @@ impl<T> Queue<T> {
     fn advance(&mut self) -> Option<()> {
         self.bucket = if self.near_count == 0 { *self.far.first_key_value()?.0 } else { self.bucket + 1 };
         let emptied = std::mem::take(&mut self.present).into_vec();
-        let mut due = std::mem::replace(&mut self.near[self.bucket as usize % BUCKETS], Vec::new());
+        let mut due = std::mem::take(&mut self.near[self.bucket as usize % BUCKETS]);
         self.near_count -= due.len();
         while let Some(first) = self.far.first_entry().filter(|first| *first.key() <= self.bucket) {
             due.extend(first.remove());

@@ -120,7 +120,7 @@ fn an_idle_uploader_invites_those_that_have_least() {
     let _ = swarm.on_event(START, Event::Opened { digest, layout, have: Bitfield::full(count), verified: true });
     for n in 1..=6u8 {
         let mut theirs = Bitfield::empty(count);
-        (1..u32::from(n).min(count)).for_each(|piece| drop(theirs.set(PieceIndex(piece))));
+        (1..u32::from(n).min(count)).for_each(|piece| assert!(theirs.set(PieceIndex(piece))));
         let _ = swarm.on_event(START, Event::PeerUp(peer(n)));
         let _ = swarm.on_event(START, Event::Hello { peer: peer(n), digest, have: theirs });
     }

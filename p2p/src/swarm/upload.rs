@@ -330,7 +330,7 @@ mod tests {
     fn two_peers_that_keep_asking_do_not_keep_both_slots() {
         let mut uploads = Uploads::new(2, &Policy::default());
         let mut rng = fastrand::Rng::with_seed(3);
-        let mut under_way = std::collections::VecDeque::new();
+        let mut under_way = VecDeque::new();
         ask(&mut uploads, Duration::ZERO, 9, 0, false);
         for second in 0..20u32 {
             let now = Duration::from_secs(u64::from(second));
@@ -374,7 +374,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(5);
         let mut served = Vec::new();
         for round in 0..12u32 {
-            (1..=3).for_each(|n| drop(ask(&mut uploads, Duration::ZERO, n, round, false)));
+            (1..=3).for_each(|n| assert!(ask(&mut uploads, Duration::ZERO, n, round, false)));
             // The first has 100 pieces more than the others, which have few.
             let pieces = |slot: Slot, _| if slot.0 == 1 { 100 } else { slot.0 };
             let granted = uploads.grant(Duration::ZERO, &mut rng, pieces, |_, _| true).unwrap();
