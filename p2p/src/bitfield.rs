@@ -1,5 +1,7 @@
 //! Which pieces of a blob somebody has.
 
+use std::ops::Range;
+
 use crate::layout::PieceIndex;
 
 /// A set of piece indexes below a fixed count, one bit each (most significant bit first, as BEP 3 draws it).
@@ -100,13 +102,47 @@ impl Bitfield {
 
     /// The pieces that are set, ascending.
     pub fn iter(&self) -> impl Iterator<Item = PieceIndex> + '_ {
-        (0..self.len).map(PieceIndex).filter(|&piece| self.get(piece))
+        (0..self.len.div_ceil(64)).flat_map(|index| pieces_of(index, self.word(index)))
     }
 
     /// The first piece at or after `from` that is not set.
     pub fn first_missing(&self, from: PieceIndex) -> Option<PieceIndex> {
-        (from.0..self.len).map(PieceIndex).find(|&piece| !self.get(piece))
+        (from.0 / 64..self.len.div_ceil(64)).find_map(|index| {
+            let missing = !self.word(index) & mask_of(index, &(from.0..self.len));
+            pieces_of(index, missing).next()
+        })
     }
+
+    /// The 64 pieces from number `64 * index` on, the first in the most significant bit; no bit past the end is set.
+    pub fn word(&self, index: u32) -> u64 {
+        let rest = self.bits.get(index as usize * 8..).unwrap_or_default();
+        match rest.first_chunk() {
+            Some(bytes) => u64::from_be_bytes(*bytes),
+            None => rest.iter().zip([56, 48, 40, 32, 24, 16, 8]).map(|(&byte, shift)| u64::from(byte) << shift).sum(),
+        }
+    }
+}
+
+/// The bits of word `index` that stand for pieces of `range`, as [`Bitfield::word`] numbers them.
+pub fn mask_of(index: u32, range: &Range<u32>) -> u64 {
+    let first = index.saturating_mul(64);
+    let below = |end: u32| match end.saturating_sub(first) {
+        0 => 0,
+        count @ 1..64 => !(u64::MAX >> count),
+        _ => u64::MAX,
+    };
+    below(range.end) & !below(range.start)
+}
+
+/// The pieces whose bits are set in word `index`, ascending.
+pub fn pieces_of(index: u32, mut word: u64) -> impl Iterator<Item = PieceIndex> {
+    std::iter::from_fn(move || {
+        let bit = word.leading_zeros();
+        (bit < 64).then(|| {
+            word &= !(1 << 63 >> bit);
+            PieceIndex(index * 64 + bit)
+        })
+    })
 }
 
 const fn mask(piece: PieceIndex) -> u8 {
@@ -134,6 +170,16 @@ mod tests {
         assert!(Bitfield::from_bytes(9, &[0, 0, 0]).is_err());
         assert!(Bitfield::from_bytes(9, &[0xff, 0x40]).is_err());
         assert!(Bitfield::from_bytes(9, &[0xff, 0x80]).is_ok());
+    }
+
+    #[test]
+    fn words_number_pieces_from_the_most_significant_bit() {
+        let mut field = Bitfield::empty(70);
+        [0, 63, 64, 69].map(PieceIndex).iter().for_each(|&piece| assert!(field.set(piece)));
+        assert_eq!((field.word(0), field.word(1), field.word(2)), (1 << 63 | 1, 1 << 63 | 1 << 58, 0));
+        assert_eq!(mask_of(1, &(66..68)), 0b0011 << 60);
+        assert_eq!(mask_of(0, &(60..128)), 0b1111);
+        assert_eq!(mask_of(1, &(0..64)), 0);
     }
 
     proptest! {

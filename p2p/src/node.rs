@@ -51,7 +51,7 @@ use crate::layout::{PieceIndex, PieceLayout};
 use crate::metrics::Metrics;
 use crate::origin::Origin;
 use crate::store::{ChunkStore, Pin, StoreError};
-use crate::swarm::{Event, Swarm, SwarmConfig, WantId};
+use crate::swarm::{Event, Policy, Swarm, SwarmConfig, WantId};
 use crate::wire::tls::Tls;
 
 pub use crate::swarm::Priority;
@@ -142,6 +142,7 @@ impl Node {
             max_connections: config.max_connections,
             unleased_streams: config.origin_streams_without_tracker,
             ban: config.ban,
+            policy: Policy::default(),
             seed: fastrand::u64(..),
         };
         let swarm = Swarm::new(config.identity.id(), swarm_config);

@@ -12,6 +12,8 @@
 //! * `lease`: discovery and the origin
 //! * `peers`: connections, greetings, bans
 //! * `upload`: requests from peers
+//! * `blob`, `table`: what is known of a blob, of peers, of requests under way
+//! * `policy`: the numbers
 
 mod blob;
 mod event;
@@ -20,8 +22,10 @@ mod lease;
 mod limited;
 mod peers;
 mod pick;
+mod policy;
 #[cfg(test)]
 mod simulation;
+mod table;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -37,10 +41,12 @@ use crate::layout::PieceIndex;
 use crate::rate::{Buckets, Rates};
 
 pub use event::{Action, CloseReason, Event, FoundPeers, PieceSource, TransferId, WantId};
+pub use policy::Policy;
 
 use blob::{BlobState, Want};
-use peers::{Offence, Peer};
+use peers::Offence;
 use pick::Mean;
+use table::{Peers, Slot};
 use upload::Uploads;
 
 /// Which bytes go first; most urgent first.
@@ -71,6 +77,8 @@ pub struct SwarmConfig {
     pub unleased_streams: u32,
     /// How long a peer is refused after three bad pieces.
     pub ban: Duration,
+    /// The numbers of the policy; those of simulation unless a simulation varies them.
+    pub policy: Policy,
     /// Seed of all random choices.
     pub seed: u64,
 }
@@ -83,15 +91,18 @@ impl Default for SwarmConfig {
             max_connections: 512,
             unleased_streams: 2,
             ban: Duration::from_secs(600),
+            policy: Policy::default(),
             seed: 0,
         }
     }
 }
 
-/// How long new pieces are gathered before peers are told.
-const HAVE_BATCH: Duration = Duration::from_millis(50);
 /// Blobs of at most so many pieces do not wait for a batch.
 const SMALL: u32 = 8;
+/// A swarm of which discovery has named so many is a large one: messages are fewer there, since their number grows with it.
+const MANY: usize = 64;
+/// A complete blob may be closed though peers trade it when none has asked for a piece for so long.
+const UNASKED: Duration = Duration::from_secs(60);
 
 /// The state of one node's part in all swarms.
 #[derive(Debug)]
@@ -101,7 +112,9 @@ pub struct Swarm {
     rng: fastrand::Rng,
     now: Duration,
     blobs: BTreeMap<Digest, BlobState>,
-    peers: BTreeMap<PeerId, Peer>,
+    /// The blobs of which something is wanted and missing, under way, or to be told: all that requests and ticks are about.
+    busy: BTreeSet<Digest>,
+    peers: Peers,
     dialing: BTreeSet<PeerId>,
     offences: BTreeMap<PeerId, Offence>,
     uploads: Uploads,
@@ -114,6 +127,10 @@ pub struct Swarm {
     silent_since: Option<Duration>,
     unleased: u32,
     next_transfer: u64,
+    /// When idle connections are looked for next.
+    idle_check: Duration,
+    /// Used by every choice of a peer.
+    candidates: Vec<(Duration, u32, Slot)>,
     actions: Vec<Action>,
 }
 
@@ -126,10 +143,11 @@ impl Swarm {
             rng: fastrand::Rng::with_seed(config.seed),
             now: Duration::ZERO,
             blobs: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            peers: Peers::default(),
             dialing: BTreeSet::new(),
             offences: BTreeMap::new(),
-            uploads: Uploads::new(config.upload_slots.max(1)),
+            uploads: Uploads::new(config.upload_slots.max(1), &config.policy),
             upload_limit: Buckets::default(),
             download_limit: Buckets::default(),
             in_flight: 0,
@@ -138,6 +156,8 @@ impl Swarm {
             silent_since: None,
             unleased: 0,
             next_transfer: 0,
+            idle_check: Duration::ZERO,
+            candidates: Vec::new(),
             actions: Vec::new(),
         }
     }
@@ -146,12 +166,34 @@ impl Swarm {
     /// that order.
     #[must_use = "an action that nobody carries out is lost: the scheduler believes it done"]
     pub fn on_event(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.on_event_into(now, event, &mut actions);
+        actions
+    }
+
+    /// Does what [`Self::on_event`] does; adds to `actions`, whose memory can be used again and again.
+    pub fn on_event_into(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
+        std::mem::swap(&mut self.actions, actions);
         self.now = self.now.max(now);
+        // Most events are about one side of the exchange only.
+        let (asks, serves) = match &event {
+            Event::Request { .. } | Event::Cancel { .. } | Event::Sent { .. } => (false, true),
+            Event::Tick | Event::PeerDown(_) | Event::NotHere { .. } => (true, true),
+            _ => (true, false),
+        };
+        let digest = event.digest();
         self.take(event);
-        self.fill_requests();
-        self.download_limit.account(self.now);
-        self.grant_uploads();
-        std::mem::take(&mut self.actions)
+        let needs_ticks = |digest: &Digest| self.blobs.get(digest).is_some_and(BlobState::needs_ticks);
+        self.busy.extend(digest.filter(needs_ticks));
+        if asks {
+            self.fill_requests();
+            self.download_limit.account(self.now);
+        }
+        if serves {
+            self.grant_uploads();
+            self.invite(None);
+        }
+        std::mem::swap(&mut self.actions, actions);
     }
 
     /// Limits from now on what is sent to peers and what is asked of them.
@@ -183,8 +225,7 @@ impl Swarm {
 
     /// Whether a piece from `peer` is waited for.
     pub fn expects(&self, peer: PeerId, digest: &Digest, piece: PieceIndex) -> bool {
-        let flights = self.blobs.get(digest).and_then(|blob| blob.flights.get(&piece.0));
-        flights.is_some_and(|flights| flights.iter().any(|flight| flight.peer == peer))
+        self.blobs.get(digest).is_some_and(|blob| blob.flights.of(piece).any(|flight| flight.peer == peer))
     }
 
     /// Whether connections with `peer` are refused for now.
@@ -194,12 +235,12 @@ impl Swarm {
 
     /// Whether something is wanted, so that ticks are due every few milliseconds.
     pub fn is_busy(&self) -> bool {
-        self.active_blobs() > 0 || self.holds_back() || self.blobs.values().any(|blob| blob.fresh_due.is_some())
+        self.holds_back() || self.busy.iter().filter_map(|digest| self.blobs.get(digest)).any(BlobState::needs_ticks)
     }
 
     /// Number of blobs of which something is wanted and missing.
     pub fn active_blobs(&self) -> usize {
-        self.blobs.values().filter(|blob| blob.is_active()).count()
+        self.busy.iter().filter_map(|digest| self.blobs.get(digest)).filter(|blob| blob.is_active()).count()
     }
 
     /// Whether pieces of that blob are wanted and missing.
@@ -207,11 +248,23 @@ impl Swarm {
         self.blobs.get(digest).is_some_and(BlobState::is_active)
     }
 
-    /// Whether nothing of that blob is missing that somebody wants, traded or under way, so that it may be closed.
+    /// Whether nothing of that blob is missing that somebody wants, under way, or asked for by peers, so that it may be
+    /// closed. Peers that trade it are told, and greet again when they want more.
     pub fn is_quiet(&self, digest: &Digest) -> bool {
         self.blobs.get(digest).is_none_or(|blob| {
-            !blob.is_active() && blob.trades.is_empty() && blob.origin.transfers.is_empty() && !blob.find.asking
+            let asked = |last: Duration| self.now < last + UNASKED;
+            !blob.is_active()
+                && blob.flights.is_empty()
+                && blob.origin.transfers.is_empty()
+                && !blob.find.asking
+                && self.uploads.is_quiet(digest)
+                && !blob.trades.values().any(|trade| asked(trade.last_request) && !trade.have.is_full())
         })
+    }
+
+    /// When a piece of that blob came last, if something of it is wanted and missing.
+    pub fn waits_since(&self, digest: &Digest) -> Option<Duration> {
+        self.blobs.get(digest).filter(|blob| blob.is_active()).map(|blob| blob.last_progress)
     }
 
     /// Number of connected peers that take part in that blob.
@@ -224,14 +277,10 @@ impl Swarm {
             Event::Opened { digest, layout, have, verified } => {
                 self.blobs.entry(digest).or_insert_with(|| BlobState::new(layout, have, verified));
             }
-            Event::Closed(digest) => {
-                if self.is_quiet(&digest) {
-                    self.blobs.remove(&digest);
-                }
-            }
+            Event::Closed(digest) => self.closed(digest),
             Event::OriginKnown(digest) => self.origin_known(digest),
             Event::Want { digest, id, pieces, priority } => {
-                self.want(digest, id, Want { pieces, priority, since: self.now });
+                self.want(digest, id, pieces, priority);
             }
             Event::Unwant { digest, id } => self.unwant(digest, id),
             Event::PeerUp(peer) => self.peer_up(peer),
@@ -241,8 +290,17 @@ impl Swarm {
             Event::Have { peer, digest, pieces } => self.peer_has(peer, digest, &pieces),
             Event::NotHere { peer, digest, piece } => self.not_here(peer, digest, piece),
             Event::Request { peer, digest, piece, urgent } => self.requested(peer, digest, piece, urgent),
-            Event::Cancel { peer, digest, piece } => self.uploads.cancel(peer, digest, piece),
-            Event::Sent { peer } => self.uploads.sent(peer),
+            Event::Cancel { peer, digest, piece } => {
+                if let Some(slot) = self.peers.slot(&peer) {
+                    self.uploads.cancel(slot, digest, piece);
+                }
+            }
+            Event::Free { peer, digest } => self.invited(peer, digest),
+            Event::Sent { peer } => {
+                if let Some(slot) = self.peers.slot(&peer) {
+                    self.uploads.sent(slot);
+                }
+            }
             Event::Stored { digest, piece, source } => self.stored(digest, piece, source),
             Event::Bad { peer, digest, piece } => self.bad(peer, digest, piece),
             Event::Unusable { peer, digest, piece } => self.unusable(peer, digest, piece),
@@ -264,15 +322,27 @@ impl Swarm {
         }
     }
 
-    fn want(&mut self, digest: Digest, id: WantId, want: Want) {
+    fn closed(&mut self, digest: Digest) {
+        if !self.is_quiet(&digest) {
+            return;
+        }
+        if let Some(blob) = self.blobs.remove(&digest) {
+            let tell = |trade: &table::Trade| Action::SayNotHere { peer: trade.peer, digest, piece: None };
+            self.actions.extend(blob.trades.values().map(tell));
+        }
+        self.busy.remove(&digest);
+    }
+
+    fn want(&mut self, digest: Digest, id: WantId, pieces: Range<u32>, priority: Priority) {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         if !blob.is_active() {
             blob.last_progress = self.now;
         }
-        if want.priority == Priority::Fault {
+        if priority == Priority::Fault {
             blob.origin.urgent_told = false;
         }
-        blob.wants.insert(id, want);
+        let pieces = pieces.start..pieces.end.min(blob.layout.piece_count());
+        blob.wants.insert(id, Want::new(pieces, priority, self.now, &blob.have));
         if blob.is_active() {
             self.join(digest);
         }
@@ -282,7 +352,7 @@ impl Swarm {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.wants.remove(&id);
         let unwanted = |piece: &u32| !blob.wants.values().any(|want| want.pieces.contains(piece));
-        let pieces: Vec<u32> = blob.flights.keys().copied().filter(unwanted).collect();
+        let pieces: Vec<u32> = blob.flights.iter().map(|flight| flight.piece).filter(unwanted).collect();
         for piece in pieces {
             self.cancel_flights(digest, PieceIndex(piece), None);
         }
@@ -305,11 +375,17 @@ impl Swarm {
             Some(_) => blob.origin.peer_gave(),
             None => blob.origin.progress(piece, now),
         }
-        if blob.have.set(piece) {
+        if blob.store(piece) {
             blob.origin.note_piece(now);
             blob.fresh.push(piece);
-            let batch = if blob.layout.piece_count() <= SMALL { Duration::ZERO } else { HAVE_BATCH };
-            blob.fresh_due.get_or_insert(now + batch);
+            let batch = match (blob.layout.piece_count(), blob.known.len()) {
+                (0..=SMALL, _) => Duration::ZERO,
+                (_, 0..MANY) => self.config.policy.have_batch,
+                _ => self.config.policy.have_batch_of_many,
+            };
+            // The first of a batch is told at once.
+            let due = now.max(blob.told + batch);
+            blob.fresh_due.get_or_insert(due);
             self.announce(digest, Holding::Partial);
             self.tell_news(digest);
         }
@@ -329,9 +405,7 @@ impl Swarm {
 
     fn dropped(&mut self, digest: Digest, pieces: &[PieceIndex], origin_only: bool) {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        for &piece in pieces {
-            blob.have.clear(piece);
-        }
+        blob.unstore(pieces);
         // What a former process left was announced without this scheduler.
         let was_complete = blob.verified || blob.announced == Some(Holding::Complete);
         let withdraws = was_complete && !blob.have.is_full();
@@ -341,7 +415,7 @@ impl Swarm {
             blob.announced = None;
         }
         blob.fresh.clear();
-        let flying: Vec<u32> = blob.flights.keys().copied().collect();
+        let flying: Vec<u32> = blob.flights.iter().map(|flight| flight.piece).collect();
         if origin_only {
             flying.into_iter().for_each(|piece| self.cancel_flights(digest, PieceIndex(piece), None));
         }
@@ -369,23 +443,25 @@ impl Swarm {
             return;
         }
         blob.fresh_due = None;
+        blob.told = self.now;
         let fresh = std::mem::take(&mut blob.fresh);
-        for (&peer, trade) in blob.trades.iter().filter(|(peer, _)| blob.greeted.contains(peer)) {
+        for (_, trade) in blob.trades.iter().filter(|(slot, _)| blob.greeted.contains(slot)) {
             let pieces: Vec<PieceIndex> = fresh.iter().copied().filter(|&piece| !trade.have.get(piece)).collect();
             if !pieces.is_empty() {
-                self.actions.push(Action::SayHave { peer, digest, pieces });
+                self.actions.push(Action::SayHave { peer: trade.peer, digest, pieces });
             }
         }
+        self.invite(Some(digest));
     }
 
     fn tick(&mut self) {
-        let digests: Vec<Digest> = self
-            .blobs
-            .iter()
-            .filter(|(_, blob)| blob.is_active() || blob.fresh_due.is_some() || !blob.flights.is_empty())
-            .map(|(&digest, _)| digest)
-            .collect();
+        let blobs = &self.blobs;
+        self.busy.retain(|digest| blobs.get(digest).is_some_and(BlobState::needs_ticks));
+        let digests: Vec<Digest> = self.busy.iter().copied().collect();
         for digest in digests {
+            if let Some(blob) = self.blobs.get_mut(&digest) {
+                blob.return_peers(self.now);
+            }
             self.tell_news(digest);
             self.find_if_due(digest);
             self.connect(digest);

@@ -13,6 +13,7 @@
 //! 6 Piece    blob: u32, piece: u32, stated: u8, [statement: 128], the bytes
 //! 7 Ping
 //! 8 Bye
+//! 9 Free     blob: u32                                        has an upload slot that nobody asks for
 //! ```
 //!
 //! A blob's number is chosen by whoever says it, in the `Hello` that precedes, and holds for that direction. A peer
@@ -40,6 +41,7 @@ const NOT_HERE: u8 = 5;
 const PIECE: u8 = 6;
 const PING: u8 = 7;
 const BYE: u8 = 8;
+const FREE: u8 = 9;
 
 const WHOLE_BLOB: u32 = u32::MAX;
 
@@ -106,6 +108,11 @@ pub enum Frame {
     Ping,
     /// The sender closes the connection and means it.
     Bye,
+    /// The sender has an upload slot that nobody asks for, and pieces that the receiver lacks.
+    Free {
+        /// The sender's number of the blob.
+        blob: BlobNumber,
+    },
 }
 
 /// Bytes that are no frame. The connection cannot go on after any of these.
@@ -158,6 +165,7 @@ impl Header {
             NOT_HERE => 36,
             PIECE => MAX_PIECE_FRAME,
             PING | BYE => 0,
+            FREE => 4,
             _ => return Err(WireError::Kind(kind)),
         };
         if length as usize > limit {
@@ -274,6 +282,7 @@ impl Frame {
                 PieceHead { blob: *blob, piece: *piece, statement: *statement }.put(out);
                 out.put_slice(bytes);
             }
+            Self::Free { blob } => out.put_u32(blob.0),
             Self::Ping | Self::Bye => {}
         }
         let length = (out.len() - start - HEADER_LENGTH) as u32;
@@ -316,6 +325,7 @@ impl Frame {
             }
             PING => Self::Ping,
             BYE => Self::Bye,
+            FREE => Self::Free { blob: BlobNumber(number(&mut body)?) },
             kind => return Err(WireError::Kind(kind)),
         };
         if body.is_empty() { Ok(frame) } else { Err(short) }
@@ -340,6 +350,7 @@ impl Frame {
             Self::Piece { .. } => PIECE,
             Self::Ping => PING,
             Self::Bye => BYE,
+            Self::Free { .. } => FREE,
         }
     }
 }
@@ -385,6 +396,7 @@ mod tests {
             (id.clone(), piece.clone()).prop_map(|(blob, piece)| Frame::Cancel { blob, piece }),
             (digest, prop::option::of((0..u32::MAX).prop_map(PieceIndex)))
                 .prop_map(|(digest, piece)| Frame::NotHere { digest, piece }),
+            id.clone().prop_map(|blob| Frame::Free { blob }),
             (id, piece, prop::option::of(statement), prop::collection::vec(any::<u8>(), 0..300)).prop_map(
                 |(blob, piece, statement, bytes)| Frame::Piece { blob, piece, statement, bytes: bytes.into() }
             ),
@@ -451,7 +463,7 @@ mod tests {
 
     #[test]
     fn lengths_are_bounded_before_anything_is_allocated() {
-        for kind in [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE] {
+        for kind in [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE, FREE] {
             let head = [kind, 0xff, 0xff, 0xff, 0xff];
             assert!(matches!(Header::decode(head), Err(WireError::TooLong { .. })), "{kind}");
         }

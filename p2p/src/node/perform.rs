@@ -43,6 +43,7 @@ impl Node {
             Action::SayHello { .. }
             | Action::SayHave { .. }
             | Action::SayNotHere { .. }
+            | Action::SayFree { .. }
             | Action::Request { .. }
             | Action::Cancel { .. } => self.say(inner, action),
             _ => self.consult(inner, action),
@@ -80,6 +81,12 @@ impl Node {
                     link.send(Frame::Request { blob, piece, urgent });
                 }
             }
+            Action::SayFree { peer, digest } => {
+                let Some(link) = inner.links.get(&peer) else { return };
+                if let Some(blob) = link.number(&digest) {
+                    link.send(Frame::Free { blob });
+                }
+            }
             Action::Cancel { peer, digest, piece } => {
                 let Some(link) = inner.links.get(&peer) else { return };
                 if let Some(blob) = link.number(&digest) {
@@ -103,6 +110,14 @@ impl Node {
                 self.spawn(async move {
                     if let Err(error) = discovery.announce(digest, Some(holding)).await {
                         tracing::debug!(%digest, %error, "announcement failed");
+                    }
+                });
+            }
+            Action::Report(peer) => {
+                let discovery = Arc::clone(&self.discovery);
+                self.spawn(async move {
+                    if let Err(error) = discovery.report(peer).await {
+                        tracing::debug!(%peer, %error, "peer cannot be reported");
                     }
                 });
             }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::Priority;
 use super::event::{TransferId, WantId};
 use super::lease::OriginSide;
-use crate::bitfield::Bitfield;
+use super::table::{Availability, Flights, Slot, Trade, Trades};
+use crate::bitfield::{Bitfield, mask_of, pieces_of};
 use crate::discovery::Holding;
 use crate::identity::PeerId;
 use crate::layout::{PieceIndex, PieceLayout};
@@ -19,14 +20,35 @@ pub(super) struct Want {
     pub(super) pieces: Range<u32>,
     pub(super) priority: Priority,
     pub(super) since: Duration,
+    /// The first of them that is missing, or their end.
+    pub(super) first: u32,
 }
 
-/// A connected peer that takes part in the blob.
-#[derive(Debug)]
-pub(super) struct Trade {
-    pub(super) have: Bitfield,
-    /// Not asked before: it was slow, or nobody vouches for its pieces.
-    pub(super) unusable_until: Duration,
+impl Want {
+    pub(super) fn new(pieces: Range<u32>, priority: Priority, since: Duration, have: &Bitfield) -> Self {
+        let mut want = Self { pieces, priority, since, first: 0 };
+        want.find_first(have);
+        want
+    }
+
+    /// Finds the first missing piece anew.
+    pub(super) fn find_first(&mut self, have: &Bitfield) {
+        let first = have.first_missing(PieceIndex(self.pieces.start)).map_or(self.pieces.end, |piece| piece.0);
+        self.first = first.min(self.pieces.end);
+    }
+
+    /// A piece has come.
+    fn came(&mut self, piece: PieceIndex, have: &Bitfield) {
+        if self.first == piece.0 {
+            let first = have.first_missing(piece).map_or(self.pieces.end, |piece| piece.0);
+            self.first = first.min(self.pieces.end);
+        }
+    }
+
+    /// The pieces among which missing ones are.
+    pub(super) fn open(&self) -> Range<u32> {
+        self.first..self.pieces.end
+    }
 }
 
 /// A peer that discovery named.
@@ -38,14 +60,8 @@ pub(super) struct Known {
     pub(super) rank: u32,
     /// Whether the last attempt to reach it failed.
     pub(super) failed: bool,
+    /// Neither dialled nor greeted before.
     pub(super) dial_after: Duration,
-}
-
-/// A request under way.
-#[derive(Debug)]
-pub(super) struct Flight {
-    pub(super) peer: PeerId,
-    pub(super) since: Duration,
 }
 
 /// The state of asking discovery.
@@ -67,16 +83,24 @@ pub(super) struct BlobState {
     pub(super) verifiable: bool,
     pub(super) metainfo_pending: bool,
     pub(super) wants: BTreeMap<WantId, Want>,
-    pub(super) trades: BTreeMap<PeerId, Trade>,
-    pub(super) greeted: BTreeSet<PeerId>,
+    pub(super) trades: Trades,
+    /// Of the trades that count. Kept while something is missing here.
+    pub(super) availability: Availability,
+    /// When the first of the trades that do not count may be asked again.
+    pub(super) next_return: Duration,
+    pub(super) greeted: BTreeSet<Slot>,
     pub(super) known: BTreeMap<PeerId, Known>,
-    pub(super) flights: BTreeMap<u32, Vec<Flight>>,
+    pub(super) flights: Flights,
     pub(super) fresh: Vec<PieceIndex>,
     pub(super) fresh_due: Option<Duration>,
+    /// When peers were told of new pieces last.
+    pub(super) told: Duration,
     pub(super) find: FindState,
     pub(super) announced: Option<Holding>,
     pub(super) origin: OriginSide,
     pub(super) last_progress: Duration,
+    /// Nothing changes in whom to connect with before.
+    pub(super) connect_next: Duration,
 }
 
 impl BlobState {
@@ -89,26 +113,56 @@ impl BlobState {
             verifiable: layout.piece_count() <= 1,
             metainfo_pending: false,
             wants: BTreeMap::new(),
-            trades: BTreeMap::new(),
+            trades: Trades::default(),
+            availability: Availability::default(),
+            next_return: Duration::MAX,
             greeted: BTreeSet::new(),
             known: BTreeMap::new(),
-            flights: BTreeMap::new(),
+            flights: Flights::new(layout.piece_count()),
             fresh: Vec::new(),
             fresh_due: None,
+            told: Duration::ZERO,
             find: FindState::default(),
             announced: None,
             origin: OriginSide::default(),
             last_progress: Duration::ZERO,
+            connect_next: Duration::ZERO,
         }
     }
 
     /// Whether somebody wants a piece that is not here.
     pub(super) fn is_active(&self) -> bool {
-        !self.have.is_full() && self.wants.values().any(|want| self.missing(&want.pieces).next().is_some())
+        self.wants.values().any(|want| want.first < want.pieces.end)
     }
 
-    pub(super) fn missing(&self, pieces: &Range<u32>) -> impl Iterator<Item = PieceIndex> + '_ {
-        pieces.clone().map(PieceIndex).filter(|&piece| !self.have.get(piece))
+    /// Whether the clock alone may change something for it.
+    pub(super) fn needs_ticks(&self) -> bool {
+        self.is_active() || self.fresh_due.is_some() || !self.flights.is_empty()
+    }
+
+    /// Adds a piece; false if it was here.
+    pub(super) fn store(&mut self, piece: PieceIndex) -> bool {
+        let fresh = self.have.set(piece);
+        if fresh {
+            self.wants.values_mut().for_each(|want| want.came(piece, &self.have));
+            if self.have.is_full() {
+                self.availability = Availability::default();
+            }
+        }
+        fresh
+    }
+
+    /// Takes pieces away again.
+    pub(super) fn unstore(&mut self, pieces: &[PieceIndex]) {
+        let was_full = self.have.is_full();
+        for &piece in pieces {
+            self.have.clear(piece);
+        }
+        self.wants.values_mut().for_each(|want| want.find_first(&self.have));
+        if was_full && !self.have.is_full() {
+            self.availability = Availability::default();
+            self.trades.values().filter(|trade| trade.counts).for_each(|trade| self.availability.add(&trade.have));
+        }
     }
 
     pub(super) fn piece_bytes(&self, piece: PieceIndex) -> u64 {
@@ -116,15 +170,81 @@ impl BlobState {
         range.end - range.start
     }
 
-    /// The peers that can be asked for pieces now.
-    pub(super) fn usable(&self, now: Duration) -> impl Iterator<Item = PeerId> + '_ {
-        let open = self.verifiable && !self.origin_only;
-        self.trades.iter().filter(move |(_, trade)| open && trade.unusable_until <= now).map(|(&peer, _)| peer)
+    /// A peer takes part, or says anew what it has.
+    pub(super) fn enter(&mut self, slot: Slot, peer: PeerId, have: Bitfield, now: Duration) {
+        self.leave(slot);
+        if !self.have.is_full() {
+            self.availability.add(&have);
+        }
+        let unasked = Duration::ZERO;
+        let trade = Trade { peer, have, unusable_until: unasked, counts: true, last_request: now, invited: unasked };
+        self.trades.insert(slot, trade);
     }
 
-    /// Those of them that have `piece`.
-    pub(super) fn holders(&self, piece: PieceIndex, now: Duration) -> impl Iterator<Item = PeerId> + '_ {
-        self.usable(now).filter(move |peer| self.trades[peer].have.get(piece))
+    /// A peer takes part no more; false if it did not.
+    pub(super) fn leave(&mut self, slot: Slot) -> bool {
+        let Some(trade) = self.trades.remove(slot) else { return false };
+        if trade.counts {
+            self.availability.remove(&trade.have);
+        }
+        true
+    }
+
+    /// A peer has got pieces.
+    pub(super) fn they_have(&mut self, slot: Slot, pieces: &[PieceIndex]) {
+        let Some(trade) = self.trades.get_mut(slot) else { return };
+        for &piece in pieces {
+            if trade.have.set(piece) && trade.counts {
+                self.availability.add_piece(piece);
+            }
+        }
+    }
+
+    /// A peer does not have a piece any more.
+    pub(super) fn they_lack(&mut self, slot: Slot, piece: PieceIndex) {
+        let Some(trade) = self.trades.get_mut(slot) else { return };
+        if trade.have.clear(piece) && trade.counts {
+            self.availability.remove_piece(piece);
+        }
+    }
+
+    /// A peer is not asked for a while.
+    pub(super) fn set_aside(&mut self, slot: Slot, until: Duration) {
+        let Some(trade) = self.trades.get_mut(slot) else { return };
+        trade.unusable_until = until;
+        self.next_return = self.next_return.min(until);
+        if std::mem::replace(&mut trade.counts, false) {
+            self.availability.remove(&trade.have);
+        }
+    }
+
+    /// Peers whose time is over may be asked again.
+    pub(super) fn return_peers(&mut self, now: Duration) {
+        if now < self.next_return {
+            return;
+        }
+        self.next_return = Duration::MAX;
+        for trade in self.trades.values_mut().filter(|trade| !trade.counts) {
+            if trade.unusable_until <= now {
+                trade.counts = true;
+                if !self.have.is_full() {
+                    self.availability.add(&trade.have);
+                }
+            } else {
+                self.next_return = self.next_return.min(trade.unusable_until);
+            }
+        }
+    }
+
+    /// Whether peers can be asked for pieces at all.
+    pub(super) const fn takes_from_peers(&self) -> bool {
+        self.verifiable && !self.origin_only
+    }
+
+    /// The peers that can be asked for pieces now.
+    pub(super) fn usable(&self) -> impl Iterator<Item = (Slot, &Trade)> + '_ {
+        let open = self.takes_from_peers();
+        self.trades.iter().filter(move |(_, trade)| open && trade.counts)
     }
 
     /// Whether a transfer from the origin brings `piece` soon.
@@ -135,29 +255,56 @@ impl BlobState {
             .any(|transfer| transfer.pieces.contains(&piece.0) && now < transfer.last_progress + patience)
     }
 
+    /// The missing pieces of `range` that are not asked for, as [`Bitfield::word`] gives them.
+    pub(super) fn unasked(&self, index: u32, range: &Range<u32>) -> u64 {
+        mask_of(index, range) & !self.have.word(index) & !self.flights.word(index)
+    }
+
+    /// Whether a want lacks pieces that some peer has and that are not asked for.
+    pub(super) fn has_work(&self, want: &Want) -> bool {
+        let range = want.open();
+        let mut words = range.start / 64..range.end.div_ceil(64);
+        words.any(|index| self.unasked(index, &range) & self.availability.word(index) != 0)
+    }
+
     /// Missing pieces of wants that nobody has and nothing brings, ascending runs; only those that `select` affirms.
     pub(super) fn unserved(&self, now: Duration, max_runs: usize, select: impl Fn(&Want) -> bool) -> Vec<Range<u32>> {
-        let mut pieces = BTreeSet::new();
-        let mut runs = 0;
+        let mut runs: Vec<Range<u32>> = Vec::new();
+        let mut sorted = true;
         for want in self.wants.values().filter(|want| select(want)) {
             let late = want.priority == Priority::Fault && now >= want.since + FAULT_PATIENCE;
-            let mut last = None;
-            for piece in self.missing(&want.pieces) {
-                let coming = self.flights.contains_key(&piece.0) || self.holders(piece, now).next().is_some();
-                if (coming && !late) || self.origin.transfers.values().any(|t| t.pieces.contains(&piece.0)) {
-                    continue;
+            let begins = runs.len();
+            self.unserved_of(&want.open(), late, max_runs, &mut runs);
+            sorted &= begins == 0 || begins == runs.len();
+        }
+        if !sorted {
+            let pieces: BTreeSet<u32> = runs.into_iter().flatten().collect();
+            runs = into_runs(pieces.into_iter(), max_runs);
+        }
+        runs
+    }
+
+    /// Adds at most `max_runs` runs of one want.
+    fn unserved_of(&self, range: &Range<u32>, late: bool, max_runs: usize, runs: &mut Vec<Range<u32>>) {
+        let begins = runs.len();
+        for index in range.start / 64..range.end.div_ceil(64) {
+            let mut word = mask_of(index, range) & !self.have.word(index);
+            if !late {
+                let served = if self.takes_from_peers() { self.availability.word(index) } else { 0 };
+                word &= !(served | self.flights.word(index));
+            }
+            for transfer in self.origin.transfers.values() {
+                word &= !mask_of(index, &transfer.pieces);
+            }
+            for piece in pieces_of(index, word) {
+                let full = runs.len() - begins == max_runs;
+                match runs[begins..].last_mut() {
+                    Some(run) if run.end == piece.0 => run.end += 1,
+                    _ if full => return,
+                    _ => runs.push(piece.0..piece.0 + 1),
                 }
-                if last.is_none_or(|last| last + 1 != piece.0) {
-                    runs += 1;
-                    if runs > max_runs {
-                        break;
-                    }
-                }
-                last = Some(piece.0);
-                pieces.insert(piece.0);
             }
         }
-        into_runs(pieces.into_iter(), max_runs)
     }
 }
 

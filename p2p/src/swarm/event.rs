@@ -129,6 +129,13 @@ pub enum Event {
         /// Which.
         piece: PieceIndex,
     },
+    /// A peer has an upload slot that nobody asks for.
+    Free {
+        /// Who.
+        peer: PeerId,
+        /// For which blob.
+        digest: Digest,
+    },
     /// An [`Action::Upload`] has left, or failed.
     Sent {
         /// To whom.
@@ -215,6 +222,37 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// The blob that it is about.
+    pub(super) const fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Opened { digest, .. }
+            | Self::Closed(digest)
+            | Self::OriginKnown(digest)
+            | Self::Want { digest, .. }
+            | Self::Unwant { digest, .. }
+            | Self::Hello { digest, .. }
+            | Self::Have { digest, .. }
+            | Self::NotHere { digest, .. }
+            | Self::Request { digest, .. }
+            | Self::Cancel { digest, .. }
+            | Self::Free { digest, .. }
+            | Self::Stored { digest, .. }
+            | Self::Bad { digest, .. }
+            | Self::Unusable { digest, .. }
+            | Self::FindAgain(digest)
+            | Self::Found { digest, .. }
+            | Self::Verifiable { digest, .. }
+            | Self::Leased { digest, .. }
+            | Self::FirstByte { digest, .. }
+            | Self::TransferEnded { digest, .. }
+            | Self::Verified(digest)
+            | Self::Dropped { digest, .. } => Some(*digest),
+            Self::PeerUp(_) | Self::PeerDown(_) | Self::DialFailed(_) | Self::Sent { .. } | Self::Tick => None,
+        }
+    }
+}
+
 /// Why a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
@@ -290,6 +328,13 @@ pub enum Action {
         /// Which.
         piece: PieceIndex,
     },
+    /// Tell a peer that an upload slot is free for it.
+    SayFree {
+        /// Whom.
+        peer: PeerId,
+        /// Of which blob there is something for it.
+        digest: Digest,
+    },
     /// Send a piece, then report [`Event::Sent`].
     Upload {
         /// To whom.
@@ -334,4 +379,6 @@ pub enum Action {
     },
     /// A peer was banned.
     Banned(PeerId),
+    /// Tell discovery that a peer cannot be reached, has gone while it owed pieces, or gives wrong ones.
+    Report(PeerId),
 }

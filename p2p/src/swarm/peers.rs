@@ -1,9 +1,11 @@
 //! Connections: whom to dial, what was said, who is refused.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::blob::{BlobState, Known, Trade};
+use super::blob::{BlobState, Known};
 use super::pick::Mean;
+use super::table::Slot;
 use super::upload::Granted;
 use super::{Action, CloseReason, Swarm};
 use crate::bitfield::Bitfield;
@@ -17,16 +19,26 @@ use crate::limits::{MAX_KNOWN_HOLDERS, MAX_OFFENDERS};
 const CHARGES: u32 = 3;
 /// How long a peer that was slow, or whose pieces nobody vouches for, is not asked for pieces of that blob.
 const UNUSABLE: Duration = Duration::from_secs(10);
+/// The longest of such times: each time-out doubles it until a piece comes.
+const MAX_UNUSABLE: Duration = Duration::from_secs(320);
+/// How long a peer that has refused a blob is not greeted for it again.
+const REFUSED: Duration = Duration::from_secs(30);
 /// Pause before the same peer is dialled again.
 const REDIAL: Duration = Duration::from_secs(5);
+/// Shortest time between two invitations to the same peer.
+const INVITATION: Duration = Duration::from_millis(50);
 /// A connection on which nothing was traded for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
+/// Shortest pause between two looks at whom to connect with, as long as nothing is learnt.
+const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) in_flight: u32,
     pub(super) mean: Mean,
     pub(super) last_active: Duration,
+    /// Requests that timed out since it last delivered.
+    pub(super) strikes: u32,
 }
 
 /// What a peer did, kept over its connections.
@@ -43,21 +55,34 @@ impl Swarm {
             self.actions.push(Action::Close { peer, reason: CloseReason::Banned });
             return;
         }
-        self.peers.insert(peer, Peer { in_flight: 0, mean: Mean::default(), last_active: self.now });
+        if !self.peers.contains_key(&peer) {
+            let state = Peer { in_flight: 0, mean: Mean::default(), last_active: self.now, strikes: 0 };
+            self.peers.insert(peer, state);
+        }
         let joined = self.blobs.iter().filter(|(_, blob)| blob.is_active() && blob.known.contains_key(&peer));
         let digests: Vec<Digest> = joined.map(|(&digest, _)| digest).collect();
         digests.into_iter().for_each(|digest| self.greet(peer, digest));
     }
 
+    /// A connection is gone. One that breaks while the peer owes pieces is reported.
     pub(super) fn peer_down(&mut self, peer: PeerId) {
+        let Some(slot) = self.peers.slot(&peer) else { return };
+        if self.peers.at(slot).is_some_and(|state| state.in_flight > 0) {
+            self.actions.push(Action::Report(peer));
+        }
+        self.forget(peer, slot);
+    }
+
+    fn forget(&mut self, peer: PeerId, slot: Slot) {
         let digests: Vec<Digest> = self.blobs.keys().copied().collect();
         for digest in digests {
-            self.leave_trade(peer, digest);
+            self.leave_trade(slot, digest);
             if let Some(blob) = self.blobs.get_mut(&digest) {
-                blob.greeted.remove(&peer);
+                blob.greeted.remove(&slot);
+                blob.connect_next = Duration::ZERO;
             }
         }
-        self.uploads.peer_gone(peer);
+        self.uploads.peer_gone(slot);
         self.peers.remove(&peer);
     }
 
@@ -67,24 +92,23 @@ impl Swarm {
         for blob in self.blobs.values_mut() {
             if let Some(known) = blob.known.get_mut(&peer) {
                 (known.failed, known.dial_after) = (true, now + REDIAL);
+                blob.connect_next = Duration::ZERO;
             }
             blob.end_grace_if_nobody_comes();
         }
+        self.actions.push(Action::Report(peer));
     }
 
-    fn leave_trade(&mut self, peer: PeerId, digest: Digest) {
-        let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        if blob.trades.remove(&peer).is_none() {
-            return;
+    fn leave_trade(&mut self, slot: Slot, digest: Digest) {
+        if self.blobs.get_mut(&digest).is_some_and(|blob| blob.leave(slot)) {
+            self.end_flights(digest, |flight| flight.slot == slot);
         }
-        let pieces: Vec<u32> = blob.flights.keys().copied().collect();
-        pieces.into_iter().for_each(|piece| self.end_flight(digest, PieceIndex(piece), peer));
     }
 
     /// Says hello again to all who take part: pieces are lost here, and who has them did not say so while they were here.
     pub(super) fn greet_again(&mut self, digest: Digest) {
         let Some(blob) = self.blobs.get(&digest) else { return };
-        for &peer in blob.greeted.iter().filter(|peer| self.peers.contains_key(peer)) {
+        for peer in blob.greeted.iter().filter_map(|&slot| self.peers.name(slot)) {
             self.actions.push(Action::SayHello { peer, digest, have: blob.have.clone() });
         }
     }
@@ -92,78 +116,97 @@ impl Swarm {
     /// Says hello once per connection and blob.
     fn greet(&mut self, peer: PeerId, digest: Digest) {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        if self.peers.contains_key(&peer) && blob.greeted.insert(peer) {
+        if let Some(slot) = self.peers.slot(&peer)
+            && blob.greeted.insert(slot)
+        {
             self.actions.push(Action::SayHello { peer, digest, have: blob.have.clone() });
         }
     }
 
     pub(super) fn hello(&mut self, peer: PeerId, digest: Digest, have: Bitfield) {
         let limit = self.config.max_peers_per_blob * 2;
-        let Some(state) = self.peers.get_mut(&peer) else { return };
-        state.last_active = self.now;
+        let Some(slot) = self.touch(&peer) else { return };
+        let now = self.now;
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         if have.len() != blob.layout.piece_count() {
             return;
         }
-        if !blob.trades.contains_key(&peer) && blob.trades.len() >= limit {
+        if !blob.trades.contains(slot) && blob.trades.len() >= limit {
             self.actions.push(Action::SayNotHere { peer, digest, piece: None });
             return;
         }
-        if blob.trades.contains_key(&peer) && blob.greeted.contains(&peer) && !blob.origin_only {
+        if blob.trades.contains(slot) && blob.greeted.contains(&slot) && !blob.origin_only {
             // It lost pieces. It was not told of those that it had.
             let pieces: Vec<PieceIndex> = blob.have.iter().filter(|&piece| !have.get(piece)).collect();
             if !pieces.is_empty() {
                 self.actions.push(Action::SayHave { peer, digest, pieces });
             }
         }
-        blob.trades.insert(peer, Trade { have, unusable_until: Duration::ZERO });
+        blob.enter(slot, peer, have, now);
+        if let Some(known) = blob.known.get_mut(&peer) {
+            known.failed = false;
+        }
         blob.end_grace_if_nobody_comes();
         self.greet(peer, digest);
         self.consider_origin(digest);
     }
 
-    pub(super) fn peer_has(&mut self, peer: PeerId, digest: Digest, pieces: &[PieceIndex]) {
-        if let Some(state) = self.peers.get_mut(&peer) {
+    /// Notes that a peer lives.
+    fn touch(&mut self, peer: &PeerId) -> Option<Slot> {
+        let slot = self.peers.slot(peer)?;
+        if let Some(state) = self.peers.at_mut(slot) {
             state.last_active = self.now;
         }
-        if let Some(trade) = self.blobs.get_mut(&digest).and_then(|blob| blob.trades.get_mut(&peer)) {
-            for &piece in pieces {
-                trade.have.set(piece);
-            }
+        Some(slot)
+    }
+
+    pub(super) fn peer_has(&mut self, peer: PeerId, digest: Digest, pieces: &[PieceIndex]) {
+        let Some(slot) = self.touch(&peer) else { return };
+        if let Some(blob) = self.blobs.get_mut(&digest) {
+            blob.they_have(slot, pieces);
         }
     }
 
     pub(super) fn not_here(&mut self, peer: PeerId, digest: Digest, piece: Option<PieceIndex>) {
+        let Some(slot) = self.peers.slot(&peer) else { return };
         let Some(piece) = piece else {
-            self.leave_trade(peer, digest);
+            self.leave_trade(slot, digest);
             let now = self.now;
             if let Some(blob) = self.blobs.get_mut(&digest) {
-                blob.known.remove(&peer);
+                blob.greeted.remove(&slot);
+                if let Some(known) = blob.known.get_mut(&peer) {
+                    // Whatever discovery says of it.
+                    (known.failed, known.dial_after) = (true, now + REFUSED);
+                }
                 blob.origin.note_useless(peer, now);
                 blob.end_grace_if_nobody_comes();
             }
             return self.consider_origin(digest);
         };
-        self.end_flight(digest, piece, peer);
-        if let Some(trade) = self.blobs.get_mut(&digest).and_then(|blob| blob.trades.get_mut(&peer)) {
-            trade.have.clear(piece);
+        self.end_flight(digest, piece, slot);
+        if let Some(blob) = self.blobs.get_mut(&digest) {
+            blob.they_lack(slot, piece);
         }
     }
 
     pub(super) fn requested(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex, urgent: bool) {
-        if let Some(state) = self.peers.get_mut(&peer) {
-            state.last_active = self.now;
-        }
-        let here = self.blobs.get(&digest).is_some_and(|blob| blob.have.get(piece) && !blob.origin_only);
-        if !here || !self.uploads.request(self.now, peer, digest, piece, urgent) {
+        let Some(slot) = self.touch(&peer) else { return };
+        let now = self.now;
+        let here = self.blobs.get_mut(&digest).is_some_and(|blob| {
+            if let Some(trade) = blob.trades.get_mut(slot) {
+                trade.last_request = now;
+            }
+            blob.have.get(piece) && !blob.origin_only
+        });
+        if !here || !self.uploads.request(now, (slot, peer), digest, piece, urgent) {
             self.actions.push(Action::SayNotHere { peer, digest, piece: Some(piece) });
         }
     }
 
     pub(super) fn grant_uploads(&mut self) {
         let (now, blobs) = (self.now, &self.blobs);
-        let pieces_of = |peer: PeerId, digest: Digest| {
-            let trade = blobs.get(&digest).and_then(|blob| blob.trades.get(&peer));
+        let pieces_of = |slot: Slot, digest: Digest| {
+            let trade = blobs.get(&digest).and_then(|blob| blob.trades.get(slot));
             trade.map_or(0, |trade| trade.have.count())
         };
         loop {
@@ -176,6 +219,34 @@ impl Swarm {
             self.actions.push(Action::Upload { peer, digest, piece });
         }
         self.upload_limit.account(now);
+    }
+
+    /// Tells peers of an upload slot that nobody asks for: those that have fewest of the pieces of a blob that was served
+    /// last, or of which there is news here. Requests are bound to a peer when they are made; this brings those to an idle
+    /// uplink that wait at a busy one.
+    pub(super) fn invite(&mut self, news: Option<Digest>) {
+        let free = self.uploads.free() * self.config.policy.invitations;
+        let (now, uploads) = (self.now, &self.uploads);
+        let Some(digest) = news.or(uploads.last_blob).filter(|_| free > 0) else { return };
+        let Some(blob) = self.blobs.get_mut(&digest).filter(|blob| !blob.origin_only && !blob.have.is_empty()) else {
+            return;
+        };
+        let mut lot = self.rng.u32(..) | 1;
+        let mut lacking: Vec<(u32, u32, Slot)> = Vec::new();
+        for (slot, trade) in blob.trades.iter() {
+            lot = lot.wrapping_mul(0x9e37_79b1);
+            let waits = now >= trade.invited + INVITATION || trade.invited.is_zero();
+            if waits && blob.greeted.contains(&slot) && uploads.has_room_for(slot) && trade.lacks(&blob.have) {
+                lacking.push((trade.have.count(), lot, slot));
+            }
+        }
+        lacking.sort_unstable();
+        for (_, _, slot) in lacking.into_iter().take(free as usize) {
+            if let Some(trade) = blob.trades.get_mut(slot) {
+                trade.invited = now;
+                self.actions.push(Action::SayFree { peer: trade.peer, digest });
+            }
+        }
     }
 
     pub(super) fn bad(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex) {
@@ -193,7 +264,10 @@ impl Swarm {
             *offence = Offence { charges: 0, banned_until: self.now + self.config.ban };
             self.actions.push(Action::Banned(peer));
             self.actions.push(Action::Close { peer, reason: CloseReason::Banned });
-            self.peer_down(peer);
+            self.actions.push(Action::Report(peer));
+            if let Some(slot) = self.peers.slot(&peer) {
+                self.forget(peer, slot);
+            }
         }
     }
 
@@ -203,14 +277,18 @@ impl Swarm {
     }
 
     pub(super) fn unusable(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex) {
-        self.end_flight(digest, piece, peer);
-        self.set_unusable(digest, peer);
+        let Some(slot) = self.peers.slot(&peer) else { return };
+        self.end_flight(digest, piece, slot);
+        self.set_unusable(digest, slot);
     }
 
-    pub(super) fn set_unusable(&mut self, digest: Digest, peer: PeerId) {
-        let until = self.now + UNUSABLE;
-        if let Some(trade) = self.blobs.get_mut(&digest).and_then(|blob| blob.trades.get_mut(&peer)) {
-            trade.unusable_until = until;
+    /// Isolates a peer for a while, the longer the more often it let requests time out. It returns on probation: one
+    /// request at a time until it delivers.
+    pub(super) fn set_unusable(&mut self, digest: Digest, slot: Slot) {
+        let strikes = self.peers.at(slot).map_or(0, |state| state.strikes.saturating_sub(1));
+        let until = self.now + UNUSABLE.saturating_mul(1 << strikes.min(5)).min(MAX_UNUSABLE);
+        if let Some(blob) = self.blobs.get_mut(&digest) {
+            blob.set_aside(slot, until);
         }
     }
 
@@ -227,25 +305,33 @@ impl Swarm {
             let known = blob.known.entry(peer).or_insert(known);
             (known.address, known.holding, known.rank) = (address, holding, rank);
         }
+        blob.connect_next = Duration::ZERO;
     }
 
-    /// Greets or dials known holders, nearest first, up to the limit.
+    /// Greets or dials known holders up to the limit.
     pub(super) fn connect(&mut self, digest: Digest) {
-        let Some(blob) = self.blobs.get(&digest) else { return };
-        if !blob.is_active() || blob.origin_only {
+        let now = self.now;
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let mut room = self.config.max_peers_per_blob.saturating_sub(blob.trades.len());
+        if room == 0 || now < blob.connect_next || !blob.is_active() || blob.origin_only {
             return;
         }
-        let mut room = self.config.max_peers_per_blob.saturating_sub(blob.trades.len());
-        let mut by_rank: Vec<_> = blob.known.iter().filter(|(peer, _)| !blob.trades.contains_key(peer)).collect();
-        by_rank.sort_by_key(|(_, known)| known.rank);
+        blob.connect_next = now + CONNECT_PAUSE;
+        let Some(blob) = self.blobs.get(&digest) else { return };
+        let strangers = blob.known.iter().filter(|(peer, _)| !blob.trades.contains_key(peer)).collect();
         let mut greet = Vec::new();
         let mut dial = Vec::new();
-        for (&peer, known) in by_rank {
+        for (&peer, known) in near_and_far(strangers, blob.trades.len()) {
             if room == 0 {
                 break;
             }
-            if self.peers.contains_key(&peer) {
-                greet.push(peer);
+            if let Some(slot) = self.peers.slot(&peer) {
+                if !blob.greeted.contains(&slot) {
+                    if known.dial_after > now {
+                        continue;
+                    }
+                    greet.push(peer);
+                }
             } else if self.dialing.contains(&peer) {
             } else if known.dial_after <= self.now
                 && !self.is_banned(self.now, &peer)
@@ -269,16 +355,20 @@ impl Swarm {
 
     /// Without discovery every connected peer may have it.
     pub(super) fn ask_everybody(&mut self, digest: Digest) {
-        let peers: Vec<PeerId> = self.peers.keys().copied().take(self.config.max_peers_per_blob).collect();
+        let peers: Vec<PeerId> = self.peers.iter().map(|(peer, _)| peer).take(self.config.max_peers_per_blob).collect();
         peers.into_iter().for_each(|peer| self.greet(peer, digest));
     }
 
     pub(super) fn close_idle_peers(&mut self) {
+        if self.now < self.idle_check {
+            return;
+        }
+        self.idle_check = self.now + IDLE / 60;
         let idle: Vec<PeerId> = self
             .peers
             .iter()
             .filter(|(_, state)| state.in_flight == 0 && self.now >= state.last_active + IDLE)
-            .map(|(&peer, _)| peer)
+            .map(|(peer, _)| peer)
             .collect();
         for peer in idle {
             self.actions.push(Action::Close { peer, reason: CloseReason::Idle });
@@ -287,9 +377,24 @@ impl Swarm {
     }
 }
 
+/// The order in which holders are tried by a node that has `present` peers: nearest first, but every fourth one from the
+/// far end of discovery's answer, since a neighbourhood that only knows itself would be cut off from the pieces of all others.
+fn near_and_far<'a>(strangers: Vec<(&'a PeerId, &'a Known)>, present: usize) -> Vec<(&'a PeerId, &'a Known)> {
+    let (mut named, stale): (Vec<_>, Vec<_>) = strangers.into_iter().partition(|(_, known)| known.rank != u32::MAX);
+    named.sort_by_key(|(_, known)| known.rank);
+    let mut named = VecDeque::from(named);
+    let pick = |place: usize| if place % 4 == 3 { named.pop_back() } else { named.pop_front() };
+    let mut order: Vec<_> = (present..).map_while(pick).collect();
+    order.extend(stale);
+    order
+}
+
 impl BlobState {
     /// The origin need not wait for complete holders once all of them are here or have failed.
     fn end_grace_if_nobody_comes(&mut self) {
+        if self.origin.grace_until.is_zero() {
+            return;
+        }
         let coming = self.known.iter().any(|(peer, known)| {
             known.holding == Holding::Complete && !self.trades.contains_key(peer) && !known.failed
         });

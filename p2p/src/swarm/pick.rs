@@ -3,22 +3,19 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::blob::{BlobState, FAULT_PATIENCE, Flight};
-use super::{Action, Priority, Swarm};
+use super::blob::{BlobState, FAULT_PATIENCE, Want};
+use super::table::{Flight, Slot, Trade};
+use super::{Action, Priority, Swarm, WantId};
+use crate::bitfield::pieces_of;
 use crate::digest::Digest;
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
 
-/// Requests under way over all blobs: slots times pipeline of the reference, in pieces or in bytes, whichever is more.
-const BUDGET_PIECES: u32 = 4;
-const BUDGET_BYTES: u64 = 1 << 20;
 /// Requests under way when a read is blocked.
 const FAULT_BUDGET_PIECES: u32 = 16;
 const FAULT_BUDGET_BYTES: u64 = 8 << 20;
 /// Requests under way to a peer that has not delivered yet.
 const UNPROVEN_REQUESTS: u32 = 2;
-/// Pieces, from the first missing one, within which the rarest is taken.
-const WINDOW: usize = 64;
 /// How long a piece that the origin is sending is not asked of peers, counted from its last progress.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(3);
 /// A hedge is not sent earlier than that.
@@ -42,32 +39,66 @@ impl Mean {
     }
 }
 
+/// A peer that could be asked, and when it should have delivered one more piece; less is better.
+type Candidate = (Duration, u32, Slot);
+
 impl Swarm {
     /// Sends requests as far as the budget goes, most urgent wants first.
     pub(super) fn fill_requests(&mut self) {
-        if self.in_flight >= FAULT_BUDGET_PIECES.max(BUDGET_PIECES) && self.in_flight_bytes >= FAULT_BUDGET_BYTES {
+        if !self.has_budget(Priority::Fault) {
             return;
         }
-        let mut wants: Vec<(Priority, Duration, Digest, Range<u32>)> = Vec::new();
-        for (&digest, blob) in self.blobs.iter().filter(|(_, blob)| !blob.have.is_full()) {
-            if blob.verifiable && !blob.origin_only && !blob.trades.is_empty() {
-                let of_blob = blob.wants.values();
-                wants.extend(of_blob.map(|want| (want.priority, want.since, digest, want.pieces.clone())));
+        let mut wants: Vec<(Priority, Duration, Digest, u32, WantId)> = Vec::new();
+        for digest in &self.busy {
+            let Some(blob) = self.blobs.get_mut(digest) else { continue };
+            blob.return_peers(self.now);
+            let blob = &*blob;
+            if blob.takes_from_peers() && !blob.trades.is_empty() {
+                let open = blob.wants.iter().filter(|(_, want)| !want.open().is_empty());
+                wants.extend(open.map(|(&id, want)| (want.priority, want.since, *digest, want.pieces.start, id)));
             }
         }
-        wants.sort_by_key(|(priority, since, digest, pieces)| (*priority, *since, *digest, pieces.start));
-        for (priority, _, digest, pieces) in wants {
+        wants.sort_unstable();
+        for (priority, _, digest, _, id) in wants {
             while self.has_budget(priority) && self.download_limit.is_open(self.now, &digest) {
-                let Some((piece, peer)) = self.choose(&digest, &pieces, priority) else { break };
-                self.request(digest, piece, peer, priority == Priority::Fault, false);
+                let Some((piece, slot)) = self.choose(&digest, id) else { break };
+                self.request(digest, piece, slot, priority == Priority::Fault, false);
             }
+        }
+    }
+
+    /// A peer has an upload slot that nobody asks for: it is asked for one more, even a little beyond the budget, since the
+    /// requests that fill it may wait for slots elsewhere.
+    pub(super) fn invited(&mut self, peer: PeerId, digest: Digest) {
+        let Some(slot) = self.peers.slot(&peer) else { return };
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        blob.return_peers(self.now);
+        let usable = blob.takes_from_peers() && blob.trades.get(slot).is_some_and(|trade| trade.counts);
+        let policy = &self.config.policy;
+        let overdraft_bytes = blob.layout.piece_length() * u64::from(policy.overdraft);
+        let has_budget = self.in_flight < policy.budget_pieces + policy.overdraft
+            || self.in_flight_bytes < policy.budget_bytes + overdraft_bytes;
+        if !usable || !has_budget || !self.download_limit.is_open(self.now, &digest) {
+            return;
+        }
+        let Some(due) = self.when_due(slot, &peer) else { return };
+        let salt = self.rng.u32(..) | 1;
+        let Some(blob) = self.blobs.get(&digest) else { return };
+        let mut wants: Vec<&Want> = blob.wants.values().filter(|want| !want.open().is_empty()).collect();
+        wants.sort_by_key(|want| (want.priority, want.since));
+        let chosen = wants.iter().find_map(|want| {
+            let (piece, slot) = self.choose_from(blob, want, &[(due, 0, slot)], salt)?;
+            Some((piece, slot, want.priority == Priority::Fault))
+        });
+        if let Some((piece, slot, urgent)) = chosen {
+            self.request(digest, piece, slot, urgent, false);
         }
     }
 
     const fn has_budget(&self, priority: Priority) -> bool {
         let (pieces, bytes) = match priority {
             Priority::Fault => (FAULT_BUDGET_PIECES, FAULT_BUDGET_BYTES),
-            _ => (BUDGET_PIECES, BUDGET_BYTES),
+            _ => (self.config.policy.budget_pieces, self.config.policy.budget_bytes),
         };
         self.in_flight < pieces || self.in_flight_bytes < bytes
     }
@@ -75,74 +106,102 @@ impl Swarm {
     /// The next request for that want. A read that waits takes its next piece from whoever is quickest; a pull first
     /// takes the peer that is least busy with this node, then the rarest piece that peer has. Choosing the piece first
     /// would send everybody to the one holder of what is new while other uplinks idle.
-    fn choose(&mut self, digest: &Digest, pieces: &Range<u32>, priority: Priority) -> Option<(PieceIndex, PeerId)> {
-        let salt = self.rng.u64(..) | 1;
-        let (now, blob) = (self.now, self.blobs.get(digest)?);
-        let mut open: Vec<PeerId> = blob.usable(now).filter(|peer| self.may_ask_more(peer)).collect();
+    fn choose(&mut self, digest: &Digest, want: WantId) -> Option<(PieceIndex, Slot)> {
+        let blob = self.blobs.get(digest)?;
+        let want = blob.wants.get(&want).filter(|want| blob.has_work(want))?;
+        let mut salt = self.rng.u32(..) | 1;
+        let mut open = std::mem::take(&mut self.candidates);
+        open.clear();
+        for (slot, trade) in blob.usable() {
+            if let Some(due) = self.when_due(slot, &trade.peer) {
+                salt = salt.wrapping_mul(0x9e37_79b1);
+                open.push((due, salt, slot));
+            }
+        }
+        open.sort_unstable();
+        let chosen = self.choose_from(blob, want, &open, salt);
+        self.candidates = open;
+        chosen
+    }
+
+    fn choose_from(&self, blob: &BlobState, want: &Want, open: &[Candidate], salt: u32) -> Option<(PieceIndex, Slot)> {
         if open.is_empty() {
             return None;
         }
-        open.sort_by_cached_key(|peer| self.busyness(peer, salt));
-        let requestable = |piece: &PieceIndex| {
-            !blob.flights.contains_key(&piece.0) && !blob.in_transfer(*piece, now, TRANSFER_PATIENCE)
-        };
-        let first_holder = |piece: PieceIndex| open.iter().copied().find(|peer| blob.trades[peer].have.get(piece));
-        let in_order = |from: usize| {
-            let mut missing = blob.missing(pieces).skip(from).filter(requestable);
-            missing.find_map(|piece| Some((piece, first_holder(piece)?)))
-        };
-        if priority < Priority::Bulk {
-            return in_order(0);
+        if want.priority < Priority::Bulk {
+            return self.first_in_order(blob, &want.open(), open);
         }
-        let holders = |piece: PieceIndex| open.iter().filter(|peer| blob.trades[*peer].have.get(piece)).count();
-        let window = blob.missing(pieces).take(WINDOW).filter(requestable);
-        let mut rarest: Vec<(usize, u64, PieceIndex)> = window
-            .map(|piece| (holders(piece), u64::from(piece.0 + 1).wrapping_mul(salt), piece))
-            .filter(|(holders, ..)| *holders > 0)
-            .collect();
-        rarest.sort_unstable();
-        let of_peer = |&peer: &PeerId| {
-            let piece = rarest.iter().map(|(_, _, piece)| *piece).find(|&piece| blob.trades[&peer].have.get(piece))?;
-            Some((piece, peer))
-        };
-        open.iter().find_map(of_peer).or_else(|| in_order(WINDOW))
-    }
-
-    /// When a peer should have delivered one more piece, by what it owes already and how quick it was; ties by lot.
-    fn busyness(&self, peer: &PeerId, salt: u64) -> (Duration, u64) {
-        let usual = self.mean.get().unwrap_or(FIRST_GUESS);
-        let state = self.peers.get(peer);
-        let (queued, mean) = state.map_or((0, usual), |state| (state.in_flight, state.mean.get().unwrap_or(usual)));
-        let name = u64::from_be_bytes(*peer.as_bytes().first_chunk().unwrap_or(&[0; 8]));
-        (mean * (queued + 1), fastrand::Rng::with_seed(name ^ salt).u64(..))
-    }
-
-    /// Whether one more request may go to `peer`. A peer that has given nothing yet gets few at a time, and one that
-    /// gave wrong pieces a single one, so that a liar costs little before it is banned.
-    fn may_ask_more(&self, peer: &PeerId) -> bool {
-        self.peers.get(peer).is_some_and(|state| {
-            let limit = match (self.is_charged(peer), state.mean.get()) {
-                (true, _) => 1,
-                (false, None) => UNPROVEN_REQUESTS,
-                (false, Some(_)) => u32::MAX,
-            };
-            state.in_flight < limit && self.download_limit.is_open_to(self.now, peer)
+        let Range { start, end } = want.open();
+        // From the first missing piece on, and not that many missing ones: what has long been common would never come.
+        let border = end.min(start.saturating_add(self.config.policy.window));
+        // A peer that has nothing near is asked for what is far: its uplink would idle otherwise.
+        open.iter().find_map(|candidate| {
+            let &(_, _, slot) = candidate;
+            let near = self.rarest_of(blob, &(start..border), blob.trades.get(slot)?, salt);
+            let near = near.map(|piece| (piece, slot));
+            near.or_else(|| self.first_in_order(blob, &(border..end), std::slice::from_ref(candidate)))
         })
     }
 
-    /// Another holder that should deliver first.
-    fn another(&self, blob: &BlobState, piece: PieceIndex, than: PeerId) -> Option<PeerId> {
-        let open = blob.holders(piece, self.now).filter(|&peer| peer != than && self.may_ask_more(&peer));
-        open.min_by_key(|peer| self.busyness(peer, 0))
+    /// The rarest missing piece of `range` that `trade` has; ties by lot.
+    fn rarest_of(&self, blob: &BlobState, range: &Range<u32>, trade: &Trade, salt: u32) -> Option<PieceIndex> {
+        let mut best: Option<(u16, u32, PieceIndex)> = None;
+        for index in range.start / 64..range.end.div_ceil(64) {
+            for piece in pieces_of(index, blob.unasked(index, range) & trade.have.word(index)) {
+                let rank = (blob.availability.of(piece), (piece.0 + 1).wrapping_mul(salt), piece);
+                if best.is_none_or(|best| rank < best) && !blob.in_transfer(piece, self.now, TRANSFER_PATIENCE) {
+                    best = Some(rank);
+                }
+            }
+        }
+        best.map(|(_, _, piece)| piece)
     }
 
-    fn request(&mut self, digest: Digest, piece: PieceIndex, peer: PeerId, urgent: bool, hedge: bool) {
+    /// The first missing piece of `range` that a candidate has, of the best of these.
+    fn first_in_order(&self, blob: &BlobState, range: &Range<u32>, open: &[Candidate]) -> Option<(PieceIndex, Slot)> {
+        for index in range.start / 64..range.end.div_ceil(64) {
+            for piece in pieces_of(index, blob.unasked(index, range) & blob.availability.word(index)) {
+                let has = |slot: Slot| blob.trades.get(slot).is_some_and(|trade| trade.have.get(piece));
+                if let Some(&(_, _, slot)) = open.iter().find(|(_, _, slot)| has(*slot))
+                    && !blob.in_transfer(piece, self.now, TRANSFER_PATIENCE)
+                {
+                    return Some((piece, slot));
+                }
+            }
+        }
+        None
+    }
+
+    /// When a peer should have delivered one more piece, by what it owes already and how quick it was; none if it may not
+    /// be asked for more. A peer that has given nothing yet gets few requests at a time, and one that gave wrong pieces or
+    /// let requests time out a single one, so that it costs little.
+    fn when_due(&self, slot: Slot, peer: &PeerId) -> Option<Duration> {
+        let state = self.peers.at(slot)?;
+        let limit = match state.mean.get() {
+            _ if state.strikes > 0 || self.is_charged(peer) => 1,
+            None => UNPROVEN_REQUESTS,
+            Some(_) => u32::MAX,
+        };
+        let mean = state.mean.get().or(self.mean.get()).unwrap_or(FIRST_GUESS);
+        let open = state.in_flight < limit && self.download_limit.is_open_to(self.now, peer);
+        open.then(|| mean * (state.in_flight + 1))
+    }
+
+    /// Another holder that should deliver first.
+    fn another(&self, blob: &BlobState, piece: PieceIndex, than: Slot) -> Option<Slot> {
+        let holders = blob.usable().filter(|(slot, trade)| *slot != than && trade.have.get(piece));
+        let due = holders.filter_map(|(slot, trade)| Some((self.when_due(slot, &trade.peer)?, slot)));
+        due.min().map(|(_, slot)| slot)
+    }
+
+    fn request(&mut self, digest: Digest, piece: PieceIndex, slot: Slot, urgent: bool, hedge: bool) {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        blob.flights.entry(piece.0).or_default().push(Flight { peer, since: self.now });
+        let Some(peer) = blob.trades.get(slot).map(|trade| trade.peer) else { return };
+        blob.flights.push(Flight { piece: piece.0, slot, peer, since: self.now });
         self.in_flight += 1;
         self.in_flight_bytes += blob.piece_bytes(piece);
         self.download_limit.take(self.now, &digest, Some(&peer), blob.piece_bytes(piece));
-        if let Some(state) = self.peers.get_mut(&peer) {
+        if let Some(state) = self.peers.at_mut(slot) {
             state.in_flight += 1;
             state.last_active = self.now;
         }
@@ -152,14 +211,13 @@ impl Swarm {
     /// Learns how long the piece took.
     pub(super) fn note_arrival(&mut self, digest: Digest, piece: PieceIndex, from: Option<PeerId>) {
         let Some(peer) = from else { return };
-        let flights = self.blobs.get(&digest).and_then(|blob| blob.flights.get(&piece.0));
-        let Some(flight) = flights.and_then(|flights| flights.iter().find(|flight| flight.peer == peer)) else {
-            return;
-        };
+        let Some(blob) = self.blobs.get(&digest) else { return };
+        let Some(flight) = blob.flights.of(piece).find(|flight| flight.peer == peer) else { return };
         let took = self.now.saturating_sub(flight.since);
         self.mean.add(took);
-        if let Some(state) = self.peers.get_mut(&peer) {
+        if let Some(state) = self.peers.at_mut(flight.slot) {
             state.mean.add(took);
+            state.strikes = 0;
             state.last_active = self.now;
         }
     }
@@ -167,74 +225,76 @@ impl Swarm {
     /// The origin brought a piece that peers were asked for long before: they are not asked for a while, so that a peer
     /// that vanished without a word does not delay every read.
     pub(super) fn note_overtaken(&mut self, digest: Digest, piece: PieceIndex) {
-        let flights = self.blobs.get(&digest).and_then(|blob| blob.flights.get(&piece.0));
-        let slow = flights.into_iter().flatten().filter(|flight| self.now >= flight.since + FAULT_PATIENCE);
-        let slow: Vec<PeerId> = slow.map(|flight| flight.peer).collect();
-        slow.into_iter().for_each(|peer| self.set_unusable(digest, peer));
+        let Some(blob) = self.blobs.get(&digest) else { return };
+        let slow = blob.flights.of(piece).filter(|flight| self.now >= flight.since + FAULT_PATIENCE);
+        let slow: Vec<Slot> = slow.map(|flight| flight.slot).collect();
+        slow.into_iter().for_each(|slot| self.set_unusable(digest, slot));
     }
 
     /// Ends all requests for a piece; every peer but `arrived` is told.
     pub(super) fn cancel_flights(&mut self, digest: Digest, piece: PieceIndex, arrived: Option<PeerId>) {
-        let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        let bytes = blob.piece_bytes(piece);
-        for flight in blob.flights.remove(&piece.0).unwrap_or_default() {
-            self.landed(flight.peer, bytes);
+        for flight in self.end_flights(digest, |flight| flight.piece == piece.0) {
             if Some(flight.peer) != arrived {
                 self.actions.push(Action::Cancel { peer: flight.peer, digest, piece });
             }
         }
     }
 
-    /// Ends the request for a piece to one peer, which is not told.
-    pub(super) fn end_flight(&mut self, digest: Digest, piece: PieceIndex, peer: PeerId) {
-        let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        let bytes = blob.piece_bytes(piece);
-        let Some(flights) = blob.flights.get_mut(&piece.0) else { return };
-        let before = flights.len();
-        flights.retain(|flight| flight.peer != peer);
-        let ended = before - flights.len();
-        if flights.is_empty() {
-            blob.flights.remove(&piece.0);
+    /// Ends the requests that `ends` affirms; nobody is told.
+    pub(super) fn end_flights(&mut self, digest: Digest, ends: impl Fn(&Flight) -> bool) -> Vec<Flight> {
+        let Some(blob) = self.blobs.get_mut(&digest) else { return Vec::new() };
+        let ended = blob.flights.take(ends);
+        for flight in &ended {
+            self.in_flight -= 1;
+            self.in_flight_bytes -= blob.piece_bytes(PieceIndex(flight.piece));
+            if let Some(state) = self.peers.at_mut(flight.slot) {
+                state.in_flight = state.in_flight.saturating_sub(1);
+            }
         }
-        (0..ended).for_each(|_| self.landed(peer, bytes));
+        ended
     }
 
-    fn landed(&mut self, peer: PeerId, bytes: u64) {
-        self.in_flight -= 1;
-        self.in_flight_bytes -= bytes;
-        if let Some(state) = self.peers.get_mut(&peer) {
-            state.in_flight = state.in_flight.saturating_sub(1);
-        }
+    /// Ends the request for a piece to one peer, which is not told.
+    pub(super) fn end_flight(&mut self, digest: Digest, piece: PieceIndex, slot: Slot) {
+        self.end_flights(digest, |flight| flight.piece == piece.0 && flight.slot == slot);
     }
 
     /// Asks a second peer for what is late, and gives up what is very late.
     pub(super) fn watch_flights(&mut self, digest: Digest) {
+        let late = (self.mean.get().unwrap_or(FIRST_GUESS) * self.config.policy.hedge_after).max(HEDGE_FLOOR);
+        let expired = REQUEST_TIMEOUT.max(late * 3);
         let Some(blob) = self.blobs.get(&digest) else { return };
-        let late = (self.mean.get().unwrap_or(FIRST_GUESS) * 3).max(HEDGE_FLOOR);
-        let mut given_up = Vec::new();
+        if !blob.flights.iter().any(|flight| self.now >= flight.since + late) {
+            return;
+        }
         let mut hedges = Vec::new();
-        for (&piece, flights) in &blob.flights {
-            let piece = PieceIndex(piece);
-            let expired = flights.iter().filter(|flight| self.now >= flight.since + REQUEST_TIMEOUT.max(late * 3));
-            given_up.extend(expired.map(|flight| (piece, flight.peer)));
-            let [only] = flights.as_slice() else { continue };
-            if self.now >= only.since + late
-                && let Some(peer) = self.another(blob, piece, only.peer)
+        for flight in blob.flights.iter().filter(|flight| self.now >= flight.since + late) {
+            let piece = PieceIndex(flight.piece);
+            if blob.flights.of(piece).count() > 1 {
+                continue;
+            }
+            let waits = |want: &Want| want.priority < Priority::Bulk && want.pieces.contains(&piece.0);
+            let blocked = blob.wants.values().any(waits);
+            // While other pieces can be asked for, a second request for this one would only take an uplink's time from them.
+            if (blocked || !blob.wants.values().any(|want| blob.has_work(want)))
+                && let Some(slot) = self.another(blob, piece, flight.slot)
             {
-                let urgent = blob.wants.values().any(|w| w.priority == Priority::Fault && w.pieces.contains(&piece.0));
-                hedges.push((piece, peer, urgent));
+                hedges.push((piece, slot, blocked));
             }
         }
-        for (piece, peer, urgent) in hedges {
+        for (piece, slot, urgent) in hedges {
             // Hedges are second requests: they may not fill the budget of first ones many times over.
             if self.in_flight < FAULT_BUDGET_PIECES && self.download_limit.is_open(self.now, &digest) {
-                self.request(digest, piece, peer, urgent, true);
+                self.request(digest, piece, slot, urgent, true);
             }
         }
-        for (piece, peer) in given_up {
-            self.end_flight(digest, piece, peer);
-            self.actions.push(Action::Cancel { peer, digest, piece });
-            self.set_unusable(digest, peer);
+        let now = self.now;
+        for flight in self.end_flights(digest, |flight| now >= flight.since + expired) {
+            self.actions.push(Action::Cancel { peer: flight.peer, digest, piece: PieceIndex(flight.piece) });
+            if let Some(state) = self.peers.at_mut(flight.slot) {
+                state.strikes += 1;
+            }
+            self.set_unusable(digest, flight.slot);
         }
     }
 }

@@ -224,6 +224,7 @@ impl Simulation {
             Action::SayHave { peer, digest, pieces } => {
                 self.after(LATENCY, index(peer), Event::Have { peer: me, digest, pieces });
             }
+            Action::SayFree { peer, digest } => self.after(LATENCY, index(peer), Event::Free { peer: me, digest }),
             Action::SayNotHere { peer, digest, piece } => {
                 self.after(LATENCY, index(peer), Event::NotHere { peer: me, digest, piece });
             }
@@ -243,7 +244,7 @@ impl Simulation {
                 self.after(left + LATENCY - self.now, index(peer), arrives);
             }
             Action::Banned(peer) => self.bans.push((node, peer)),
-            Action::Fail { .. } => {}
+            Action::Fail { .. } | Action::Report(_) => {}
             action => self.consult(node, action),
         }
     }

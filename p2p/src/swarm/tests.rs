@@ -63,6 +63,109 @@ fn who_loses_pieces_says_hello_again_and_is_told_who_has_them() {
 }
 
 #[test]
+fn a_quarter_of_the_neighbours_is_far() {
+    let mut swarm = swarm();
+    let digest = Digest::of(b"popular");
+    let layout = PieceLayout::new(300 << 10).unwrap();
+    let have = Bitfield::empty(layout.piece_count());
+    let _ = swarm.on_event(START, Event::Opened { digest, layout, have, verified: false });
+    let _ = swarm.on_event(START, Event::Want { digest, id: WantId(1), pieces: 0..1, priority: Priority::Bulk });
+    // Discovery names the nearest first.
+    let address = "10.0.0.1:7000".parse().unwrap();
+    let holders = (1..=64).map(|n| crate::discovery::Holder::new(peer(n), address, Holding::Partial)).collect();
+    let found = FoundPeers { holders, verifiable: true, metainfo_pending: false };
+    let actions = swarm.on_event(START, Event::Found { digest, found: Some(found) });
+    let dialled = actions.iter().filter_map(|action| match action {
+        Action::Dial { peer, .. } => Some(peer.as_bytes()[0]),
+        _ => None,
+    });
+    let (near, far): (Vec<u8>, Vec<u8>) = dialled.partition(|&n| n <= 32);
+    assert_eq!((near.len(), far.len()), (12, 4), "{near:?} {far:?}");
+}
+
+#[test]
+fn a_node_asks_an_idle_uploader_beyond_its_budget() {
+    let mut swarm = swarm();
+    let digest = Digest::of(b"large");
+    let layout = PieceLayout::new(64 << 20).unwrap();
+    let count = layout.piece_count();
+    let have = Bitfield::empty(count);
+    let _ = swarm.on_event(START, Event::Opened { digest, layout, have, verified: false });
+    let _ = swarm.on_event(START, Event::Verifiable { digest, verifiable: true });
+    for n in 1..=8 {
+        let _ = swarm.on_event(START, Event::PeerUp(peer(n)));
+        let _ = swarm.on_event(START, Event::Hello { peer: peer(n), digest, have: Bitfield::full(count) });
+    }
+    let requests = |actions: &[Action]| {
+        let asked = actions.iter().filter_map(|action| match action {
+            Action::Request { peer, .. } => Some(*peer),
+            _ => None,
+        });
+        asked.collect::<Vec<_>>()
+    };
+    let want = Event::Want { digest, id: WantId(1), pieces: 0..count, priority: Priority::Bulk };
+    let first = requests(&swarm.on_event(START, want));
+    assert_eq!(first.len(), 8, "128 KiB each: a MiB");
+    let idle = (1..=8).map(peer).find(|peer| first.iter().filter(|asked| *asked == peer).count() == 1).unwrap();
+    assert!(requests(&swarm.on_event(START, Event::Tick)).is_empty(), "the budget is spent");
+    assert_eq!(requests(&swarm.on_event(START, Event::Free { peer: idle, digest })), [idle]);
+}
+
+#[test]
+fn an_idle_uploader_invites_those_that_have_least() {
+    let mut swarm = swarm();
+    let digest = Digest::of(b"here");
+    let layout = PieceLayout::new(300 << 10).unwrap();
+    let count = layout.piece_count();
+    let _ = swarm.on_event(START, Event::Opened { digest, layout, have: Bitfield::full(count), verified: true });
+    for n in 1..=6u8 {
+        let mut theirs = Bitfield::empty(count);
+        (1..u32::from(n).min(count)).for_each(|piece| assert!(theirs.set(PieceIndex(piece))));
+        let _ = swarm.on_event(START, Event::PeerUp(peer(n)));
+        let _ = swarm.on_event(START, Event::Hello { peer: peer(n), digest, have: theirs });
+    }
+    let _ = swarm.on_event(START, Event::Request { peer: peer(5), digest, piece: PieceIndex(0), urgent: false });
+    let sent = swarm.on_event(START + Duration::from_secs(1), Event::Sent { peer: peer(5) });
+    let invited = sent.iter().filter_map(|action| match action {
+        Action::SayFree { peer, .. } => Some(peer.as_bytes()[0]),
+        _ => None,
+    });
+    let invited: Vec<u8> = invited.collect();
+    assert!(invited.starts_with(&[1, 2, 3]), "{invited:?}");
+}
+
+#[test]
+fn a_complete_blob_that_no_peer_asks_for_may_be_closed_and_its_peers_are_told() {
+    let mut swarm = swarm();
+    let (digest, pieces) = open(&mut swarm, b"kept", &[0, 1, 2, 3, 4], &[]);
+    let request = Event::Request { peer: peer(1), digest, piece: pieces[0], urgent: false };
+    let _ = swarm.on_event(START, request);
+    let _ = swarm.on_event(START, Event::Sent { peer: peer(1) });
+    assert!(!swarm.is_quiet(&digest), "a peer that lacks pieces has just asked");
+    let later = START + Duration::from_secs(70);
+    let _ = swarm.on_event(later, Event::Have { peer: peer(1), digest, pieces: vec![pieces[0]] });
+    assert!(swarm.is_quiet(&digest));
+    let told = swarm.on_event(later, Event::Closed(digest));
+    assert!(told.contains(&Action::SayNotHere { peer: peer(1), digest, piece: None }), "{told:?}");
+}
+
+#[test]
+fn a_peer_that_breaks_off_while_it_owes_pieces_is_reported() {
+    let mut swarm = swarm();
+    let (digest, _) = open(&mut swarm, b"owed", &[], &[0, 1]);
+    let _ = swarm.on_event(START, Event::Verifiable { digest, verifiable: true });
+    let reported = |actions: &[Action]| actions.contains(&Action::Report(peer(1)));
+    assert!(!reported(&swarm.on_event(START, Event::PeerDown(peer(1)))), "it owed nothing");
+    let mut swarm = self::swarm();
+    let (digest, _) = open(&mut swarm, b"owed", &[], &[0, 1]);
+    let _ = swarm.on_event(START, Event::Verifiable { digest, verifiable: true });
+    let want = Event::Want { digest, id: WantId(1), pieces: 0..2, priority: Priority::Bulk };
+    let _ = swarm.on_event(START, want);
+    assert!(reported(&swarm.on_event(START, Event::PeerDown(peer(1)))));
+    assert!(swarm.on_event(START, Event::DialFailed(peer(2))).contains(&Action::Report(peer(2))));
+}
+
+#[test]
 fn a_blob_fetched_anew_is_served_again_once_it_is_proven() {
     let mut swarm = swarm();
     let (digest, pieces) = open(&mut swarm, b"doubted", &[0, 1, 2, 3, 4], &[]);

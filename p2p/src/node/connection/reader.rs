@@ -159,6 +159,10 @@ impl<'a> Reader<'a> {
                 let digest = self.digest(blob)?;
                 self.node.drive(Event::Cancel { peer, digest, piece });
             }
+            Frame::Free { blob } => {
+                let digest = self.digest(blob)?;
+                self.node.drive(Event::Free { peer, digest });
+            }
             Frame::NotHere { digest, piece } => self.node.drive(Event::NotHere { peer, digest, piece }),
             Frame::Piece { .. } | Frame::Ping | Frame::Bye => {}
         }

@@ -122,8 +122,8 @@ impl BlobState {
                 && !self.origin.transfers.values().any(|transfer| transfer.pieces.contains(&piece.0))
         };
         let pieces = pulls.flat_map(|want| want.pieces.clone()).map(PieceIndex).filter(wanted);
-        let holders = |piece: PieceIndex| self.trades.values().filter(|trade| trade.have.get(piece)).count();
-        let mut rarest: Vec<(usize, PieceIndex)> = pieces.map(|piece| (holders(piece), piece)).collect();
+        let holders = |piece: PieceIndex| self.availability.of(piece);
+        let mut rarest: Vec<(u16, PieceIndex)> = pieces.map(|piece| (holders(piece), piece)).collect();
         rarest.sort_unstable();
         rarest.dedup();
         rarest.truncate(MAX_RUNS);

@@ -1,0 +1,23 @@
+//! The production scheduler and the production tracker, thousands of them, in simulated time.
+//!
+//! Every node runs [`lapwing_p2p::swarm::Swarm`], the tracker is [`lapwing_discovery::registry::Registry`]: what is
+//! simulated is what lies between them. One thread, no clock, all that is random from one seed: equal seeds give equal
+//! traces, of which the report carries a hash.
+//!
+//! * [`scenario`]: what is simulated, by name
+//! * [`world`]: the nodes, and what happens when
+//! * [`queue`], [`pipe`]: the calendar; links of a fixed rate
+//! * [`report`]: the figures
+//!
+//! # The model
+//!
+//! Each uplink serves its connections in turn, a quantum each; each downlink serves quanta in the order in which they
+//! come; a connection has at most 256 KiB under way. Control messages take the latency and no capacity. The origin is one
+//! uplink, and a transfer waits for its first byte. Not modelled: TCP's slow start and losses, CPU and disks, and who
+//! vouches for pieces (a wrong piece is recognised when it has come). A dead node is noticed after `detection`.
+
+pub mod pipe;
+pub mod queue;
+pub mod report;
+pub mod scenario;
+pub mod world;

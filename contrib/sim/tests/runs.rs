@@ -1,0 +1,44 @@
+//! Whole runs, small ones.
+
+use std::time::Duration;
+
+use lapwing_sim::report;
+use lapwing_sim::scenario::{Rates, Scenario};
+
+const RATES: Rates = Rates { origin: 100.0, up: 200.0, down: 400.0 };
+
+fn small(seed: u64) -> Scenario {
+    Scenario { seed, limit: Duration::from_secs(120), ..Scenario::cold("small", 12, RATES, 32 << 20) }
+}
+
+#[test]
+fn equal_seeds_give_equal_traces() {
+    let trace = |seed| report::run(Scenario { deaths: 1, ..small(seed) }).measured.trace;
+    assert_eq!(trace(1), trace(1));
+    assert_ne!(trace(1), trace(2));
+}
+
+#[test]
+fn a_cold_start_comes_near_the_bound_with_one_copy() {
+    let report = report::run(small(3));
+    assert_eq!(report.measured.unfinished, 0);
+    assert!(report.efficiency() <= 1.0, "faster than possible: the model is wrong");
+    assert!(report.efficiency() > 0.9, "{}", report.json());
+    assert!(report.copies() < 1.02, "{}", report.json());
+}
+
+#[test]
+fn every_fault_ends_with_all_that_live_complete() {
+    let faults = [
+        Scenario { deaths: 3, ..small(4) },
+        Scenario { slow: 1, ..small(5) },
+        Scenario { corrupt: 1, ..small(6) },
+        Scenario { outage: Some(Duration::from_secs(1)..Duration::from_secs(2)), ..small(7) },
+        Scenario { zone_link: Some(50.0), ..small(8) },
+        Scenario { holders: 3, arrival_gap: Duration::from_millis(300), ..small(9) },
+    ];
+    for scenario in faults {
+        let report = report::run(scenario);
+        assert_eq!(report.measured.unfinished, 0, "{}", report.json());
+    }
+}
