@@ -237,7 +237,8 @@ impl LeaseBook {
         if !asker.may_fetch {
             return if first.is_some() { LeaseReply::Wait(self.pause_length()) } else { nothing };
         }
-        if (first.is_some() || urgent.is_some())
+        let copy = !under_way && self.copy_pays(asker, request, sites);
+        if (first.is_some() || urgent.is_some() || copy)
             && let Some(pause) = sites.get(asker.site).and_then(|site| site.pause(now))
         {
             return LeaseReply::Wait(pause.max(MIN_WAIT));
@@ -261,9 +262,10 @@ impl LeaseBook {
         match first {
             Some(run) => self.ask_stream(now, asker, run, Purpose::First, id, sites),
             None if under_way => nothing,
-            None => match self.further_copy(now, asker, request, sites) {
+            None if !copy => nothing,
+            None => match self.further_copy(asker, request, sites) {
                 Some(run) => self.ask_stream(now, asker, run, Purpose::Copy, id, sites),
-                None => nothing,
+                None => LeaseReply::Wait(self.pause_length()),
             },
         }
     }

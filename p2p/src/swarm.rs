@@ -389,6 +389,7 @@ impl Swarm {
             self.announce(digest, Holding::Partial);
             self.tell_news(digest);
         }
+        self.tend_imports(digest);
     }
 
     fn verified(&mut self, digest: Digest) {
@@ -466,6 +467,7 @@ impl Swarm {
             self.find_if_due(digest);
             self.connect(digest);
             self.watch_flights(digest);
+            self.tend_imports(digest);
             self.consider_origin(digest);
         }
         self.close_idle_peers();

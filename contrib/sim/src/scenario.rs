@@ -49,6 +49,8 @@ pub struct Scenario {
     pub outage: Option<Range<Duration>>,
     /// The nodes are in two zones, with a link of so many Mbit/s each way; the origin is in the first one.
     pub zone_link: Option<f64>,
+    /// How often a blob may be fetched from the origin.
+    pub copies: u32,
     /// The numbers of the scheduler's policy.
     pub policy: Policy,
     /// Bytes of one turn of a link that serves several connections.
@@ -79,6 +81,7 @@ impl Scenario {
             corrupt: 0,
             outage: None,
             zone_link: None,
+            copies: 1,
             policy: Policy::default(),
             quantum: if nodes >= 1000 { 256 << 10 } else { 64 << 10 },
             progress: false,
@@ -124,6 +127,7 @@ pub fn all() -> Vec<Scenario> {
     vec![
         cold("a", 8, A, blob),
         cold("b", 32, B, blob),
+        Scenario { copies: 3, ..cold("b-three-copies", 32, B, blob) },
         cold("c", 16, C, blob),
         Scenario { blobs: vec![32 * MIB; 8], ..cold("eight-blobs", 32, B, blob) },
         Scenario { first_byte: Duration::from_millis(500), ..cold("slow-answer", 8, A, blob) },
@@ -136,6 +140,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario { deaths: 3, ..a32("three-die") },
         Scenario { outage: Some(Duration::from_secs(11)..Duration::from_secs(16)), ..a32("tracker-dies") },
         Scenario { zone_link: Some(20.0), ..a32("two-zones") },
+        Scenario { zone_link: Some(20.0), deaths: 6, ..a32("two-zones-dying") },
         cold("g-1000", 1000, G, large),
         Scenario { deaths: 10, ..cold("g-1000-dying", 1000, G, large) },
         cold("g-10000", 10_000, G, large),

@@ -194,7 +194,7 @@ impl World {
             node.counts = !node.corrupt && index >= scenario.holders;
         }
         let unfinished = nodes.iter().filter(|node| node.counts).count();
-        let tracker = Tracker::new(random.u64(..), &ids, &nodes);
+        let tracker = Tracker::new(&scenario, random.u64(..), &ids, &nodes);
         let mut world = Self {
             now_ns: 0,
             queue: Queue::default(),
@@ -290,7 +290,7 @@ impl World {
                 }
                 self.queue.push(self.now_ns + 1_000_000_000, Due::TrackerTick);
             }
-            Due::Outage(begins) => self.tracker.outage(begins, self.random.u64(..)),
+            Due::Outage(begins) => self.tracker.outage(begins, &self.scenario, self.random.u64(..)),
         }
     }
 

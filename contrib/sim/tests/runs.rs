@@ -42,3 +42,29 @@ fn every_fault_ends_with_all_that_live_complete() {
         assert_eq!(report.measured.unfinished, 0, "{}", report.json());
     }
 }
+
+#[test]
+fn one_copy_crosses_a_border_also_when_importers_die() {
+    for (deaths, seed) in [(0, 10), (4, 11), (4, 12)] {
+        let report = report::run(Scenario { zone_link: Some(40.0), deaths, ..small(seed) });
+        assert_eq!(report.measured.unfinished, 0, "{}", report.json());
+        let [into, out] = report.measured.border_bytes.map(|bytes| bytes as f64 / report.scenario.bytes() as f64);
+        assert!(into <= 1.02 && out < 0.01 && report.copies() < 1.02, "{}", report.json());
+    }
+}
+
+#[test]
+fn blobs_of_one_image_are_fetched_once_though_they_wait_for_each_other() {
+    let report = report::run(Scenario { blobs: vec![8 << 20; 8], ..small(13) });
+    assert_eq!(report.measured.unfinished, 0, "{}", report.json());
+    assert!(report.copies() < 1.02, "{}", report.json());
+}
+
+#[test]
+fn further_copies_are_fetched_where_they_help_and_only_as_many_as_allowed() {
+    let rates = Rates { origin: 100.0, up: 20.0, down: 80.0 };
+    let run = |copies| report::run(Scenario { copies, rates, ..small(14) });
+    let (one, two) = (run(1), run(2));
+    assert!(one.copies() < 1.02 && two.copies() > 1.3 && two.copies() < 2.02, "{} {}", one.json(), two.json());
+    assert!(two.measured.last_s < one.measured.last_s, "{} {}", one.json(), two.json());
+}

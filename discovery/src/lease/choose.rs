@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::time::Duration;
 
 use lapwing_p2p::discovery::LeaseRequest;
 use lapwing_p2p::identity::PeerId;
@@ -71,20 +70,16 @@ impl LeaseBook {
         by_bytes.min(share).max(slow).max(LEASE_RUN)
     }
 
-    /// The run to fetch once more: the rarest that the asker lacks, where a further copy is allowed and pays.
-    pub(super) fn further_copy(
-        &self,
-        now: Duration,
-        asker: Asker<'_>,
-        request: &LeaseRequest,
-        sites: &Sites,
-    ) -> Option<Range<u32>> {
-        let site = sites.get(asker.site)?;
-        let copies = site.policy.copies;
+    /// Whether a further copy of what the asker lacks is allowed, and saves time.
+    pub(super) fn copy_pays(&self, asker: Asker<'_>, request: &LeaseRequest, sites: &Sites) -> bool {
+        let copies = sites.get(asker.site).map_or(1, |site| site.policy.copies);
         let pays = self.piece_time.zip(request.remaining).is_some_and(|(piece, rest)| rest > piece * COPY_PAYS);
-        if copies <= 1 || !pays || site.pause(now).is_some() {
-            return None;
-        }
+        copies > 1 && pays && !request.rare.is_empty()
+    }
+
+    /// The run to fetch once more: the rarest that the asker lacks and that was not fetched too often.
+    pub(super) fn further_copy(&self, asker: Asker<'_>, request: &LeaseRequest, sites: &Sites) -> Option<Range<u32>> {
+        let copies = sites.get(asker.site)?.policy.copies;
         let wanted: BTreeSet<u32> = request.rare.iter().map(|piece| piece.0).collect();
         let may_copy = |piece: u32| {
             let begun = self.copies.get(&piece).copied().unwrap_or(0);

@@ -58,6 +58,8 @@ pub(super) struct Known {
     pub(super) holding: Holding,
     /// Place in discovery's order, nearest first.
     pub(super) rank: u32,
+    /// Whether it is in another zone.
+    pub(super) far: bool,
     /// Whether the last attempt to reach it failed.
     pub(super) failed: bool,
     /// Neither dialled nor greeted before.
@@ -84,6 +86,8 @@ pub(super) struct BlobState {
     pub(super) metainfo_pending: bool,
     pub(super) wants: BTreeMap<WantId, Want>,
     pub(super) trades: Trades,
+    /// Whether discovery named peers of other zones. Then those that it did not name are taken for such, too.
+    pub(super) has_far: bool,
     /// Of the trades that count. Kept while something is missing here.
     pub(super) availability: Availability,
     /// When the first of the trades that do not count may be asked again.
@@ -114,6 +118,7 @@ impl BlobState {
             metainfo_pending: false,
             wants: BTreeMap::new(),
             trades: Trades::default(),
+            has_far: false,
             availability: Availability::default(),
             next_return: Duration::MAX,
             greeted: BTreeSet::new(),
@@ -173,12 +178,34 @@ impl BlobState {
     /// A peer takes part, or says anew what it has.
     pub(super) fn enter(&mut self, slot: Slot, peer: PeerId, have: Bitfield, now: Duration) {
         self.leave(slot);
-        if !self.have.is_full() {
+        let far = self.is_far(&peer);
+        if !far && !self.have.is_full() {
             self.availability.add(&have);
         }
         let unasked = Duration::ZERO;
-        let trade = Trade { peer, have, unusable_until: unasked, counts: true, last_request: now, invited: unasked };
+        let trade =
+            Trade { peer, have, unusable_until: unasked, counts: !far, far, last_request: now, invited: unasked };
         self.trades.insert(slot, trade);
+    }
+
+    fn is_far(&self, peer: &PeerId) -> bool {
+        self.known.get(peer).map_or(self.has_far, |known| known.far)
+    }
+
+    /// Discovery has told which peers are in other zones.
+    pub(super) fn sort_by_zone(&mut self, now: Duration) {
+        for trade in self.trades.values_mut() {
+            let far = self.known.get(&trade.peer).map_or(self.has_far, |known| known.far);
+            if std::mem::replace(&mut trade.far, far) == far {
+                continue;
+            }
+            let counts = !far && trade.unusable_until <= now;
+            match (std::mem::replace(&mut trade.counts, counts), counts) {
+                (true, false) => self.availability.remove(&trade.have),
+                (false, true) if !self.have.is_full() => self.availability.add(&trade.have),
+                _ => self.next_return = self.next_return.min(trade.unusable_until),
+            }
+        }
     }
 
     /// A peer takes part no more; false if it did not.
@@ -224,7 +251,7 @@ impl BlobState {
             return;
         }
         self.next_return = Duration::MAX;
-        for trade in self.trades.values_mut().filter(|trade| !trade.counts) {
+        for trade in self.trades.values_mut().filter(|trade| !trade.counts && !trade.far) {
             if trade.unusable_until <= now {
                 trade.counts = true;
                 if !self.have.is_full() {

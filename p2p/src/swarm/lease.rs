@@ -6,16 +6,19 @@
 //! bytes were proven wrong, so that other nodes' are not taken any more.
 //!
 //! * `lease/asking.rs`: what a request for a lease tells
+//! * `lease/imports.rs`: pieces of other zones
 
 mod asking;
+mod imports;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
 use self::asking::Pace;
-use super::blob::{FAULT_PATIENCE, Transfer, Transfers};
-use super::{Action, FoundPeers, Priority, Swarm, TransferId};
+use self::imports::Import;
+use super::blob::{BlobState, FAULT_PATIENCE, Transfer, Transfers};
+use super::{Action, FoundPeers, Swarm, TransferId};
 use crate::digest::Digest;
 use crate::discovery::{Holding, Lease, LeaseKind, LeaseReply, Settlement, Trouble};
 use crate::identity::PeerId;
@@ -43,7 +46,7 @@ const SILENT_PAUSE: Duration = Duration::from_millis(500);
 /// How long readers wait for peers after the origin has refused for good.
 const REFUSED_GRACE: Duration = Duration::from_secs(5);
 /// Bytes of one transfer without a lease.
-const UNLEASED_RUN_BYTES: u64 = 2 << 20;
+const UNLEASED_RUN_BYTES: u64 = 1 << 20;
 /// Transfers without a lease start spread over this time, so that nodes that lost their tracker do not start as one.
 const UNLEASED_JITTER: Duration = Duration::from_secs(1);
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
@@ -87,6 +90,7 @@ pub(super) struct OriginSide {
     unshared: Vec<u32>,
     /// Peers that said that they do not have the blob, or were set aside, and until when that counts.
     useless: BTreeMap<PeerId, Duration>,
+    pub(super) imports: Vec<Import>,
     pace: Pace,
 }
 
@@ -100,8 +104,9 @@ impl OriginSide {
     }
 
     /// Whether nothing came for so long that discovery is not waited for any more.
-    fn is_stalled(&self, now: Duration, last_progress: Duration) -> bool {
-        let patient = self.patient_until.min(last_progress + PATIENCE);
+    fn is_stalled(&self, now: Duration, last_progress: Duration, last_arrival: Duration) -> bool {
+        // While other blobs arrive, this one may only have to wait for its turn.
+        let patient = self.patient_until.max(last_arrival + STALL).min(last_progress + PATIENCE);
         let paused = (self.paused_until + STALL).min(last_progress + 2 * MAX_RETRY_AFTER);
         now >= patient.max(paused).max(last_progress + STALL)
     }
@@ -206,57 +211,78 @@ impl Swarm {
         self.consider_origin(digest);
     }
 
-    /// Decides whether the origin is to be asked for something now.
+    /// Decides whether the origin, or another zone, is to be asked for something now.
     pub(super) fn consider_origin(&mut self, digest: Digest) {
-        let (now, down) = (self.now, self.discovery_is_down());
+        let (now, down, last_arrival) = (self.now, self.discovery_is_down(), self.last_arrival_besides(&digest));
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let origin = &blob.origin;
         let informed = blob.find.answered || down || blob.origin_only;
         let pending = blob.metainfo_pending && now < origin.metainfo_until;
-        if !origin.known || !informed || pending || now < origin.grace_until.max(origin.pause_until) {
+        if !(origin.known || blob.has_far) || !informed || pending || now < origin.grace_until.max(origin.pause_until) {
             return;
         }
         if blob.have.is_full() {
             return;
         }
         let missing = blob.unserved(now, MAX_RUNS, |_| true);
-        if missing.is_empty() {
-            return self.ask_copy(digest);
+        let importable = blob.importable(&missing, now, MAX_RUNS);
+        let may_fetch = blob.origin.known && blob.origin.refused.is_none();
+        if importable.is_empty() {
+            if !blob.origin.known {
+                return;
+            }
+            if missing.is_empty() {
+                return self.ask_copy(digest);
+            }
+            if !may_fetch {
+                return self.refuse(digest);
+            }
         }
-        if blob.origin.refused.is_some() {
-            return self.refuse(digest);
-        }
-        let urgent = blob.unserved(now, MAX_RUNS, |want| want.priority == Priority::Fault);
+        let missing = if may_fetch { missing } else { importable.clone() };
+        let urgent = blob.urgent(now, &importable);
         let streams = blob.origin.streams() + if urgent.is_empty() { 0 } else { 2 };
-        if blob.origin.transfers.len() >= streams {
+        if blob.origin.transfers.len() + blob.origin.imports.len() >= streams {
             return;
         }
-        if down || blob.origin_only || blob.origin.is_stalled(now, blob.last_progress) {
-            return self.fetch_unleased(digest, &missing, &urgent);
+        if down || blob.origin_only || blob.origin.is_stalled(now, blob.last_progress, last_arrival) {
+            return self.go_without(digest, &missing, &urgent, &importable);
         }
         if blob.origin.asking {
             return;
         }
         if now < blob.origin.ask_after && (urgent.is_empty() || blob.origin.urgent_told) {
-            let patience = if urgent.is_empty() { STALL } else { FAULT_PATIENCE };
+            let patience = match urgent.is_empty() {
+                true if now < last_arrival + STALL => PATIENCE,
+                true => STALL,
+                false => FAULT_PATIENCE,
+            };
             if blob.origin.forsaken_since.is_some_and(|since| now >= since + patience) {
-                self.fetch_unleased(digest, &missing, &urgent);
+                self.go_without(digest, &missing, &urgent, &importable);
             }
             return;
         }
         blob.origin.asking = true;
         blob.origin.asked_copy = false;
         blob.origin.urgent_told = !urgent.is_empty();
-        self.ask_lease(digest, missing, urgent);
+        self.ask_lease(digest, missing, urgent, importable);
     }
 
-    /// Fetches a little of what is missing, without a lease. What reads wait for goes first; else a node with peers begins
-    /// anywhere, so that nodes that lost their tracker together fetch different pieces and trade them.
+    /// Takes a little without a lease: of another zone's peers if they have it, else of the origin.
+    fn go_without(&mut self, digest: Digest, missing: &[Range<u32>], urgent: &[Range<u32>], importable: &[Range<u32>]) {
+        if importable.is_empty() {
+            self.fetch_unleased(digest, missing, urgent);
+        } else {
+            self.import_unleased(digest, importable);
+        }
+    }
+
+    /// Fetches a little of what is missing, without a lease. What reads wait for goes first; else a node with peers keeps to
+    /// its own share, so that nodes that lost their tracker together fetch different pieces and trade them.
     fn fetch_unleased(&mut self, digest: Digest, missing: &[Range<u32>], urgent: &[Range<u32>]) {
         if self.unleased >= self.config.unleased_streams.max(1) {
             return;
         }
-        let Some(blob) = self.blobs.get(&digest) else { return };
+        let (now, Some(blob)) = (self.now, self.blobs.get(&digest)) else { return };
         let length = (UNLEASED_RUN_BYTES / blob.layout.piece_length()).max(1) as u32;
         // Runs that follow one another need no spreading any more.
         let at_once = !urgent.is_empty() || blob.origin.delivered;
@@ -264,14 +290,33 @@ impl Swarm {
         let run = match urgent.first() {
             Some(run) => run.clone(),
             None if blob.trades.is_empty() => missing[0].clone(),
-            None => {
-                let run = missing[self.rng.usize(..missing.len())].clone();
-                let steps = (run.end - run.start).div_ceil(length);
-                run.start + self.rng.u32(..steps) * length..run.end
-            }
+            None => match self.own_share(&digest, blob, missing, length) {
+                Some(run) => run,
+                // Others see to all that is missing, as far as this node knows; unless none of them does.
+                None if now < blob.last_progress + STALL => return,
+                None => missing[self.rng.usize(..missing.len())].clone(),
+            },
         };
         self.unleased += 1;
         self.transfer(digest, run.start..run.end.min(run.start + length), None, delay);
+    }
+
+    /// The first missing run that falls to this node: every stretch of the blob belongs to one of the peers that trade it,
+    /// by rendezvous hashing, so that nodes that know each other agree without a word.
+    fn own_share(&self, digest: &Digest, blob: &BlobState, missing: &[Range<u32>], length: u32) -> Option<Range<u32>> {
+        let weight = |peer: &PeerId, stretch: u32| {
+            let word = |bytes: &[u8]| u64::from_be_bytes(*bytes.first_chunk().unwrap_or(&[0; 8]));
+            let seed = word(peer.as_bytes()) ^ word(digest.as_bytes()).rotate_left(17);
+            fastrand::Rng::with_seed(seed ^ u64::from(stretch).wrapping_mul(0x9e37_79b9_7f4a_7c15)).u64(..)
+        };
+        let is_mine = |stretch: u32| {
+            let mine = weight(&self.me, stretch);
+            blob.trades.values().filter(|trade| !trade.far).all(|trade| weight(&trade.peer, stretch) < mine)
+        };
+        missing.iter().find_map(|run| {
+            let stretch = (run.start / length..=(run.end - 1) / length).find(|stretch| is_mine(*stretch))?;
+            Some(run.start.max(stretch * length)..run.end.min((stretch + 1) * length))
+        })
     }
 
     fn transfer(&mut self, digest: Digest, run: Range<u32>, lease: Option<(u64, Range<u32>)>, delay: Duration) {
@@ -330,8 +375,17 @@ impl Swarm {
         (blob.origin.ask_after, blob.origin.copy_after) = (Duration::ZERO, Duration::ZERO);
         blob.origin.whole_only |= lease.kind == LeaseKind::Whole;
         let run = lease.first.0..end;
-        self.transfer(digest, run.clone(), Some((lease.id, run)), Duration::ZERO);
+        match lease.kind {
+            LeaseKind::Import => self.import(digest, lease, run),
+            _ => self.transfer(digest, run.clone(), Some((lease.id, run)), Duration::ZERO),
+        }
         self.consider_origin(digest);
+    }
+
+    /// When a piece of another blob that is pulled, too, came last.
+    fn last_arrival_besides(&self, digest: &Digest) -> Duration {
+        let others = self.busy.iter().filter(|other| *other != digest).filter_map(|other| self.blobs.get(other));
+        others.map(|blob| blob.last_progress).max().unwrap_or_default()
     }
 
     /// Discovery answered, or did not.

@@ -236,7 +236,12 @@ impl Swarm {
         for (slot, trade) in blob.trades.iter() {
             lot = lot.wrapping_mul(0x9e37_79b1);
             let waits = now >= trade.invited + INVITATION || trade.invited.is_zero();
-            if waits && blob.greeted.contains(&slot) && uploads.has_room_for(slot) && trade.lacks(&blob.have) {
+            if waits
+                && !trade.far
+                && blob.greeted.contains(&slot)
+                && uploads.has_room_for(slot)
+                && trade.lacks(&blob.have)
+            {
                 lacking.push((trade.have.count(), lot, slot));
             }
         }
@@ -300,10 +305,14 @@ impl Swarm {
             if blob.known.len() >= MAX_KNOWN_HOLDERS && !blob.known.contains_key(&holder.peer) {
                 continue;
             }
-            let Holder { peer, address, holding, .. } = *holder;
-            let known = Known { address, holding, rank, failed: false, dial_after: Duration::ZERO };
+            let Holder { peer, address, holding, far, .. } = *holder;
+            let known = Known { address, holding, rank, far, failed: false, dial_after: Duration::ZERO };
             let known = blob.known.entry(peer).or_insert(known);
-            (known.address, known.holding, known.rank) = (address, holding, rank);
+            (known.address, known.holding, known.rank, known.far) = (address, holding, rank, far);
+            blob.has_far |= far;
+        }
+        if blob.has_far {
+            blob.sort_by_zone(self.now);
         }
         blob.connect_next = Duration::ZERO;
     }

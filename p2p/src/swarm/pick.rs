@@ -108,7 +108,10 @@ impl Swarm {
     /// would send everybody to the one holder of what is new while other uplinks idle.
     fn choose(&mut self, digest: &Digest, want: WantId) -> Option<(PieceIndex, Slot)> {
         let blob = self.blobs.get(digest)?;
-        let want = blob.wants.get(&want).filter(|want| blob.has_work(want))?;
+        let want = blob
+            .wants
+            .get(&want)
+            .filter(|want| blob.has_work(want) || (blob.has_far && want.priority == Priority::Fault))?;
         let mut salt = self.rng.u32(..) | 1;
         let mut open = std::mem::take(&mut self.candidates);
         open.clear();
@@ -119,9 +122,25 @@ impl Swarm {
             }
         }
         open.sort_unstable();
-        let chosen = self.choose_from(blob, want, &open, salt);
+        let chosen = self.choose_from(blob, want, &open, salt).or_else(|| self.choose_far(*digest, blob, want));
         self.candidates = open;
         chosen
+    }
+
+    /// What a read waits for and no peer of this zone has comes from another, whatever it costs.
+    fn choose_far(&self, digest: Digest, blob: &BlobState, want: &Want) -> Option<(PieceIndex, Slot)> {
+        if want.priority != Priority::Fault || !blob.has_far {
+            return None;
+        }
+        let range = want.open();
+        let words = range.start / 64..range.end.div_ceil(64);
+        let offered =
+            |index| blob.unasked(index, &range) & blob.far_word(index, self.now) & !blob.availability.word(index);
+        let mut pieces = words.flat_map(|index| pieces_of(index, offered(index)));
+        pieces.find_map(|piece| {
+            let waits = !blob.in_transfer(piece, self.now, TRANSFER_PATIENCE);
+            Some((piece, self.importer_of(digest, piece).filter(|_| waits)?))
+        })
     }
 
     fn choose_from(&self, blob: &BlobState, want: &Want, open: &[Candidate], salt: u32) -> Option<(PieceIndex, Slot)> {
@@ -175,7 +194,7 @@ impl Swarm {
     /// When a peer should have delivered one more piece, by what it owes already and how quick it was; none if it may not
     /// be asked for more. A peer that has given nothing yet gets few requests at a time, and one that gave wrong pieces or
     /// let requests time out a single one, so that it costs little.
-    fn when_due(&self, slot: Slot, peer: &PeerId) -> Option<Duration> {
+    pub(super) fn when_due(&self, slot: Slot, peer: &PeerId) -> Option<Duration> {
         let state = self.peers.at(slot)?;
         let limit = match state.mean.get() {
             _ if state.strikes > 0 || self.is_charged(peer) => 1,
@@ -194,7 +213,7 @@ impl Swarm {
         due.min().map(|(_, slot)| slot)
     }
 
-    fn request(&mut self, digest: Digest, piece: PieceIndex, slot: Slot, urgent: bool, hedge: bool) {
+    pub(super) fn request(&mut self, digest: Digest, piece: PieceIndex, slot: Slot, urgent: bool, hedge: bool) {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let Some(peer) = blob.trades.get(slot).map(|trade| trade.peer) else { return };
         blob.flights.push(Flight { piece: piece.0, slot, peer, since: self.now });

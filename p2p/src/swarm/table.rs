@@ -79,6 +79,8 @@ pub(super) struct Trade {
     pub(super) unusable_until: Duration,
     /// Whether its pieces count as available: it can be asked.
     pub(super) counts: bool,
+    /// In another zone: it does not count, and is asked for what is under import.
+    pub(super) far: bool,
     /// When it last asked for a piece.
     pub(super) last_request: Duration,
     /// When it was last told of a free upload slot.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use lapwing_discovery::lease::sites::{LeasePolicy, SitePolicy};
 use lapwing_discovery::registry::{Caller, Place, Registration, Registry};
 use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::PeerId;
@@ -10,6 +11,7 @@ use lapwing_p2p::swarm::{Event, FoundPeers};
 
 use super::node::Node;
 use super::{Call, Due, World, nanos};
+use crate::scenario::Scenario;
 
 /// Between a node's signs of life.
 const HEARTBEAT_NS: u64 = 15_000_000_000;
@@ -27,7 +29,7 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    pub(super) fn new(seed: u64, ids: &[PeerId], nodes: &[Node]) -> Self {
+    pub(super) fn new(scenario: &Scenario, seed: u64, ids: &[PeerId], nodes: &[Node]) -> Self {
         let caller = |(index, (&node, state)): (usize, (&PeerId, &Node))| Caller {
             node,
             instance: 1,
@@ -42,7 +44,7 @@ impl Tracker {
             reached_at: IpAddr::V4(Ipv4Addr::new(10, 255, 255, 254)),
         };
         Self {
-            registry: Some(Registry::new(seed)),
+            registry: Some(registry(scenario, seed)),
             callers: ids.iter().zip(nodes).enumerate().map(caller).collect(),
             registrations: vec![None; ids.len()],
             announced: nodes.iter().map(|node| vec![None; node.have.len()]).collect(),
@@ -55,9 +57,16 @@ impl Tracker {
         }
     }
 
-    pub(super) fn outage(&mut self, begins: bool, seed: u64) {
-        self.registry = if begins { None } else { Some(Registry::new(seed)) };
+    pub(super) fn outage(&mut self, begins: bool, scenario: &Scenario, seed: u64) {
+        self.registry = if begins { None } else { Some(registry(scenario, seed)) };
     }
+}
+
+/// A tracker that knows nothing yet; with two zones, the origin is in the first one.
+fn registry(scenario: &Scenario, seed: u64) -> Registry {
+    let zone = if scenario.zone_link.is_some() { "near" } else { "" };
+    let usual = SitePolicy { copies: scenario.copies, zone: zone.into(), ..SitePolicy::default() };
+    Registry::with_policy(seed, LeasePolicy { usual, ..LeasePolicy::default() })
 }
 
 impl World {

@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::OriginSide;
+use crate::bitfield::pieces_of;
 use crate::digest::Digest;
 use crate::discovery::LeaseRequest;
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
 use crate::limits::{MAX_RUNS, MAX_USELESS};
-use crate::swarm::blob::BlobState;
+use crate::swarm::blob::{BlobState, FAULT_PATIENCE, Want, into_runs};
 use crate::swarm::{Action, Priority, Swarm};
 
 /// How long a peer counts as useless after it said or did so.
@@ -60,13 +61,18 @@ impl OriginSide {
 }
 
 impl Swarm {
-    /// Asks for a lease of what is missing.
-    pub(super) fn ask_lease(&mut self, digest: Digest, missing: Vec<Range<u32>>, urgent: Vec<Range<u32>>) {
+    /// Asks for a lease of what is missing; where everything was fetched before, perhaps for a further copy.
+    pub(super) fn ask_lease(
+        &mut self,
+        digest: Digest,
+        missing: Vec<Range<u32>>,
+        urgent: Vec<Range<u32>>,
+        importable: Vec<Range<u32>>,
+    ) {
         let useless = self.useless(&digest);
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        let unshared = blob.count_unshared();
-        let request = LeaseRequest::new(digest, blob.layout.length());
-        self.actions.push(Action::Lease(LeaseRequest { missing, urgent, unshared, useless, ..request }));
+        let request = blob.request(digest);
+        self.actions.push(Action::Lease(LeaseRequest { missing, urgent, importable, useless, ..request }));
     }
 
     /// Peers have all that is missing. Asks whether some of it may be fetched from the origin all the same, for a whole
@@ -79,24 +85,26 @@ impl Swarm {
         if busy || down || blob.origin_only || origin.refused.is_some() || now < origin.copy_after {
             return;
         }
-        let missing = blob.layout.piece_count() - blob.have.count();
-        let Some(remaining) = origin.pace.time_for(missing) else { return };
-        let rare = blob.rarest_missing();
-        if rare.is_empty() {
+        let request = blob.request(digest);
+        if request.rare.is_empty() || request.remaining.is_none() {
             return;
         }
-        let unshared = blob.count_unshared();
-        let request = LeaseRequest::new(digest, blob.layout.length());
         (blob.origin.asking, blob.origin.asked_copy) = (true, true);
-        self.actions.push(Action::Lease(LeaseRequest { rare, remaining: Some(remaining), unshared, ..request }));
+        self.actions.push(Action::Lease(request));
     }
 
     /// The peers that discovery named and that give nothing of the blob: out of reach, refused, or without it.
     fn useless(&self, digest: &Digest) -> Vec<PeerId> {
         let Some(blob) = self.blobs.get(digest) else { return Vec::new() };
-        let failed = blob.known.iter().filter(|(peer, known)| known.failed || self.is_banned(self.now, peer));
+        let failed = blob.known.iter().filter(|(peer, known)| {
+            (known.failed && !blob.trades.contains_key(peer)) || self.is_banned(self.now, peer)
+        });
+        let late = blob.trades.iter().filter(|(slot, trade)| {
+            !trade.counts && !trade.far && self.peers.at(*slot).is_some_and(|state| state.strikes > 0)
+        });
         let said = blob.origin.useless.iter().filter(|(_, until)| **until > self.now);
         let mut useless: Vec<PeerId> = failed.map(|(peer, _)| *peer).chain(said.map(|(peer, _)| *peer)).collect();
+        useless.extend(late.map(|(_, trade)| trade.peer));
         useless.sort_unstable();
         useless.dedup();
         useless.truncate(MAX_USELESS);
@@ -105,6 +113,26 @@ impl Swarm {
 }
 
 impl BlobState {
+    /// What every request tells.
+    fn request(&mut self, digest: Digest) -> LeaseRequest {
+        let unshared = self.count_unshared();
+        let missing = self.layout.piece_count() - self.have.count();
+        let remaining = self.origin.pace.time_for(missing);
+        let rare = if remaining.is_some() { self.rarest_missing() } else { Vec::new() };
+        LeaseRequest { unshared, remaining, rare, ..LeaseRequest::new(digest, self.layout.length()) }
+    }
+
+    /// What reads wait for and nobody gives. What another zone's peers offer is asked of them, unless that takes long.
+    pub(super) fn urgent(&self, now: Duration, importable: &[Range<u32>]) -> Vec<Range<u32>> {
+        let urgent = self.unserved(now, MAX_RUNS, |want| want.priority == Priority::Fault);
+        let is_late = |want: &Want| want.priority == Priority::Fault && now >= want.since + FAULT_PATIENCE;
+        if importable.is_empty() || self.wants.values().any(is_late) {
+            return urgent;
+        }
+        let offered = |piece: &u32| importable.iter().any(|run| run.contains(piece));
+        into_runs(urgent.into_iter().flatten().filter(|piece| !offered(piece)), MAX_RUNS)
+    }
+
     /// How many of the pieces that came from the origin no peer is known to have taken.
     fn count_unshared(&mut self) -> u32 {
         let trades = &self.trades;
@@ -116,14 +144,15 @@ impl BlobState {
     /// in order, up to the bound.
     fn rarest_missing(&self) -> Vec<PieceIndex> {
         let pulls = self.wants.values().filter(|want| want.priority >= Priority::Bulk);
-        let wanted = |piece: &PieceIndex| {
-            !self.have.get(*piece)
-                && !self.flights.contains_key(&piece.0)
-                && !self.origin.transfers.values().any(|transfer| transfer.pieces.contains(&piece.0))
-        };
-        let pieces = pulls.flat_map(|want| want.pieces.clone()).map(PieceIndex).filter(wanted);
-        let holders = |piece: PieceIndex| self.availability.of(piece);
-        let mut rarest: Vec<(u16, PieceIndex)> = pieces.map(|piece| (holders(piece), piece)).collect();
+        let transfers = &self.origin.transfers;
+        let coming = |piece: u32| transfers.values().any(|transfer| transfer.pieces.contains(&piece));
+        let mut rarest: Vec<(u16, PieceIndex)> = Vec::new();
+        for range in pulls.map(Want::open) {
+            let words = range.start / 64..range.end.div_ceil(64);
+            let pieces = words.flat_map(|index| pieces_of(index, self.unasked(index, &range)));
+            let pieces = pieces.filter(|piece| !coming(piece.0));
+            rarest.extend(pieces.map(|piece| (self.availability.of(piece), piece)));
+        }
         rarest.sort_unstable();
         rarest.dedup();
         rarest.truncate(MAX_RUNS);
