@@ -13,11 +13,12 @@ use super::Node;
 use super::aside::Aside;
 use super::blame::Blame;
 use super::error::ReadError;
+use super::origins::Origins;
 use super::trust::Trust;
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
 use crate::layout::{PieceIndex, PieceLayout};
-use crate::origin::{Origin, OriginError};
+use crate::origin::OriginError;
 use crate::store::{Pin, StoreError, StoredBlob};
 use crate::swarm::{Event, Priority, WantId};
 use crate::verify::piece_hash;
@@ -54,7 +55,7 @@ pub struct Blob {
     pub(super) aside: Mutex<Aside>,
     pub(super) blame: Mutex<Blame>,
     pub(super) progress: watch::Sender<Progress>,
-    pub(super) origin: Mutex<Option<Arc<dyn Origin>>>,
+    pub(super) origins: Mutex<Origins>,
     pub(super) origin_error: Mutex<Option<OriginError>>,
     pub(super) hashing: AtomicBool,
     pub(super) loading_metainfo: AtomicBool,
@@ -107,7 +108,7 @@ impl Blob {
             aside: Mutex::new(Aside::default()),
             blame: Mutex::new(Blame::default()),
             progress: watch::Sender::new(Progress { verified: stored.is_verified(), ..Progress::default() }),
-            origin: Mutex::new(None),
+            origins: Mutex::default(),
             origin_error: Mutex::new(None),
             hashing: AtomicBool::new(false),
             loading_metainfo: AtomicBool::new(false),

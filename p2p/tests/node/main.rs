@@ -9,6 +9,7 @@ mod disk;
 mod faults;
 mod hostile;
 mod limits;
+mod named;
 mod raw;
 mod room;
 mod support;
