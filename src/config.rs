@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use lapwing_plugins::http::{Allowed, UrlsConfig};
 use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,7 @@ pub(crate) struct Config {
     pub store: Store,
     pub limits: LimitsTable,
     pub trust: Trust,
+    pub http: Http,
     pub registries: RegistriesConfig,
 }
 
@@ -154,6 +156,17 @@ pub(crate) struct Trust {
     pub index_quorum: u32,
 }
 
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Http {
+    pub allow: Vec<String>,
+    pub stale_if_error: Span,
+    pub ignore_query: Vec<String>,
+    pub max_parallel: u32,
+    pub connect_timeout: Span,
+    pub read_timeout: Span,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -169,6 +182,7 @@ impl Default for Config {
             store: Store::default(),
             limits: LimitsTable::default(),
             trust: Trust::default(),
+            http: Http::default(),
             registries: RegistriesConfig::default(),
         }
     }
@@ -244,6 +258,33 @@ impl Default for Store {
 impl Default for Trust {
     fn default() -> Self {
         Self { metainfo_quorum: 2, index_quorum: 1 }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            allow: Vec::new(),
+            stale_if_error: Span::seconds(0),
+            ignore_query: Vec::new(),
+            max_parallel: 16,
+            connect_timeout: Span::seconds(5),
+            read_timeout: Span::seconds(20),
+        }
+    }
+}
+
+impl Http {
+    /// The same as the plugin wants it.
+    pub(crate) fn urls(&self) -> UrlsConfig {
+        UrlsConfig {
+            allow: self.allow.clone(),
+            stale_if_error: self.stale_if_error.0,
+            ignore_query: self.ignore_query.clone(),
+            max_parallel: self.max_parallel,
+            connect_timeout: self.connect_timeout.0,
+            read_timeout: self.read_timeout.0,
+        }
     }
 }
 
@@ -338,6 +379,15 @@ impl Config {
         if self.store.kind == StoreKind::Memory && self.store.quota.0 == 0 {
             return invalid("store.quota", "a store in memory needs one: how many bytes may it take?".into());
         }
+        if let Err(error) = Allowed::parse(&self.http.allow) {
+            return invalid("http.allow", error.to_string());
+        }
+        if self.http.max_parallel == 0 {
+            return invalid("http.max_parallel", "at least 1, or nothing comes".into());
+        }
+        if self.registries.max_parallel == 0 {
+            return invalid("registries.max_parallel", "at least 1, or nothing comes".into());
+        }
         for (name, registry) in &self.registries.hosts {
             check_registry(name, registry)?;
         }
@@ -357,6 +407,9 @@ fn check_registry(name: &str, registry: &RegistryConfig) -> Result<(), ConfigErr
     }
     if registry.username.is_some() && registry.docker_config.is_some() {
         return invalid("give either username and password_file, or docker_config");
+    }
+    if registry.max_parallel == Some(0) {
+        return invalid("max_parallel is at least 1, or nothing comes");
     }
     Ok(())
 }
@@ -389,7 +442,7 @@ mod tests {
         let config = Config::parse(&example, "example").unwrap();
         let registry = &config.registries.hosts["reg.example:5000"];
         let all = toml::Table::try_from(registry).unwrap();
-        assert_eq!(all.len(), 9, "a key is missing from the example: {all:?}");
+        assert_eq!(all.len(), 10, "a key is missing from the example: {all:?}");
     }
 
     #[test]
@@ -420,6 +473,10 @@ mod tests {
             ("[store]\nhigh_watermark = 101", "at most 100"),
             ("[registries.hosts.\"http://x\"]", "host:port"),
             ("[registries.hosts.x]\nusername = \"u\"", "go together"),
+            ("[registries]\nmax_parallel = 0", "max_parallel"),
+            ("[http]\nallow = [\"http://x\"]", "http.allow"),
+            ("[http]\nmax_parallel = 0", "http.max_parallel"),
+            ("[registries.hosts.x]\nmax_parallel = 0", "max_parallel"),
         ];
         for (text, hint) in cases {
             let error = Config::parse(text, "f").unwrap().validated().unwrap_err().to_string();

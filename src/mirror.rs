@@ -3,6 +3,7 @@
 //! * [`request`], [`range`], [`answer`]: what is asked for, which bytes of it, and the form of a refusal
 //! * [`manifest`]: manifests, tags and referrers, passed through; what they teach goes to the [`ImageObserver`]
 //! * [`blob`]: blobs, authorized by their registry and streamed out of the swarm
+//! * [`url`]: plain URLs, for clients other than runtimes
 //!
 //! The client is a container runtime that has another host to go to. So the rule everywhere: answer before
 //! [`MirrorSettings::first_byte`], with the right bytes or an error; never 429 (containerd would ask us again), never
@@ -11,6 +12,7 @@
 //!
 //! Whoever reaches this port may use it: it belongs on loopback. Nothing here survives a restart, and nothing needs to.
 
+use std::fmt;
 use std::future::IntoFuture as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,7 @@ use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderValue, Method};
 use axum::response::Response;
 use lapwing_p2p::node::{Blob, Node};
+use lapwing_plugins::http::Urls;
 use lapwing_plugins::registry::{Registries, RegistryName, RepositoryName};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -38,6 +41,7 @@ mod range;
 mod request;
 #[cfg(test)]
 mod tests;
+mod url;
 
 pub(crate) use metrics::MirrorMetrics;
 
@@ -71,6 +75,7 @@ pub(crate) trait ImageObserver: Send + Sync + 'static {
 pub(crate) struct Mirror {
     settings: MirrorSettings,
     registries: Arc<Registries>,
+    urls: Arc<Urls>,
     node: Arc<Node>,
     observer: Arc<dyn ImageObserver>,
     metrics: MirrorMetrics,
@@ -81,12 +86,13 @@ impl Mirror {
     pub(crate) fn new(
         settings: MirrorSettings,
         registries: Arc<Registries>,
+        urls: Arc<Urls>,
         node: Arc<Node>,
         observer: Arc<dyn ImageObserver>,
         metrics: MirrorMetrics,
     ) -> Arc<Self> {
         let learning = manifest::Learning::default();
-        Arc::new(Self { settings, registries, node, observer, metrics, learning })
+        Arc::new(Self { settings, registries, urls, node, observer, metrics, learning })
     }
 }
 
@@ -110,6 +116,13 @@ pub(crate) async fn serve(
 
 async fn handle(State(mirror): State<Arc<Mirror>>, request: Request) -> Response {
     let deadline = Instant::now() + mirror.settings.first_byte;
+    if request.uri().path().starts_with(url::PREFIX) {
+        // Its answers to HEAD carry the origin's own Content-Length.
+        let (head, _) = request.into_parts();
+        let answer = mirror.url(deadline, &head).await.unwrap_or_else(Refusal::into_response);
+        mirror.metrics.count_answer("url", answer.status());
+        return answer;
+    }
     let (kind, answer) = match request::parse(&request, &mirror.settings.default_registry) {
         Err(refusal) => ("other", Err(refusal)),
         Ok(None) => ("ping", Ok(ping())),
@@ -145,13 +158,13 @@ impl Mirror {
     async fn before<T>(
         &self,
         deadline: Instant,
-        asked: &Asked,
+        asked: &(impl fmt::Display + ?Sized),
         answering: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<T, Refusal> {
         tokio::time::timeout_at(deadline, answering).await.unwrap_or_else(|_| Err(self.silent(asked)))
     }
 
-    fn silent(&self, asked: &Asked) -> Refusal {
+    fn silent(&self, asked: &(impl fmt::Display + ?Sized)) -> Refusal {
         let waited = self.settings.first_byte;
         Refusal::unavailable(format!("{asked}: no answer from registry or peers within {waited:?}"))
     }

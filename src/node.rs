@@ -15,6 +15,7 @@ use lapwing_p2p::discovery::Discovery;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::node::{Node, NodeConfig, NodeError};
 use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig};
+use lapwing_plugins::http::Urls;
 use lapwing_plugins::registry::Registries;
 use lapwing_snapshotter::lazy::{self, LazyMounts};
 use lapwing_snapshotter::remote::RemoteLayers;
@@ -67,6 +68,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         KeptIndexes::new(&root),
         complete_after,
     );
+    let urls = Urls::new(config.http.urls(), root.join("urls"))?;
     let mut serving = JoinSet::new();
     if config.snapshotter.enabled {
         serving.spawn(start_snapshotter(&config, &layers, &mut admin, &shutdown).await?);
@@ -85,6 +87,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let mirror = mirror::Mirror::new(
         mirror_settings,
         registries,
+        urls,
         Arc::clone(&node),
         observer,
         MirrorMetrics::register(admin.lapwing()),

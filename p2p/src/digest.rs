@@ -1,4 +1,8 @@
 //! Content digests as OCI writes them: `sha256:<64 lowercase hex digits>`.
+//!
+//! Some content is known by what it is called before anybody knows its digest: one version of a URL. It gets a *name* in
+//! the place of a digest: [`Digest::name`]. A name ends with fixed bytes, so that no node mistakes it for the hash of the
+//! content; digests from outside that end like one are refused by the parser.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +21,37 @@ pub struct Digest([u8; 32]);
 #[error("not a digest: {0:?} (expected sha256: and 64 lowercase hexadecimal digits)")]
 pub struct InvalidDigest(String);
 
+/// How every name ends; its first bytes stay spread, since they choose directories. That a hash ends so has odds of one
+/// in 2^64.
+const NAME: [u8; 8] = *b"lapwing\x01";
+
 impl Digest {
+    /// The name of content that is not known by its digest. `of` must tell it from all other content, byte for byte:
+    /// nothing but the word of those who fetched it says what its bytes are.
+    pub fn name(of: &[u8]) -> Self {
+        let mut bytes: [u8; 32] = Sha256::digest(of).into();
+        bytes[32 - NAME.len()..].copy_from_slice(&NAME);
+        Self(bytes)
+    }
+
+    /// Whether this is a name, and no hash of the content.
+    pub fn is_name(&self) -> bool {
+        self.0.ends_with(&NAME)
+    }
+
+    /// Reads 64 hexadecimal digits that this program wrote: a digest or a name.
+    pub(crate) fn from_own_hex(digits: &str) -> Option<Self> {
+        let digits = digits.as_bytes();
+        if digits.len() != 64 {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = nibble(pair[0]).zip(nibble(pair[1])).map(|(high, low)| high << 4 | low)?;
+        }
+        Some(Self(bytes))
+    }
+
     /// The digest with these raw bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -44,15 +78,8 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
         let invalid = || InvalidDigest(text.chars().take(100).collect());
-        let digits = text.strip_prefix("sha256:").ok_or_else(invalid)?.as_bytes();
-        if digits.len() != 64 {
-            return Err(invalid());
-        }
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = nibble(pair[0]).zip(nibble(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(invalid)?;
-        }
-        Ok(Self(bytes))
+        let digest = text.strip_prefix("sha256:").and_then(Self::from_own_hex);
+        digest.filter(|digest| !digest.is_name()).ok_or_else(invalid)
     }
 }
 
@@ -89,6 +116,15 @@ mod tests {
     fn parses_what_it_prints() {
         let digest = Digest::of(b"lapwing");
         assert_eq!(digest.to_string().parse::<Digest>(), Ok(digest));
+    }
+
+    #[test]
+    fn names_are_told_from_digests() {
+        let name = Digest::name(b"a version");
+        assert!(name.is_name() && !Digest::of(b"a version").is_name());
+        assert_ne!(name, Digest::name(b"another version"));
+        assert!(name.to_string().parse::<Digest>().is_err(), "nobody outside can ask for one as a digest");
+        assert_eq!(Digest::from_own_hex(&name.hex()), Some(name));
     }
 
     #[test]

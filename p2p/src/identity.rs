@@ -61,7 +61,7 @@ impl FromStr for PeerId {
     type Err = InvalidPeerId;
 
     fn from_str(text: &str) -> Result<Self, InvalidPeerId> {
-        let digest: crate::digest::Digest = format!("sha256:{text}").parse().map_err(|_| InvalidPeerId)?;
+        let digest = crate::digest::Digest::from_own_hex(text).ok_or(InvalidPeerId)?;
         Ok(Self(*digest.as_bytes()))
     }
 }

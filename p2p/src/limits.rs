@@ -79,6 +79,9 @@ pub const MAX_KNOWN_HOLDERS: usize = 256;
 /// Most piece lessees remembered of a blob.
 pub const MAX_LESSEES: usize = 4096;
 
+/// Most origins remembered of one blob.
+pub const MAX_ORIGINS: usize = 4;
+
 /// Longest file that remembers which objects derive from which blobs, in bytes.
 pub const MAX_DERIVED_FILE_LENGTH: u64 = 64 << 20;
 

@@ -120,6 +120,7 @@ impl Metrics {
             OriginError::NotFound { .. } => "not_found",
             OriginError::Unauthorized { .. } => "unauthorized",
             OriginError::Busy { .. } => "busy",
+            OriginError::Changed { .. } => "changed",
             OriginError::NoRanges { .. } => "no_ranges",
             OriginError::Unavailable { .. } => "unavailable",
         };

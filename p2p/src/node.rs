@@ -21,6 +21,7 @@ mod finding;
 mod hashing;
 mod intake;
 mod keeping;
+mod origins;
 mod passing;
 mod perform;
 mod publishing;
@@ -49,7 +50,7 @@ use crate::discovery::Discovery;
 use crate::identity::PeerId;
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::metrics::Metrics;
-use crate::origin::Origin;
+use crate::origin::{Origin, OriginError};
 use crate::store::{ChunkStore, Pin, StoreError};
 use crate::swarm::{Event, Policy, Swarm, SwarmConfig, WantId};
 use crate::wire::tls::Tls;
@@ -201,8 +202,9 @@ impl Node {
         &self.store
     }
 
-    /// Opens a blob; it joins the swarm at the first want. All opens of a digest share one state; a later origin
-    /// replaces an older one, since its credentials are fresher. Opens a few files, so it may block for a moment.
+    /// Opens a blob; it joins the swarm at the first want. All opens of a digest share one state: an origin that works
+    /// stays in use, and one that comes later stands by until that is refused. Opens a few files, so it may block for
+    /// a moment.
     pub fn open(
         self: &Arc<Self>,
         digest: Digest,
@@ -211,9 +213,13 @@ impl Node {
     ) -> Result<Arc<Blob>, OpenError> {
         let blob = self.open_shared(digest, length)?;
         if let Some(origin) = origin {
-            *lock(&blob.origin) = Some(origin);
-            *lock(&blob.origin_error) = None;
-            self.drive(Event::OriginKnown(digest));
+            let news = lock(&blob.origins).offer(origin);
+            let failed = lock(&blob.origin_error).clone();
+            // A pause that the origin asked for is not cut short by who asks again.
+            if news || failed.is_some_and(|error| !matches!(error, OriginError::Busy { .. })) {
+                *lock(&blob.origin_error) = None;
+                self.drive(Event::OriginKnown(digest));
+            }
         }
         Ok(blob)
     }

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 
+use crate::digest::Digest;
+
 /// Body of a ranged fetch. Ends after exactly the bytes asked for, or with an error.
 pub type ByteStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
@@ -31,6 +33,11 @@ pub trait Origin: Send + Sync + 'static {
     /// overridden, what stands before the first slash of [`Self::describe`], scheme aside.
     fn site(&self) -> String {
         site_of(&self.describe())
+    }
+
+    /// Tells the origins of one blob apart: equal for the same place with the same rights. No secret can be read from it.
+    fn key(&self) -> Digest {
+        Digest::of(self.describe().as_bytes())
     }
 }
 
@@ -67,6 +74,12 @@ pub enum OriginError {
         origin: String,
         /// How long to leave it alone.
         retry_after: Duration,
+    },
+    /// The origin has something else there now: this version is not to be had from it any more.
+    #[error("{origin} has changed: the version that was asked for is gone; ask again for the new one")]
+    Changed {
+        /// Which URL.
+        origin: String,
     },
     /// The origin ignores `Range`: only a transfer of the whole blob is possible.
     #[error("{origin} does not serve ranges")]

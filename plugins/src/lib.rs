@@ -2,10 +2,12 @@
 //!
 //! * [`registry`]: OCI registries as origins of blobs, as judges of who may have them, and as the place manifests
 //!   come from
+//! * [`http`]: plain URLs as origins, with the semantics of an HTTP cache
 //! * [`limits`]: every bound on what those systems send
 //!
 //! A blob asked for at the mirror goes: [`registry::Registries::authorize`] asks the registry whether this client may
 //! have it -> [`registry::Registries::origin`] gives the swarm a [`lapwing_p2p::origin::Origin`] to fetch ranges from.
 
+pub mod http;
 pub mod limits;
 pub mod registry;

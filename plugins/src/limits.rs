@@ -61,3 +61,21 @@ pub const MAX_UNLISTED: usize = 256;
 
 /// Longest credential or configuration file read, in bytes.
 pub const MAX_CREDENTIAL_FILE: u64 = 1024 * 1024;
+
+/// A resource counts as fresh at most this long, whatever its server says: 30 days.
+pub const MAX_FRESHNESS: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Longest value of one header of a URL's answer that is kept, in bytes.
+pub const MAX_KEPT_HEADER: usize = 4 * 1024;
+
+/// Most headers of a URL's answer that are kept.
+pub const MAX_KEPT_HEADERS: usize = 32;
+
+/// Longest URL fetched, in bytes.
+pub const MAX_URL_LENGTH: usize = 8 * 1024;
+
+/// Most URLs whose metadata is kept, in memory and on disk; the least recently used goes first.
+pub const MAX_KEPT_URLS: usize = 4096;
+
+/// Longest file with the metadata of a URL, in bytes.
+pub const MAX_KEPT_FILE: u64 = 256 * 1024;

@@ -11,18 +11,18 @@
 mod address;
 mod authorize;
 mod challenge;
-mod client;
+pub(crate) mod client;
 mod config;
 mod credential;
-mod endpoint;
-mod flight;
+pub(crate) mod endpoint;
+pub(crate) mod flight;
 mod forward;
-mod name;
-mod origin;
+pub(crate) mod name;
+pub(crate) mod origin;
 mod token;
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -92,6 +92,9 @@ impl Registries {
         let general = |wrong| InvalidRegistry { registry: "*".to_owned(), wrong };
         let free = client::build(&config, None, Route::Listed).map_err(general)?;
         let public = client::build(&config, None, Route::Public).map_err(general)?;
+        if config.max_parallel == 0 {
+            return Err(general("max_parallel must be at least 1".to_owned()));
+        }
         let mut registries = Self {
             listed: HashMap::new(),
             unlisted: Mutex::new(LruCache::new(NonZeroUsize::new(MAX_UNLISTED).unwrap_or(NonZeroUsize::MIN))),
@@ -134,7 +137,9 @@ impl Registries {
         listed: bool,
         own: Client,
     ) -> Result<Endpoint, String> {
-        let place = Place { name: name.clone(), config, route, listed, own, public: self.public.clone() };
+        let parallel = config.max_parallel.unwrap_or(self.config.max_parallel);
+        let max_parallel = NonZeroU32::new(parallel).ok_or("max_parallel must be at least 1")?;
+        let place = Place { name: name.clone(), config, route, listed, own, public: self.public.clone(), max_parallel };
         Endpoint::new(place, self.tokens.clone())
     }
 

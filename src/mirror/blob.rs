@@ -56,7 +56,7 @@ impl Mirror {
                 if range == (0..length) {
                     blob.want_all(Priority::Bulk);
                 }
-                self.flow(asked, &blob, range.clone()).await?
+                self.flow(asked.to_string(), &blob, range.clone()).await?
             } else {
                 self.before(deadline, asked, straight(asked, range.clone(), &origin)).await?
             }
@@ -91,19 +91,14 @@ impl Mirror {
     }
 
     /// The body, whose first bytes are here already: until they are, the answer can still be an error.
-    async fn flow(&self, asked: &Asked, blob: &Arc<Blob>, range: Range<u64>) -> Result<Body, Refusal> {
+    pub(super) async fn flow(&self, shown: String, blob: &Arc<Blob>, range: Range<u64>) -> Result<Body, FlowError> {
         let mut stream = Box::pin(blob.stream(range.clone(), Priority::Bulk));
-        let first = match self.first_bytes(asked, blob, &mut stream).await? {
+        let first = match self.first_bytes(&shown, blob, &mut stream).await? {
             Some(first) => first?,
-            None => return Err(Refusal::unavailable(format!("{asked}: the swarm gave no bytes"))),
+            None => return Err(Refusal::unavailable(format!("{shown}: the swarm gave no bytes")).into()),
         };
-        let transfer = Transfer {
-            shown: asked.to_string(),
-            blob: blob.clone(),
-            left: range.end - range.start,
-            range,
-            metrics: self.metrics.clone(),
-        };
+        let transfer =
+            Transfer { shown, blob: blob.clone(), left: range.end - range.start, range, metrics: self.metrics.clone() };
         let whole = futures_util::stream::once(async { Ok(first) }).chain(stream);
         Ok(Body::from_stream(transfer.watch(whole)))
     }
@@ -112,7 +107,7 @@ impl Mirror {
     /// together get its rarest pieces first, and to send one of them on to the registry would cost a copy.
     async fn first_bytes(
         &self,
-        asked: &Asked,
+        shown: &str,
         blob: &Arc<Blob>,
         stream: &mut (impl Stream<Item = Result<Bytes, ReadError>> + Unpin),
     ) -> Result<Option<Result<Bytes, ReadError>>, Refusal> {
@@ -131,7 +126,37 @@ impl Mirror {
                 Err(_) => break,
             }
         }
-        Err(self.silent(asked))
+        Err(self.silent(shown))
+    }
+}
+
+/// Why no body began to flow.
+#[derive(Debug)]
+pub(super) enum FlowError {
+    /// The first bytes could not be had.
+    Read(ReadError),
+    /// Any other reason.
+    Refused(Refusal),
+}
+
+impl From<ReadError> for FlowError {
+    fn from(error: ReadError) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<Refusal> for FlowError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<FlowError> for Refusal {
+    fn from(error: FlowError) -> Self {
+        match error {
+            FlowError::Read(error) => error.into(),
+            FlowError::Refused(refusal) => refusal,
+        }
     }
 }
 

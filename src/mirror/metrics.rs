@@ -9,7 +9,7 @@ use prometheus_client::registry::{Registry, Unit};
 /// Labels of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct AnswerLabels {
-    /// `manifest`, `blob`, `referrers`, `tags`, `ping`, `other`.
+    /// `manifest`, `blob`, `referrers`, `tags`, `ping`, `url`, `other`.
     kind: &'static str,
     /// HTTP status.
     status: u16,

@@ -7,6 +7,9 @@
 mod fake;
 
 mod blobs;
+mod faults;
 mod manifests;
 mod private;
+mod real_urls;
 mod rig;
+mod urls;

@@ -15,12 +15,13 @@ use super::Node;
 use super::aside::Aside;
 use super::blame::Blame;
 use super::error::ReadError;
+use super::origins::Origins;
 use super::passing::Passing;
 use super::trust::Trust;
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
 use crate::layout::{PieceIndex, PieceLayout};
-use crate::origin::{Origin, OriginError};
+use crate::origin::OriginError;
 use crate::store::{Pin, StoreError, StoredBlob};
 use crate::swarm::{Event, Priority, WantId};
 use crate::verify::{StreamVerifier, VerifyError, piece_hash};
@@ -65,7 +66,7 @@ pub struct Blob {
     pub(super) blame: Mutex<Blame>,
     pub(super) passing: Mutex<Passing>,
     pub(super) progress: watch::Sender<Progress>,
-    pub(super) origin: Mutex<Option<Arc<dyn Origin>>>,
+    pub(super) origins: Mutex<Origins>,
     pub(super) origin_error: Mutex<Option<OriginError>>,
     pub(super) hashing: AtomicBool,
     pub(super) loading_metainfo: AtomicBool,
@@ -120,7 +121,7 @@ impl Blob {
             blame: Mutex::new(Blame::default()),
             passing: Mutex::default(),
             progress: watch::Sender::new(Progress { verified: stored.is_verified(), ..Progress::default() }),
-            origin: Mutex::new(None),
+            origins: Mutex::default(),
             origin_error: Mutex::new(None),
             hashing: AtomicBool::new(false),
             loading_metainfo: AtomicBool::new(false),

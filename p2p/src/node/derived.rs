@@ -134,7 +134,8 @@ fn parse(line: &str) -> Option<(Statement, Standing)> {
         "layer-index" => StatementKind::LayerIndex,
         _ => return None,
     };
-    let (subject, object) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let mut digest = || Digest::from_own_hex(words.next()?.strip_prefix("sha256:")?);
+    let (subject, object) = (digest()?, digest()?);
     let statement = Statement { subject, kind, object, length: words.next()?.parse().ok()? };
     let standing = match words.next() {
         Some("own") => Standing::Own,

@@ -115,7 +115,7 @@ impl Node {
 
     pub(super) async fn ask_lease(self: Arc<Self>, mut request: LeaseRequest) {
         let digest = request.digest;
-        let origin = self.open_blob(&digest).and_then(|blob| lock(&blob.origin).clone());
+        let origin = self.open_blob(&digest).and_then(|blob| lock(&blob.origins).current());
         request.site = origin.map(|origin| origin.site()).unwrap_or_default();
         let reply = match timeout(PATIENCE, self.discovery.lease(request)).await {
             Ok(Ok(reply)) => Some(reply),

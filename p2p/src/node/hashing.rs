@@ -18,6 +18,7 @@ use super::blob::{Blob, Progress, lock};
 use super::error::ReadError;
 use crate::digest::Digest;
 use crate::discovery::StatementKind;
+use crate::identity::PeerId;
 use crate::layout::PieceIndex;
 use crate::store::{StoreError, StoredBlob};
 use crate::swarm::Event;
@@ -72,7 +73,7 @@ impl Node {
         blob.progress.send_modify(|progress| progress.verified = true);
         tracing::info!(%digest, from_peers = blob.sources().bytes_from_peers,
             from_origin = blob.sources().bytes_from_origin, "blob is complete and matches its digest");
-        if blob.layout.piece_count() > 1
+        if (blob.layout.piece_count() > 1 || digest.is_name())
             && let Err(error) = self.publish(StatementKind::Metainfo, digest, metainfo.encode().into()).await
         {
             tracing::warn!(%digest, %error, "metainfo cannot be published");
@@ -106,7 +107,7 @@ impl Node {
     ) -> Result<(), StoreError> {
         let (digest, me) = (blob.digest, self.id());
         self.metrics.digest_mismatches.inc();
-        let has_origin = lock(&blob.origin).is_some();
+        let has_origin = lock(&blob.origins).is_known();
         let held = lock(&blob.trust).held(&hashes);
         let others = held.iter().any(|held| held.signer != Some(me));
         if others && lock(&blob.blame).is_first() {
@@ -141,7 +142,7 @@ impl Node {
         self.drop_pieces(blob, pieces, origin_only).await?;
         // Readers are told last: who tries again must not be given up with the others.
         if hopeless {
-            let from = lock(&blob.origin).as_ref().map_or_else(|| "its peers".to_owned(), |origin| origin.describe());
+            let from = lock(&blob.origins).current().map_or_else(|| "its peers".to_owned(), |origin| origin.describe());
             tracing::error!(%digest, %actual, from, "what is served under this name is something else");
             blob.fail(ReadError::DigestMismatch { digest, actual, from });
         }
@@ -204,6 +205,26 @@ fn unless_full(stored: &StoredBlob, saved: Result<(), StoreError>) -> Result<(),
             Ok(())
         }
         saved => saved,
+    }
+}
+
+/// The pieces for which somebody else vouches.
+fn pieces_of_others(blob: &Blob, mine: PeerId) -> Vec<PieceIndex> {
+    let trust = lock(&blob.trust);
+    let other = |piece: &PieceIndex| trust.statement(*piece).is_none_or(|stated| stated.signer != mine);
+    (0..blob.layout.piece_count()).map(PieceIndex).filter(other).collect()
+}
+
+impl Node {
+    /// The origin contradicts the metainfo of a blob that has no digest to tell who is right: what came from others is
+    /// dropped, and the rest comes from the origin alone.
+    pub(super) async fn distrust(self: &Arc<Self>, blob: &Arc<Blob>) -> Result<(), StoreError> {
+        let digest = blob.digest;
+        let pieces = pieces_of_others(blob, self.id());
+        self.metrics.digest_mismatches.inc();
+        tracing::warn!(%digest, dropped = pieces.len(), "the origin contradicts what was stated of this content");
+        blob.progress.send_modify(|progress| progress.revocations += 1);
+        self.drop_pieces(blob, pieces, true).await
     }
 }
 

@@ -57,11 +57,9 @@ impl Node {
         pieces: Range<u32>,
     ) -> Result<(), OriginError> {
         let digest = blob.digest;
-        let Some(origin) = lock(&blob.origin).clone() else { return Ok(()) };
         let end = blob.layout.range(PieceIndex(pieces.end - 1)).end;
         let range = blob.layout.range(PieceIndex(pieces.start)).start..end;
-        let silent = |_| silent(&*origin);
-        let stream = timeout(SILENCE, origin.fetch(range)).await.map_err(silent)??;
+        let Some((origin, stream)) = open(blob, range).await? else { return Ok(()) };
         let mut body = Body { origin: &*origin, stream, chunk: Bytes::new() };
         let (wanted, mut first) = (pieces.clone(), true);
         for piece in pieces.map(PieceIndex) {
@@ -99,6 +97,9 @@ impl Node {
     async fn keep(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, bytes: Bytes) -> Result<Kept, String> {
         let length = bytes.len() as u64;
         let identity = Arc::clone(&self.config.identity);
+        if blob.digest.is_name() && self.is_contradicted(blob, piece, &bytes).await {
+            self.distrust(blob).await.map_err(|error| error.to_string())?;
+        }
         let stored = tokio::task::spawn_blocking({
             let (node, blob) = (Arc::clone(self), Arc::clone(blob));
             move || {
@@ -129,6 +130,18 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Whether bytes of the origin's contradict the metainfo, which is not believed any more then. Asked before they are
+    /// written: until what others gave is dropped, the blob must not become complete.
+    async fn is_contradicted(self: &Arc<Self>, blob: &Arc<Blob>, piece: PieceIndex, bytes: &Bytes) -> bool {
+        let (identity, blob, bytes) = (Arc::clone(&self.config.identity), Arc::clone(blob), bytes.clone());
+        let judged = tokio::task::spawn_blocking(move || {
+            !blob.stored.has(piece) && !lock(&blob.trust).vouch(&identity, piece, piece_hash(&bytes))
+        });
+        judged.await.unwrap_or(false)
+    }
+}
+
 /// What an origin sends, as it comes.
 struct Body<'a> {
     origin: &'a dyn Origin,
@@ -155,6 +168,34 @@ impl Body<'_> {
         let length = room.len().min(self.chunk.len());
         self.chunk.copy_to_slice(&mut room[..length]);
         length
+    }
+}
+
+/// Opens a transfer at the origin in use, or at the next one where that gives nothing; none is asked twice.
+async fn open(blob: &Blob, range: Range<u64>) -> Result<Option<(Arc<dyn Origin>, ByteStream)>, OriginError> {
+    let (mut tried, mut last) = (Vec::new(), None);
+    loop {
+        let (current, known) = {
+            let origins = lock(&blob.origins);
+            (origins.current(), origins.is_known())
+        };
+        let Some(origin) = current.filter(|origin| !tried.contains(&origin.key())) else {
+            // Where all have refused, a transfer that began before must not look as if it had ended well.
+            let refusal = last.or_else(|| lock(&blob.origin_error).clone().filter(|_| known));
+            return refusal.map_or(Ok(None), Err);
+        };
+        let error = match timeout(SILENCE, origin.fetch(range.clone())).await {
+            Ok(Ok(stream)) => return Ok(Some((origin, stream))),
+            Ok(Err(error)) => error,
+            Err(_) => silent(&*origin),
+        };
+        tried.push(origin.key());
+        let another = lock(&blob.origins).failed(&*origin, &error);
+        if !another {
+            return Err(error);
+        }
+        tracing::debug!(digest = %blob.digest, %error, "asking another origin of this blob");
+        last = Some(error);
     }
 }
 

@@ -6,6 +6,9 @@
 //!   and when a few pieces that lessees signed, or one of the origin's own, contradict it, it is refuted.
 //! * Without metainfo, a piece must come with the statement of a peer that discovery names as a lessee of the blob's origin.
 //! * A blob of a single piece is its own proof.
+//! * Where the blob has a name and no digest (a version of a URL), the same holds but for a single piece, and the whole is
+//!   never proven: metainfo and statements are all there is. Bytes of the origin that contradict the metainfo then make
+//!   this node drop what others gave.
 //! * What this node fetched from the origin itself it believes until the whole digest says otherwise, and states.
 //!
 //! This node signs what it fetched itself and what it has proven, never what it was told: whose signature turns out false
@@ -72,7 +75,12 @@ impl Trust {
 
     /// Whether pieces are checked without anybody's statement.
     pub(super) fn needs_no_word(&self) -> bool {
-        self.metainfo.is_some() || self.layout.piece_count() <= 1
+        self.metainfo.is_some() || self.proves_itself()
+    }
+
+    /// Whether the digest alone tells right from wrong. A name tells nothing of the bytes.
+    fn proves_itself(&self) -> bool {
+        self.layout.piece_count() <= 1 && !self.digest.is_name()
     }
 
     /// Takes the metainfo of this blob; false if it is of another, or was refuted.
@@ -126,7 +134,7 @@ impl Trust {
         if range.is_empty() || bytes.len() as u64 != range.end - range.start {
             return Verdict::Bad;
         }
-        if self.layout.piece_count() == 1 {
+        if self.proves_itself() {
             return if Digest::of(bytes) == self.digest { Verdict::Good } else { Verdict::Bad };
         }
         let hash = piece_hash(bytes);
@@ -402,5 +410,20 @@ mod tests {
         assert_eq!(trust.judge(PieceIndex(0), b"small", None), Verdict::Good);
         assert_eq!(trust.judge(PieceIndex(0), b"smalL", None), Verdict::Bad);
         assert_eq!(trust.judge(PieceIndex(1), b"", None), Verdict::Bad);
+    }
+
+    #[test]
+    fn a_name_is_no_proof() {
+        let (lessee, name) = (Identity::generate().unwrap(), Digest::name(b"a version of a URL"));
+        let mut trust = Trust::new(name, PieceLayout::new(5).unwrap());
+        assert!(!trust.can_verify());
+        assert_eq!(trust.judge(PieceIndex(0), b"bytes", None), Verdict::Unknown);
+        let stated = PieceStatement::sign(&lessee, &name, 5, PieceIndex(0), piece_hash(b"bytes"));
+        assert_eq!(trust.judge(PieceIndex(0), b"bytes", Some(&stated)), Verdict::Unknown);
+        trust.add_lessees(&[lessee.id()]);
+        assert_eq!(trust.judge(PieceIndex(0), b"bytez", Some(&stated)), Verdict::Bad);
+        assert_eq!(trust.judge(PieceIndex(0), b"bytes", Some(&stated)), Verdict::Good);
+        trust.set_metainfo(Metainfo::new(name, 5, vec![piece_hash(b"other")]).unwrap(), true);
+        assert_eq!(trust.judge(PieceIndex(0), b"bytes", Some(&stated)), Verdict::Bad);
     }
 }

@@ -381,9 +381,8 @@ pub(super) fn scan(root: &Path) -> Result<Vec<Digest>, StoreError> {
         }
         for blob in entries(&shard)? {
             let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let digest = format!("sha256:{name}").parse::<Digest>();
-            match digest {
-                Ok(digest) if shard.ends_with(&name[..2]) && is_directory(&blob) => digests.push(digest),
+            match Digest::from_own_hex(&name) {
+                Some(digest) if shard.ends_with(&name[..2]) && is_directory(&blob) => digests.push(digest),
                 _ => tracing::warn!(path = %blob.display(), "not a blob of the chunk store, left alone"),
             }
         }

@@ -439,7 +439,9 @@ impl Swarm {
                 let backoff = BACKOFF_FLOOR * (1 << origin.failures.min(10));
                 origin.pause_until = now + backoff.min(BACKOFF_CEILING) * lot / 1000;
             }
-            OriginError::NotFound { .. } | OriginError::Unauthorized { .. } => origin.refused = Some((error, now)),
+            OriginError::NotFound { .. } | OriginError::Unauthorized { .. } | OriginError::Changed { .. } => {
+                origin.refused = Some((error, now));
+            }
         }
     }
 
@@ -461,7 +463,9 @@ const fn trouble(error: &OriginError) -> Trouble {
     match error {
         OriginError::Busy { retry_after, .. } => Trouble::Busy(*retry_after),
         OriginError::NoRanges { .. } => Trouble::NoRanges,
-        OriginError::NotFound { .. } | OriginError::Unauthorized { .. } => Trouble::Refused,
+        OriginError::NotFound { .. } | OriginError::Unauthorized { .. } | OriginError::Changed { .. } => {
+            Trouble::Refused
+        }
         OriginError::Unavailable { .. } => Trouble::Unavailable,
     }
 }

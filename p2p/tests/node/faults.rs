@@ -1,16 +1,18 @@
 //! What readers get when something fails.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::layout::PieceLayout;
 use lapwing_p2p::metrics::Metrics;
 use lapwing_p2p::node::{Priority, ReadError};
-use lapwing_p2p::origin::OriginError;
+use lapwing_p2p::origin::{ByteStream, Origin, OriginError};
 
 use crate::support::{Handle, MemoryOrigin, Mood, Tracker, content, start, start_with};
 
@@ -186,5 +188,73 @@ async fn nobody_who_has_it_ends_in_a_named_deadline() {
         Err(error @ ReadError::Deadline { .. }) => assert!(error.to_string().contains(&digest.to_string())),
         other => panic!("{other:?}"),
     }
+    node.shutdown().await;
+}
+
+/// An origin of its own name, as another client's rights would make it.
+struct Rights(&'static str, Arc<MemoryOrigin>);
+
+impl Origin for Rights {
+    fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, OriginError>> {
+        let opening = Handle(Arc::clone(&self.1));
+        Box::pin(async move { opening.fetch(range).await })
+    }
+
+    fn describe(&self) -> String {
+        self.0.to_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worse_rights_do_not_displace_an_origin_that_works() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(LENGTH, 18);
+    let digest = Digest::of(&bytes);
+    let good = Arc::new(MemoryOrigin::with_allowance(bytes.clone(), LENGTH / 4));
+    let bad = MemoryOrigin::new(bytes.clone());
+    *bad.mood.lock().unwrap() = Mood::Fails(OriginError::Unauthorized { origin: "bad".into(), status: 401 });
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(&tracker, directory.path(), |_| {}).await;
+    let open = |name, origin: &Arc<MemoryOrigin>| {
+        node.open(digest, LENGTH as u64, Some(Arc::new(Rights(name, Arc::clone(origin))))).unwrap()
+    };
+    let blob = open("good", &good);
+    blob.want_all(Priority::Bulk);
+    while good.sent.load(Ordering::Relaxed) < LENGTH as u64 / 8 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..10 {
+        open("bad", &bad);
+    }
+    good.allowance.add_permits(usize::MAX >> 16);
+    blob.verified().await.unwrap();
+    assert_eq!(good.copies(), 1.0);
+    assert_eq!(bad.ranges.lock().unwrap().len(), 0, "an origin that works was left for one that does not");
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_that_run_out_are_replaced_by_those_that_stand_by() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(LENGTH, 19);
+    let digest = Digest::of(&bytes);
+    let first = Arc::new(MemoryOrigin::with_allowance(bytes.clone(), LENGTH / 4));
+    let second = MemoryOrigin::new(bytes.clone());
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(&tracker, directory.path(), |_| {}).await;
+    let open = |name, origin: &Arc<MemoryOrigin>| {
+        node.open(digest, LENGTH as u64, Some(Arc::new(Rights(name, Arc::clone(origin))))).unwrap()
+    };
+    let blob = open("first", &first);
+    open("second", &second);
+    blob.want_all(Priority::Bulk);
+    while first.sent.load(Ordering::Relaxed) < LENGTH as u64 / 8 {
+        tokio::task::yield_now().await;
+    }
+    *first.mood.lock().unwrap() = Mood::Fails(OriginError::Unauthorized { origin: "first".into(), status: 401 });
+    first.allowance.add_permits(usize::MAX >> 16);
+    blob.verified().await.unwrap();
+    assert!(second.copies() > 0.5, "{}", second.copies());
+    assert!((first.copies() + second.copies() - 1.0).abs() < 1e-9);
     node.shutdown().await;
 }

@@ -15,6 +15,7 @@ mod limits;
 #[path = "../store/mounts.rs"]
 #[allow(dead_code, reason = "the store's own tests use the rest of it")]
 mod mounts;
+mod named;
 mod raw;
 mod room;
 mod support;

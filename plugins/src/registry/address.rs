@@ -62,9 +62,10 @@ impl Resolve for PublicOnly {
             let all: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
             let public: Vec<SocketAddr> = all.iter().copied().filter(|address| is_public(address.ip())).collect();
             if public.is_empty() {
-                return Err(
-                    format!("{host} resolves to no public address; list it in [registries] if it is meant").into()
-                );
+                return Err(format!(
+                    "{host} resolves to no public address; list it in the configuration if it is meant"
+                )
+                .into());
             }
             Ok(Box::new(public.into_iter()) as Addrs)
         })

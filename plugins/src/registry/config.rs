@@ -19,6 +19,8 @@ pub struct RegistriesConfig {
     pub connect_timeout_seconds: u64,
     /// Seconds that a registry may stay silent before or within an answer. Default 20.
     pub read_timeout_seconds: u64,
+    /// Most transfers of blobs at once from one registry, by this node. Default 16.
+    pub max_parallel: u32,
 }
 
 impl Default for RegistriesConfig {
@@ -28,6 +30,7 @@ impl Default for RegistriesConfig {
             others: OthersConfig::default(),
             connect_timeout_seconds: 5,
             read_timeout_seconds: 20,
+            max_parallel: 16,
         }
     }
 }
@@ -58,6 +61,8 @@ pub struct RegistryConfig {
     /// Let local clients of the mirror that bring no credentials have what the node's own credentials may pull.
     /// Everybody who reaches the mirror's port then has the node's rights. Default false.
     pub share_credentials: bool,
+    /// Most transfers of blobs at once from this registry, by this node. Default: `registries.max_parallel`.
+    pub max_parallel: Option<u32>,
 }
 
 /// The rule for registries that have no entry of their own: https, anonymous or with the client's own credentials.

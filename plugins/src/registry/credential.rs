@@ -76,6 +76,12 @@ impl Credential {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct CredentialKey([u8; 32]);
 
+impl CredentialKey {
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 /// What a token is fetched with.
 pub(crate) enum Secret {
     None,

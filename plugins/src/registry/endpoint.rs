@@ -1,12 +1,13 @@
 //! One registry: how it is reached, and the exchange of one request with it: token, redirects, pauses.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use lru::LruCache;
 use reqwest::{Client, Method, Response, StatusCode, Url};
+use tokio::sync::Semaphore;
 
 use super::address::is_public;
 use super::challenge::strongest;
@@ -34,6 +35,8 @@ pub(crate) struct Endpoint {
     public: Client,
     tokens: Arc<Tokens>,
     pauses: Mutex<LruCache<CredentialKey, Instant>>,
+    /// One permit for each transfer of a blob.
+    pub(crate) transfers: Arc<Semaphore>,
 }
 
 /// What is asked of a registry.
@@ -77,11 +80,13 @@ pub(crate) struct Place {
     pub(crate) listed: bool,
     pub(crate) own: Client,
     pub(crate) public: Client,
+    /// Most transfers of blobs at once.
+    pub(crate) max_parallel: NonZeroU32,
 }
 
 impl Endpoint {
     pub(crate) fn new(place: Place, tokens: Arc<Tokens>) -> Result<Self, String> {
-        let Place { name, config, route, listed, own, public } = place;
+        let Place { name, config, route, listed, own, public, max_parallel } = place;
         let host = match (&config.host, name.as_str()) {
             (Some(host), _) => host.as_str(),
             (None, "docker.io") => "registry-1.docker.io",
@@ -93,7 +98,9 @@ impl Endpoint {
         if route == Route::Public {
             check_literal(&base)?;
         }
-        Ok(Self { name, base, config, route, listed, own, public, tokens, pauses: Mutex::new(LruCache::new(PAUSES)) })
+        let transfers = Arc::new(Semaphore::new(max_parallel.get() as usize));
+        let pauses = Mutex::new(LruCache::new(PAUSES));
+        Ok(Self { name, base, config, route, listed, own, public, tokens, pauses, transfers })
     }
 
     pub(crate) fn client(&self, route: Route) -> &Client {
@@ -109,14 +116,18 @@ impl Endpoint {
         if let Some(left) = self.pause_left(&key) {
             return Err(ExchangeError::Paused(left));
         }
-        let answer = self.authenticate(ask).await?;
-        if !answer.redirected
-            && let Some(pause) = pause(answer.response.status().as_u16(), answer.response.headers(), SystemTime::now())
-        {
+        let answer = self.authenticate(ask).await;
+        let asked = match &answer {
+            Ok(answer) if answer.redirected => None,
+            Ok(answer) => pause(answer.response.status().as_u16(), answer.response.headers(), SystemTime::now()),
+            Err(ExchangeError::Paused(pause)) => Some(*pause),
+            Err(_) => None,
+        };
+        if let Some(pause) = asked {
             tracing::warn!(registry = %self.name, pause_seconds = pause.as_secs(), "registry asks for a pause");
             self.pauses.lock().unwrap_or_else(PoisonError::into_inner).put(key, Instant::now() + pause);
         }
-        Ok(answer)
+        answer
     }
 
     fn pause_left(&self, key: &CredentialKey) -> Option<Duration> {
@@ -144,6 +155,7 @@ impl Endpoint {
         match self.tokens.renew(self, ask.repository, ask.credential, challenge, kept).await {
             Ok(token) => self.follow_with(ask, Some(&token)).await,
             Err(TokenError::Refused) => Ok(answer),
+            Err(TokenError::Paused(pause)) => Err(ExchangeError::Paused(pause)),
             Err(TokenError::Failed(reason)) => Err(ExchangeError::Token(reason)),
         }
     }
@@ -222,7 +234,7 @@ fn refused(answer: &Answer) -> bool {
     !answer.redirected && matches!(answer.response.status().as_u16(), 401 | 403)
 }
 
-fn is_redirect(status: StatusCode) -> bool {
+pub(crate) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
@@ -231,7 +243,7 @@ fn has_userinfo(url: &Url) -> bool {
 }
 
 /// Where a redirect leads: http or https, never from https to http.
-fn location(from: &Url, headers: &HeaderMap) -> Result<Url, String> {
+pub(crate) fn location(from: &Url, headers: &HeaderMap) -> Result<Url, String> {
     let value = headers.get(LOCATION).ok_or("it names no location")?;
     let text = value.to_str().map_err(|_| "its location is not text")?;
     if text.len() > MAX_LOCATION_LENGTH {
@@ -252,7 +264,7 @@ fn is_at(url: &Url, host: &str) -> bool {
 }
 
 /// Refuses addresses written out in a URL that are not public; names are checked when they are resolved.
-fn check_literal(url: &Url) -> Result<(), String> {
+pub(crate) fn check_literal(url: &Url) -> Result<(), String> {
     let address = match url.host() {
         Some(url::Host::Ipv4(address)) => address.into(),
         Some(url::Host::Ipv6(address)) => address.into(),
@@ -262,6 +274,6 @@ fn check_literal(url: &Url) -> Result<(), String> {
     if is_public(address) {
         Ok(())
     } else {
-        Err(format!("{address} is not a public address; list it in [registries] if it is meant"))
+        Err(format!("{address} is not a public address; list its host in the configuration if it is meant"))
     }
 }

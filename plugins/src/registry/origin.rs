@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
@@ -17,12 +18,16 @@ use super::endpoint::{Ask, Endpoint, ExchangeError};
 use super::name::RepositoryName;
 
 /// One blob at its registry. Each fetch asks the registry anew: where it redirects to is never kept.
+///
+/// Transfers of one registry are limited in number (`max_parallel`); one above it waits for the end of another.
 pub struct RegistryOrigin {
     endpoint: Arc<Endpoint>,
     repository: RepositoryName,
     digest: Digest,
     length: u64,
     credential: Credential,
+    /// The client's header was refused: it has run out, and is not tried again.
+    worn: AtomicBool,
 }
 
 impl RegistryOrigin {
@@ -33,7 +38,7 @@ impl RegistryOrigin {
         length: u64,
         credential: Credential,
     ) -> Self {
-        Self { endpoint, repository, digest, length, credential }
+        Self { endpoint, repository, digest, length, credential, worn: AtomicBool::new(false) }
     }
 
     async fn open(&self, range: Range<u64>) -> Result<ByteStream, OriginError> {
@@ -41,15 +46,27 @@ impl RegistryOrigin {
             let reason = format!("bytes {}..{} are not within its {} bytes", range.start, range.end, self.length);
             return Err(self.unavailable(reason));
         }
-        let opened = self.open_with(&range, &self.credential).await;
-        if matches!((&opened, &self.credential), (Err(OriginError::Unauthorized { .. }), Credential::Header(_))) {
-            // The client's token has run out; its right was checked when the blob was opened.
-            return self.open_with(&range, &Credential::Configured).await;
-        }
-        opened
+        let turn = self.endpoint.transfers.clone().acquire_owned().await;
+        let turn = turn.map_err(|error| self.unavailable(error.to_string()))?;
+        let response = self.open_as_allowed(&range).await?;
+        Ok(exactly(response, range.end - range.start, self.describe(), turn))
     }
 
-    async fn open_with(&self, range: &Range<u64>, credential: &Credential) -> Result<ByteStream, OriginError> {
+    /// With the client's header while that is good. Its right was checked when the blob was opened, so that a transfer
+    /// may go on with the node's own credentials when the header runs out in its middle.
+    async fn open_as_allowed(&self, range: &Range<u64>) -> Result<Response, OriginError> {
+        let is_header = matches!(self.credential, Credential::Header(_));
+        if !is_header || !self.worn.load(Ordering::Relaxed) {
+            let opened = self.open_with(range, &self.credential).await;
+            if !is_header || !matches!(opened, Err(OriginError::Unauthorized { .. })) {
+                return opened;
+            }
+            self.worn.store(true, Ordering::Relaxed);
+        }
+        self.open_with(range, &Credential::Configured).await
+    }
+
+    async fn open_with(&self, range: &Range<u64>, credential: &Credential) -> Result<Response, OriginError> {
         let mut headers = HeaderMap::new();
         let wanted = HeaderValue::try_from(format!("bytes={}-{}", range.start, range.end - 1));
         headers.insert(RANGE, wanted.map_err(|error| self.unavailable(error.to_string()))?);
@@ -66,7 +83,7 @@ impl RegistryOrigin {
             error => self.unavailable(error.to_string()),
         })?;
         self.check(range, &answer.response, answer.redirected)?;
-        Ok(exactly(answer.response, range.end - range.start, self.describe()))
+        Ok(answer.response)
     }
 
     fn unavailable(&self, reason: String) -> OriginError {
@@ -130,6 +147,12 @@ impl Origin for RegistryOrigin {
     fn describe(&self) -> String {
         format!("{}/{}@{}", self.endpoint.name, self.repository, self.digest)
     }
+
+    fn key(&self) -> Digest {
+        let mut text = self.describe().into_bytes();
+        text.extend(self.credential.key().as_bytes());
+        Digest::of(&text)
+    }
 }
 
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -145,11 +168,13 @@ pub(crate) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u
     (first <= last).then_some((first..last.checked_add(1)?, total))
 }
 
-/// The body, ended by an error unless it has exactly `length` bytes. Bytes past them are not passed on.
-fn exactly(response: Response, length: u64, origin: String) -> ByteStream {
+/// The body, ended by an error unless it has exactly `length` bytes. Bytes past them are not passed on. Holds `turn` as
+/// long as it lives.
+pub(crate) fn exactly(response: Response, length: u64, origin: String, turn: impl Send + 'static) -> ByteStream {
     let body = response.bytes_stream();
-    let state = (body.boxed(), length, origin, false);
-    Box::pin(futures_util::stream::unfold(state, |(mut body, left, origin, ended)| async move {
+    let state = (body.boxed(), length, (origin, turn), false);
+    Box::pin(futures_util::stream::unfold(state, |(mut body, left, held, ended)| async move {
+        let origin = &held.0;
         if ended {
             return None;
         }
@@ -168,7 +193,7 @@ fn exactly(response: Response, length: u64, origin: String) -> ByteStream {
             }
             None => (None, left, true),
         };
-        item.map(|item| (item, (body, left, origin, ended)))
+        item.map(|item| (item, (body, left, held, ended)))
     }))
 }
 

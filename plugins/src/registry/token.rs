@@ -6,7 +6,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{AUTHORIZATION, HeaderValue};
 use lru::LruCache;
@@ -14,7 +14,7 @@ use reqwest::{Method, Url};
 use serde::Deserialize;
 
 use super::challenge::Challenge;
-use super::client::{read_bounded, transport_reason};
+use super::client::{pause, read_bounded, transport_reason};
 use super::credential::{Credential, CredentialKey, Secret, configured};
 use super::endpoint::Endpoint;
 use super::flight::Flights;
@@ -40,6 +40,9 @@ pub(crate) enum TokenError {
     /// It may work later, or the registry's challenge is not acceptable.
     #[error("{0}")]
     Failed(String),
+    /// The token service wants to be left alone for so long.
+    #[error("asked for a pause of {0:?}")]
+    Paused(Duration),
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -156,6 +159,9 @@ async fn bearer(
     let asked = Instant::now();
     let failed = |reason: String| TokenError::Failed(format!("{} {reason}", shown(&url)));
     let response = request.send().await.map_err(|error| failed(transport_reason(error)))?;
+    if let Some(pause) = pause(response.status().as_u16(), response.headers(), SystemTime::now()) {
+        return Err(TokenError::Paused(pause));
+    }
     match response.status().as_u16() {
         200 => {}
         400 | 401 | 403 | 404 => return Err(TokenError::Refused),

@@ -20,6 +20,7 @@ async fn outcome(behaviour: fn() -> axum::response::Response) -> String {
         Err(Failure::Origin(OriginError::Unauthorized { status, .. })) => format!("unauthorized {status}"),
         Err(Failure::Origin(OriginError::Busy { retry_after, .. })) => format!("busy {}", retry_after.as_secs()),
         Err(Failure::Origin(OriginError::NoRanges { .. })) => "no ranges".to_owned(),
+        Err(Failure::Origin(OriginError::Changed { .. })) => "changed".to_owned(),
         Err(Failure::Origin(OriginError::Unavailable { .. })) => "unavailable".to_owned(),
     }
 }

@@ -3,12 +3,13 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use lapwing_p2p::origin::OriginError;
+use lapwing_p2p::origin::{Origin as _, OriginError};
 use lapwing_plugins::registry::{Credential, RegistryConfig};
 
-use crate::fake::{BLOB, Failure, Fake, blob, challenge, status, with_body};
+use crate::fake::{BLOB, Failure, Fake, blob, challenge, digest, repo, status, with_body};
 
 /// A registry whose tokens are `t1`, `t2`, ...; only the newest `issued` is good.
 async fn with_tokens() -> (Fake, Arc<AtomicUsize>) {
@@ -215,4 +216,40 @@ async fn a_clients_header_is_used_as_it_is_and_then_the_nodes_own() {
     write!(file, r#"{{"auths":{{"{}":{{"auth":"dTpw"}}}}}}"#, fake.address).unwrap();
     let own = RegistryConfig { docker_config: Some(file.path().to_owned()), ..Default::default() };
     assert_eq!(fake.fetch(&fake.listed_as(own), header("Bearer expired"), 0..1).await.unwrap(), b"0");
+}
+
+#[tokio::test]
+async fn a_clients_header_that_ran_out_is_not_tried_again() {
+    let fake = Fake::start(|seen| match seen.header("authorization") {
+        Some("Basic dTpw") => blob(seen),
+        _ => status(401, &[("www-authenticate", "Basic realm=\"x\"")]),
+    })
+    .await;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(file, r#"{{"auths":{{"{}":{{"auth":"dTpw"}}}}}}"#, fake.address).unwrap();
+    let own = RegistryConfig { docker_config: Some(file.path().to_owned()), ..Default::default() };
+    let registries = fake.listed_as(own);
+    let header = Credential::Header(http::HeaderValue::from_static("Bearer expired"));
+    let origin = registries.origin(&fake.name(), &repo(), digest(), BLOB.len() as u64, header).unwrap();
+    for _ in 0..5 {
+        assert!(origin.fetch(0..1).await.is_ok());
+    }
+    let expired = fake.seen().iter().filter(|seen| seen.header("authorization") == Some("Bearer expired")).count();
+    assert_eq!(expired, 1);
+}
+
+#[tokio::test]
+async fn a_busy_token_service_is_left_alone() {
+    let fake = Fake::start(|seen| match seen.path() {
+        "/token" => status(429, &[("retry-after", "60")]),
+        _ => challenge(seen),
+    })
+    .await;
+    let registries = fake.listed();
+    for _ in 0..5 {
+        let fetched = fake.fetch(&registries, Credential::Anonymous, 0..1).await;
+        let Err(Failure::Origin(OriginError::Busy { retry_after, .. })) = fetched else { panic!("{fetched:?}") };
+        assert!(retry_after <= Duration::from_secs(60) && retry_after > Duration::from_secs(30), "{retry_after:?}");
+    }
+    assert_eq!((fake.count("/token"), fake.seen().len()), (1, 2));
 }

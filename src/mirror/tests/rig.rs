@@ -13,8 +13,9 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::metrics::Metrics;
 use lapwing_p2p::node::{Blob, Node, NodeConfig};
-use lapwing_p2p::store::{ChunkStore, StoreConfig};
-use lapwing_plugins::registry::{RegistryName, RepositoryName};
+use lapwing_p2p::store::{ChunkStore, StoreConfig, StoreError};
+use lapwing_plugins::http::{Urls, UrlsConfig};
+use lapwing_plugins::registry::{Registries, RegistryName, RepositoryName};
 use tokio_util::sync::CancellationToken;
 
 use super::fake::{Fake, Seen, status, with_body};
@@ -124,6 +125,30 @@ pub(super) async fn tracker() -> SocketAddr {
     address
 }
 
+/// How a node and its mirror are to run.
+pub(super) struct RigSettings {
+    pub registries: Arc<Registries>,
+    pub tracker: SocketAddr,
+    pub first_byte: Duration,
+    pub stale_if_error: Duration,
+    /// Hosts that URLs may be fetched from.
+    pub allow: Vec<String>,
+    pub directory: tempfile::TempDir,
+}
+
+impl RigSettings {
+    pub(super) fn new(registry: &Fake, tracker: SocketAddr) -> Self {
+        Self {
+            registries: registry.listed(),
+            tracker,
+            first_byte: Duration::from_secs(10),
+            stale_if_error: Duration::ZERO,
+            allow: vec![registry.address.to_string()],
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+}
+
 /// A node and its mirror.
 pub(super) struct Rig {
     pub address: SocketAddr,
@@ -133,7 +158,7 @@ pub(super) struct Rig {
     registry: String,
     shutdown: CancellationToken,
     serving: tokio::task::JoinHandle<anyhow::Result<()>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Rig {
@@ -142,10 +167,20 @@ impl Rig {
     }
 
     pub(super) async fn start_at(registry: &Fake, tracker: SocketAddr, first_byte: Duration) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_with(registry, RigSettings { first_byte, ..RigSettings::new(registry, tracker) }).await
+    }
+
+    pub(super) async fn start_with(registry: &Fake, settings: RigSettings) -> Self {
+        let RigSettings { registries, tracker, first_byte, stale_if_error, allow, directory } = settings;
         let identity = Arc::new(Identity::load_or_create(&directory.path().join("key")).unwrap());
         let store = StoreConfig::default();
-        let store = ChunkStore::open(&directory.path().join("store"), store).unwrap();
+        let store = loop {
+            match ChunkStore::open(&directory.path().join("store"), store) {
+                // What a node that was there before left behind on blocking threads ends soon.
+                Err(StoreError::Locked(_)) => tokio::task::yield_now().await,
+                opened => break opened.unwrap(),
+            }
+        };
         // The tracker announces the port it is told: it must be known before the node binds it.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let discovery = TrackerClient::new(ClientConfig {
@@ -156,15 +191,24 @@ impl Rig {
         let node = Node::start(config, store, discovery.unwrap(), Arc::new(Metrics::default())).await.unwrap();
         let witness = Arc::new(Witness::default());
         let settings = MirrorSettings { default_registry: registry.name(), first_byte };
-        let (registries, metrics) = (registry.listed(), MirrorMetrics::default());
-        let mirror = Mirror::new(settings, registries, node.clone(), witness.clone(), metrics);
+        let urls = UrlsConfig {
+            allow,
+            stale_if_error,
+            ignore_query: Vec::new(),
+            max_parallel: 16,
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(5),
+        };
+        let urls = Urls::new(urls, directory.path().join("urls")).unwrap();
+        let metrics = MirrorMetrics::default();
+        let mirror = Mirror::new(settings, registries, urls, node.clone(), witness.clone(), metrics);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, mirror, shutdown.clone()));
         let client = reqwest::Client::builder().no_proxy().http1_only().build().unwrap();
         let registry = registry.address.to_string();
-        Self { address, node, witness, client, registry, shutdown, serving, _directory: directory }
+        Self { address, node, witness, client, registry, shutdown, serving, directory }
     }
 
     /// A request to the mirror, with `ns` as containerd sends it.
@@ -177,10 +221,12 @@ impl Rig {
         self.ask(Method::GET, path).send().await.unwrap()
     }
 
-    pub(super) async fn stop(self) {
+    /// Stops it; its directory is left for a successor.
+    pub(super) async fn stop(self) -> tempfile::TempDir {
         self.shutdown.cancel();
         self.serving.await.unwrap().unwrap();
         self.node.shutdown().await;
+        self.directory
     }
 }
 

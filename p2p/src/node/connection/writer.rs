@@ -104,7 +104,7 @@ async fn vouch(node: &Arc<Node>, blob: &Arc<Blob>, piece: PieceIndex) -> Option<
     if !blob.stored.has(piece) || !intact(node, blob, piece).await {
         return None;
     }
-    if blob.layout.piece_count() == 1 {
+    if blob.layout.piece_count() == 1 && !blob.digest.is_name() {
         return Some(None);
     }
     let (known, by_metainfo) = {
