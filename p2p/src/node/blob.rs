@@ -245,7 +245,7 @@ impl Blob {
     }
 
     /// Whether a piece of this or another blob came lately, and nothing is known against this one: its turn will come.
-    pub fn may_come_later(&self, lately: std::time::Duration) -> bool {
+    pub fn may_come_later(&self, lately: Duration) -> bool {
         let busy = self.node.upgrade().is_some_and(|node| node.since_last_piece().is_some_and(|since| since <= lately));
         busy && lock(&self.origin_error).is_none()
     }
@@ -572,7 +572,7 @@ impl BlobStream {
                 Ok(())
             }
             Some(Err(VerifyError::DigestMismatch { expected: digest, actual })) => {
-                let origin = lock(&self.blob.origin).as_ref().map(|origin| origin.describe());
+                let origin = lock(&self.blob.origins).current().map(|origin| origin.describe());
                 let from = origin.unwrap_or_else(|| "other nodes".to_owned());
                 Err(ReadError::DigestMismatch { digest, actual, from })
             }
