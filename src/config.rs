@@ -96,6 +96,7 @@ pub(crate) struct Lazy {
 pub(crate) struct Peer {
     pub listen: SocketAddr,
     pub insecure: bool,
+    pub compression: bool,
     pub upload_slots: u32,
 }
 
@@ -220,7 +221,7 @@ impl Default for Lazy {
 
 impl Default for Peer {
     fn default() -> Self {
-        Self { listen: loopback(7081), insecure: false, upload_slots: 2 }
+        Self { listen: loopback(7081), insecure: false, compression: true, upload_slots: 2 }
     }
 }
 

@@ -28,6 +28,7 @@ use crate::catalog::Catalog;
 use crate::config::{Config, StoreKind};
 use crate::layers::build::Builder;
 use crate::layers::{KeptIndexes, Layers, Origins};
+use crate::memory;
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
 use crate::tracker;
 
@@ -108,6 +109,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         .await
         .with_context(|| cannot_listen("admin.listen", listen))?;
     ready.store(true, Ordering::Release);
+    serving.spawn(memory::return_after_bursts(Arc::clone(&node), shutdown.clone()));
     tracing::info!(peer = %node.id(), mirror = %config.mirror.listen, wire = %node.local_addr(), "node is ready");
 
     served(serving, &shutdown).await?;
@@ -173,6 +175,7 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     settings.insecure = config.peer.insecure;
     settings.metainfo_quorum = config.trust.metainfo_quorum;
     settings.index_quorum = config.trust.index_quorum;
+    settings.compression = config.peer.compression;
     let discovery: Arc<dyn Discovery> = if config.tracker.addresses.is_empty() {
         tracing::warn!("no tracker is configured (tracker.addresses): blobs come from the registries alone");
         Arc::new(solitary::Solitary)

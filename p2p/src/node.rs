@@ -302,6 +302,11 @@ impl Node {
         self.flush_all().await;
     }
 
+    /// Whether bytes are wanted that are not here yet.
+    pub fn is_busy(&self) -> bool {
+        lock(&self.inner).swarm.is_busy()
+    }
+
     /// What it holds and does.
     pub fn blobs(&self) -> Vec<BlobStatus> {
         let stored = self.store.list();

@@ -14,12 +14,14 @@
 //! 7 Ping
 //! 8 Bye
 //! 9 Free     blob: u32                                        has an upload slot that nobody asks for
+//! 10 Packed   like Piece, but the bytes are a zstd frame of them  only to who offers it in the handshake
 //! ```
 //!
 //! A blob's number is chosen by whoever says it, in the `Hello` that precedes, and holds for that direction. A peer
 //! names content by digest and index only: never a path, a URL or an address.
 
 pub mod handshake;
+pub mod packing;
 pub mod tls;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -42,6 +44,7 @@ const PIECE: u8 = 6;
 const PING: u8 = 7;
 const BYE: u8 = 8;
 const FREE: u8 = 9;
+const PACKED: u8 = 10;
 
 const WHOLE_BLOB: u32 = u32::MAX;
 
@@ -104,6 +107,17 @@ pub enum Frame {
         /// Its bytes.
         bytes: Bytes,
     },
+    /// A piece that was asked for, [packed](packing).
+    Packed {
+        /// The sender's number of the blob.
+        blob: BlobNumber,
+        /// Which.
+        piece: PieceIndex,
+        /// Who states the hash of the piece as it is unpacked.
+        statement: Option<PieceStatement>,
+        /// Its bytes, packed.
+        bytes: Bytes,
+    },
     /// Nothing, so that the receiver knows the sender is alive.
     Ping,
     /// The sender closes the connection and means it.
@@ -163,7 +177,7 @@ impl Header {
             REQUEST => 9,
             CANCEL => 8,
             NOT_HERE => 36,
-            PIECE => MAX_PIECE_FRAME,
+            PIECE | PACKED => MAX_PIECE_FRAME,
             PING | BYE => 0,
             FREE => 4,
             _ => return Err(WireError::Kind(kind)),
@@ -181,10 +195,15 @@ impl Header {
 
     /// Whether the body is a piece: its bytes are better read to where they shall stay, after its [`PieceHead`].
     pub const fn is_piece(&self) -> bool {
-        self.kind == PIECE
+        matches!(self.kind, PIECE | PACKED)
     }
 
-    /// Bytes of the piece itself in a body that begins with that head.
+    /// Whether the body is a piece that must be unpacked.
+    pub const fn is_packed(&self) -> bool {
+        self.kind == PACKED
+    }
+
+    /// Bytes of the piece itself, packed or not, in a body that begins with that head.
     pub fn piece_length(&self, head: &PieceHead) -> Result<usize, WireError> {
         let length = self.length().checked_sub(head.encoded_length()).ok_or(WireError::Length(self.kind))?;
         if length as u64 > MAX_PIECE_LENGTH { Err(WireError::Length(self.kind)) } else { Ok(length) }
@@ -233,8 +252,17 @@ impl PieceHead {
 
     /// Appends everything of a `Piece` frame before its `piece_length` bytes, which the caller writes itself.
     pub fn encode(&self, out: &mut BytesMut, piece_length: usize) {
-        out.put_u8(PIECE);
-        out.put_u32((self.encoded_length() + piece_length) as u32);
+        self.encode_as(PIECE, out, piece_length);
+    }
+
+    /// The same of a `Packed` frame.
+    pub fn encode_packed(&self, out: &mut BytesMut, packed_length: usize) {
+        self.encode_as(PACKED, out, packed_length);
+    }
+
+    fn encode_as(&self, kind: u8, out: &mut BytesMut, length: usize) {
+        out.put_u8(kind);
+        out.put_u32((self.encoded_length() + length) as u32);
         self.put(out);
     }
 
@@ -278,7 +306,7 @@ impl Frame {
                 out.put_slice(digest.as_bytes());
                 out.put_u32(piece.map_or(WHOLE_BLOB, |piece| piece.0));
             }
-            Self::Piece { blob, piece, statement, bytes } => {
+            Self::Piece { blob, piece, statement, bytes } | Self::Packed { blob, piece, statement, bytes } => {
                 PieceHead { blob: *blob, piece: *piece, statement: *statement }.put(out);
                 out.put_slice(bytes);
             }
@@ -317,11 +345,14 @@ impl Frame {
                 let piece = number(&mut body)?;
                 Self::NotHere { digest, piece: (piece != WHOLE_BLOB).then_some(PieceIndex(piece)) }
             }
-            PIECE => {
+            PIECE | PACKED => {
                 let head = PieceHead::decode(&body)?;
                 body.advance(head.encoded_length());
-                let PieceHead { blob, piece, statement } = head;
-                return Ok(Self::Piece { blob, piece, statement, bytes: body });
+                let (PieceHead { blob, piece, statement }, bytes) = (head, body);
+                return Ok(match header.kind {
+                    PACKED => Self::Packed { blob, piece, statement, bytes },
+                    _ => Self::Piece { blob, piece, statement, bytes },
+                });
             }
             PING => Self::Ping,
             BYE => Self::Bye,
@@ -348,6 +379,7 @@ impl Frame {
             Self::Cancel { .. } => CANCEL,
             Self::NotHere { .. } => NOT_HERE,
             Self::Piece { .. } => PIECE,
+            Self::Packed { .. } => PACKED,
             Self::Ping => PING,
             Self::Bye => BYE,
             Self::Free { .. } => FREE,
@@ -397,9 +429,11 @@ mod tests {
             (digest, prop::option::of((0..u32::MAX).prop_map(PieceIndex)))
                 .prop_map(|(digest, piece)| Frame::NotHere { digest, piece }),
             id.clone().prop_map(|blob| Frame::Free { blob }),
-            (id, piece, prop::option::of(statement), prop::collection::vec(any::<u8>(), 0..300)).prop_map(
-                |(blob, piece, statement, bytes)| Frame::Piece { blob, piece, statement, bytes: bytes.into() }
-            ),
+            (id, piece, prop::option::of(statement), prop::collection::vec(any::<u8>(), 0..300), any::<bool>())
+                .prop_map(|(blob, piece, statement, bytes, packed)| match packed {
+                    true => Frame::Packed { blob, piece, statement, bytes: bytes.into() },
+                    false => Frame::Piece { blob, piece, statement, bytes: bytes.into() },
+                }),
             Just(Frame::Ping),
             Just(Frame::Bye),
         ]
@@ -439,7 +473,15 @@ mod tests {
             prop_assert_eq!(&sent, &whole);
 
             let header = Header::decode(*sent.first_chunk().unwrap()).unwrap();
-            prop_assert!(header.is_piece());
+            prop_assert!(header.is_piece() && !header.is_packed());
+            let (mut packed, mut whole) = (BytesMut::new(), BytesMut::new());
+            head.encode_packed(&mut packed, bytes.len());
+            packed.put_slice(&bytes);
+            let frame = Frame::Packed { blob: head.blob, piece: head.piece, statement, bytes: bytes.clone().into() };
+            frame.encode(&mut whole);
+            prop_assert_eq!(&packed, &whole);
+            let packed = Header::decode(*packed.first_chunk().unwrap()).unwrap();
+            prop_assert!(packed.is_piece() && packed.is_packed());
             let body = &sent[HEADER_LENGTH..];
             let read = PieceHead::decode(body).unwrap();
             prop_assert_eq!(read, head);
@@ -449,7 +491,7 @@ mod tests {
 
         /// What is accepted is the encoding of what was read, and nothing else; and no input panics.
         #[test]
-        fn arbitrary_bytes_are_a_frame_or_an_error(kind in 0u8..10, body in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn arbitrary_bytes_are_a_frame_or_an_error(kind in 0u8..11, body in prop::collection::vec(any::<u8>(), 0..400)) {
             let mut head = [kind, 0, 0, 0, 0];
             head[1..].copy_from_slice(&(body.len() as u32).to_be_bytes());
             let Ok(header) = Header::decode(head) else { return Ok(()) };
@@ -463,7 +505,7 @@ mod tests {
 
     #[test]
     fn lengths_are_bounded_before_anything_is_allocated() {
-        for kind in [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE, FREE] {
+        for kind in [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE, FREE, PACKED] {
             let head = [kind, 0xff, 0xff, 0xff, 0xff];
             assert!(matches!(Header::decode(head), Err(WireError::TooLong { .. })), "{kind}");
         }

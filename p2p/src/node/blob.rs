@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -68,6 +68,8 @@ pub struct Blob {
     pub(super) progress: watch::Sender<Progress>,
     pub(super) origins: Mutex<Origins>,
     pub(super) origin_error: Mutex<Option<OriginError>>,
+    /// Whether its pieces are worth packing, once one was tried.
+    pub(super) packable: OnceLock<bool>,
     pub(super) hashing: AtomicBool,
     pub(super) loading_metainfo: AtomicBool,
     /// Counts how often pieces were taken back.
@@ -123,6 +125,7 @@ impl Blob {
             progress: watch::Sender::new(Progress { verified: stored.is_verified(), ..Progress::default() }),
             origins: Mutex::default(),
             origin_error: Mutex::new(None),
+            packable: OnceLock::new(),
             hashing: AtomicBool::new(false),
             loading_metainfo: AtomicBool::new(false),
             drops: AtomicU64::new(0),

@@ -46,7 +46,7 @@ impl Buffers {
         Self { budget, idle: Arc::default() }
     }
 
-    /// A buffer of `length` bytes, no more than a piece, with anything in them. Waits for its turn.
+    /// A buffer of `length` bytes, no more than two pieces, with anything in them. Waits for its turn.
     pub(super) async fn take(&self, length: usize) -> Buffer {
         let capacity = length.next_power_of_two().max(MIN_BUFFER);
         let units = (capacity / UNIT) as u32;

@@ -17,6 +17,8 @@ pub struct NodeConfig {
     /// Whether the piece wire is plaintext instead of TLS; alike on all nodes. Default false. Plaintext costs less CPU
     /// and is for networks whose hosts are all trusted.
     pub insecure: bool,
+    /// Whether pieces of blobs that compress well are sent compressed to peers that take it. Default true.
+    pub compression: bool,
     /// How long a read waits for its next piece. Default 60 s.
     pub read_deadline: Duration,
     /// How many peers are sent pieces at the same time. Default 2: more make the first complete copy late.
@@ -47,6 +49,7 @@ impl NodeConfig {
             listen,
             identity,
             insecure: false,
+            compression: true,
             read_deadline: Duration::from_secs(60),
             upload_slots: 2,
             max_peers_per_blob: 16,

@@ -154,7 +154,7 @@ impl Node {
             let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
                 return Err(ConnectionError::TimedOut);
             };
-            let channel = connection::dial(address, peer, &self.config.identity, self.tls.as_ref()).await?;
+            let channel = connection::dial(address, peer, &self).await?;
             Ok((permit, channel))
         };
         match connected.await {
@@ -183,7 +183,7 @@ impl Node {
     pub(super) async fn accepted(self: Arc<Self>, stream: TcpStream, address: SocketAddr) {
         // Beyond the limit connections are closed at once: the peer tries another.
         let Ok(_permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
-        match connection::accept(stream, &self.config.identity, self.tls.as_ref()).await {
+        match connection::accept(stream, &self).await {
             Ok(channel) => {
                 let initiator = channel.peer;
                 self.serve(channel, initiator).await;

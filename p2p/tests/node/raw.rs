@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use lapwing_p2p::identity::{Identity, PeerId};
 use lapwing_p2p::wire::handshake::{Channel, GREETING_LENGTH, Greeting, PLAINTEXT};
 use lapwing_p2p::wire::tls::{self, Tls};
+use lapwing_p2p::wire::{Frame, HEADER_LENGTH, Header};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
@@ -51,4 +53,22 @@ pub(crate) async fn shake_hands(
     stream.read_exact(&mut proof).await?;
     theirs.check(&sent, &proof, channel).map_err(std::io::Error::other)?;
     Ok(stream)
+}
+
+/// Sends one frame.
+pub(crate) async fn send(stream: &mut Stream, frame: &Frame) -> std::io::Result<()> {
+    let mut out = BytesMut::new();
+    frame.encode(&mut out);
+    stream.write_all(&out).await?;
+    stream.flush().await
+}
+
+/// Waits for the next frame.
+pub(crate) async fn receive(stream: &mut Stream) -> std::io::Result<Frame> {
+    let mut head = [0; HEADER_LENGTH];
+    stream.read_exact(&mut head).await?;
+    let header = Header::decode(head).map_err(std::io::Error::other)?;
+    let mut body = vec![0; header.length()];
+    stream.read_exact(&mut body).await?;
+    Frame::decode(header, body.into()).map_err(std::io::Error::other)
 }

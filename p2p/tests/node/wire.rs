@@ -4,21 +4,22 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lapwing_p2p::bitfield::Bitfield;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::layout::PieceLayout;
+use lapwing_p2p::metrics::Metrics;
 use lapwing_p2p::node::{Node, NodeConfig, Priority};
 use lapwing_p2p::wire::handshake::PLAINTEXT;
-use lapwing_p2p::wire::{BlobNumber, Frame};
+use lapwing_p2p::wire::{BlobNumber, Frame, packing};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::either::Either;
 
 use crate::raw;
-use crate::support::{Handle, MemoryOrigin, Tracker, content, start};
+use crate::support::{Handle, MemoryOrigin, Tracker, content, start, start_with};
 
 const LENGTH: usize = 3 << 20;
 
@@ -56,10 +57,14 @@ async fn carry(
 /// A node that has the blob, and its bytes.
 async fn holder(tracker: &Arc<Tracker>, root: &std::path::Path, seed: u64) -> (Arc<Node>, Bytes) {
     let bytes = content(LENGTH, seed);
+    (holder_of(tracker, root, &bytes).await, bytes)
+}
+
+async fn holder_of(tracker: &Arc<Tracker>, root: &std::path::Path, bytes: &Bytes) -> Arc<Node> {
     let node = start(tracker, root, |_| {}).await;
     let origin = Handle(MemoryOrigin::new(bytes.clone()));
-    node.open(Digest::of(&bytes), LENGTH as u64, Some(Arc::new(origin))).unwrap().verified().await.unwrap();
-    (node, bytes)
+    node.open(Digest::of(bytes), LENGTH as u64, Some(Arc::new(origin))).unwrap().verified().await.unwrap();
+    node
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,11 +155,70 @@ async fn a_handshake_without_its_tls_connection_is_refused() {
     let mut stream = raw::shake_hands(stream, &one, &channel, &channel).await.unwrap();
     let (digest, layout) = (Digest::of(b"unknown"), PieceLayout::new(7).unwrap());
     let hello = Frame::Hello { blob: BlobNumber(0), digest, layout, have: Bitfield::empty(1) };
-    let (mut sent, mut answer) = (BytesMut::new(), [0; 1]);
-    hello.encode(&mut sent);
-    stream.write_all(&sent).await.unwrap();
-    stream.flush().await.unwrap();
-    stream.read_exact(&mut answer).await.unwrap();
-    assert_eq!(answer, [5], "the node's first word is that it does not have that blob");
+    raw::send(&mut stream, &hello).await.unwrap();
+    let answer = raw::receive(&mut stream).await.unwrap();
+    assert_eq!(answer, Frame::NotHere { digest, piece: None }, "the node speaks on");
     node.shutdown().await;
+}
+
+/// What compresses well crosses the wire compressed, if both sides want it.
+#[tokio::test(flavor = "multi_thread")]
+async fn compressible_pieces_travel_packed() {
+    let tracker = Arc::new(Tracker::default());
+    let [one, two, three] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let words: Vec<u8> = content(LENGTH / 4, 34).iter().flat_map(|byte| [b'a' + byte % 16, b' ', b'o', b'f']).collect();
+    let bytes = Bytes::from(words);
+    let digest = Digest::of(&bytes);
+    let first = holder_of(&tracker, one.path(), &bytes).await;
+    for (root, compression) in [(two.path(), true), (three.path(), false)] {
+        let (address, seen) = relay(first.local_addr()).await;
+        tracker.register(first.id(), address);
+        // What is offered is what the receiver takes: it is the sender's setting that counts here.
+        let node = start(&tracker, root, |config| config.compression = compression).await;
+        let blob = node.open(digest, LENGTH as u64, None).unwrap();
+        blob.verified().await.unwrap();
+        assert_eq!(blob.read(0..LENGTH as u64, Priority::Bulk).await.unwrap(), bytes);
+        assert_eq!(blob.sources().bytes_from_peers, LENGTH as u64);
+        let crossed = seen.lock().unwrap().len();
+        assert_eq!(crossed < LENGTH * 2 / 3, compression, "{crossed} bytes crossed the wire");
+        node.shutdown().await;
+    }
+    first.shutdown().await;
+}
+
+/// A piece that unpacks to something else, or to more than any memory, is a bad piece like another.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_unpacks_to_no_piece_is_blamed_on_its_sender() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(LENGTH, 35);
+    let (digest, layout) = (Digest::of(&bytes), PieceLayout::new(LENGTH as u64).unwrap());
+    let identity = Arc::new(Identity::generate().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    tracker.register(identity.id(), listener.local_addr().unwrap());
+    tracker.add_holder(digest, identity.id(), Holding::Complete);
+    tracker.add_lessee(digest, identity.id());
+    let bomb = packing::pack(&vec![0; 64 << 20]).unwrap();
+    let serving = tokio::spawn(async move {
+        let blob = BlobNumber(0);
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = raw::accept(stream, &identity).await else { continue };
+            let hello = Frame::Hello { blob, digest, layout, have: Bitfield::full(layout.piece_count()) };
+            let _ = raw::send(&mut stream, &hello).await;
+            while let Ok(frame) = raw::receive(&mut stream).await {
+                let Frame::Request { piece, .. } = frame else { continue };
+                let packed = if piece.0 % 2 == 0 { bomb.clone().into() } else { Bytes::from_static(b"no frame") };
+                let _ = raw::send(&mut stream, &Frame::Packed { blob, piece, statement: None, bytes: packed }).await;
+            }
+        }
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let (metrics, own) = (Arc::new(Metrics::default()), Arc::new(Identity::generate().unwrap()));
+    let node = start_with(&tracker, directory.path(), own, Arc::clone(&metrics), |_| {}).await;
+    let origin = MemoryOrigin::new(bytes.clone());
+    let blob = node.open(digest, LENGTH as u64, Some(Arc::new(Handle(origin)))).unwrap();
+    blob.verified().await.unwrap();
+    assert_eq!(blob.sources().bytes_from_peers, 0);
+    assert_eq!((metrics.bad_pieces.get() >= 3, metrics.bans.get()), (true, 1));
+    node.shutdown().await;
+    serving.abort();
 }

@@ -79,10 +79,10 @@ async fn write_plaintext(stream: &TcpStream, mut bytes: &[u8], more: bool) -> io
 
 async fn send_plaintext(write: &Arc<OwnedWriteHalf>, stored: &Arc<StoredBlob>, range: Range<u64>) -> io::Result<()> {
     let mut next = range.start;
+    let mut cached = is_cached(stored, &range);
     while next < range.end {
-        write.writable().await?;
         let chunk = next..range.end.min(next + CHUNK);
-        let sent = if is_cached(stored, &chunk) {
+        let sent = if cached {
             send_chunk(write, stored, chunk)
         } else {
             let (write, stored) = (Arc::clone(write), Arc::clone(stored));
@@ -92,8 +92,15 @@ async fn send_plaintext(write: &Arc<OwnedWriteHalf>, stored: &Arc<StoredBlob>, r
         match sent {
             // The file is shorter than the blob: somebody cut it. What the frame announced cannot be sent.
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(sent) => next += sent as u64,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(sent) => {
+                next += sent as u64;
+                tokio::task::coop::consume_budget().await;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                write.writable().await?;
+                // That may have taken long.
+                cached = is_cached(stored, &(next..range.end));
+            }
             Err(error) => return Err(error),
         }
     }
@@ -137,10 +144,10 @@ fn send_chunk(write: &OwnedWriteHalf, stored: &StoredBlob, chunk: Range<u64>) ->
     })
 }
 
-/// Whether a chunk can be sent without waiting for the disk, judged by its ends: read-ahead and eviction go by far
-/// longer runs. When it is wrong one chunk's read holds up a thread of the executor.
-fn is_cached(stored: &StoredBlob, chunk: &Range<u64>) -> bool {
-    [chunk.start, chunk.end - 1].into_iter().all(|at| read_cached(stored, &mut [0], at) == 1)
+/// Whether bytes can be sent without waiting for the disk, judged by their ends: read-ahead and eviction go by runs that
+/// are not much shorter than a piece. When it is wrong one chunk's read holds up a thread of the executor.
+fn is_cached(stored: &StoredBlob, range: &Range<u64>) -> bool {
+    [range.start, range.end - 1].into_iter().all(|at| read_cached(stored, &mut [0], at) == 1)
 }
 
 /// Reads what is in the page cache of the beginning of `buffer`, and says how much that is.

@@ -12,7 +12,9 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use super::ConnectionError;
 use super::channel::{self, Incoming, Outgoing};
 use crate::identity::{Identity, PeerId, SIGNATURE_LENGTH};
+use crate::node::Node;
 use crate::wire::handshake::{self, GREETING_LENGTH, Greeting, PLAINTEXT};
+use crate::wire::packing::TAKES_PACKED;
 use crate::wire::tls::{self, Tls};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,27 +26,24 @@ const UNSENT_BYTES: u32 = 128 << 10;
 /// A connection whose other end has proven who it is.
 pub(in crate::node) struct Channel {
     pub(in crate::node) peer: PeerId,
+    /// Whether the other side takes packed pieces.
+    pub(super) packs: bool,
     pub(super) read: Incoming,
     pub(super) write: Outgoing,
 }
 
 /// Connects to `peer`; whoever else is there is refused.
-pub(in crate::node) async fn dial(
-    address: SocketAddr,
-    peer: PeerId,
-    identity: &Identity,
-    tls: Option<&Tls>,
-) -> Result<Channel, ConnectionError> {
+pub(in crate::node) async fn dial(address: SocketAddr, peer: PeerId, node: &Node) -> Result<Channel, ConnectionError> {
     let connecting = timeout(DIAL_TIMEOUT, TcpStream::connect(address));
     let stream = connecting.await.map_err(|_| ConnectionError::TimedOut)??;
     tune(&stream)?;
     let greeting = async {
-        let channel = match tls {
+        let channel = match &node.tls {
             Some(tls) => {
                 let connecting = TlsConnector::from(tls.client(peer)).connect(Tls::name(), stream);
-                greet_within_tls(connecting.await.map_err(ConnectionError::Tls)?.into(), identity).await
+                greet_within_tls(connecting.await.map_err(ConnectionError::Tls)?.into(), node).await
             }
-            None => greet_in_plaintext(stream, identity).await,
+            None => greet_in_plaintext(stream, node).await,
         }?;
         if channel.peer == peer {
             Ok(channel)
@@ -63,50 +62,48 @@ fn tune(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 /// Takes a connection that somebody opened.
-pub(in crate::node) async fn accept(
-    stream: TcpStream,
-    identity: &Identity,
-    tls: Option<&Tls>,
-) -> Result<Channel, ConnectionError> {
+pub(in crate::node) async fn accept(stream: TcpStream, node: &Node) -> Result<Channel, ConnectionError> {
     tune(&stream)?;
     let greeting = async {
-        match tls {
+        match &node.tls {
             Some(tls) => {
                 let accepting = TlsAcceptor::from(tls.server()).accept(stream);
-                greet_within_tls(accepting.await.map_err(ConnectionError::Tls)?.into(), identity).await
+                greet_within_tls(accepting.await.map_err(ConnectionError::Tls)?.into(), node).await
             }
-            None => greet_in_plaintext(stream, identity).await,
+            None => greet_in_plaintext(stream, node).await,
         }
     };
     timeout(HANDSHAKE_TIMEOUT, greeting).await.map_err(|_| ConnectionError::TimedOut)?
 }
 
-async fn greet_in_plaintext(mut stream: TcpStream, identity: &Identity) -> Result<Channel, ConnectionError> {
-    let theirs = shake_hands(&mut stream, identity, &PLAINTEXT).await?;
+async fn greet_in_plaintext(mut stream: TcpStream, node: &Node) -> Result<Channel, ConnectionError> {
+    let theirs = shake_hands(&mut stream, node, &PLAINTEXT).await?;
     let (read, write) = channel::plaintext(stream);
-    Ok(Channel { peer: theirs.peer, read, write })
+    Ok(Channel { peer: theirs.peer, packs: theirs.features & TAKES_PACKED != 0, read, write })
 }
 
-async fn greet_within_tls(mut stream: TlsStream<TcpStream>, identity: &Identity) -> Result<Channel, ConnectionError> {
+async fn greet_within_tls(mut stream: TlsStream<TcpStream>, node: &Node) -> Result<Channel, ConnectionError> {
     let (expected, binding) = match &stream {
         TlsStream::Client(stream) => tls::peer(stream.get_ref().1)?,
         TlsStream::Server(stream) => tls::peer(stream.get_ref().1)?,
     };
-    let theirs = shake_hands(&mut stream, identity, &binding).await?;
+    let theirs = shake_hands(&mut stream, node, &binding).await?;
     if theirs.peer != expected {
         return Err(ConnectionError::SomebodyElse { found: theirs.peer, expected });
     }
     let (read, write) = channel::encrypted(stream);
-    Ok(Channel { peer: theirs.peer, read, write })
+    Ok(Channel { peer: theirs.peer, packs: theirs.features & TAKES_PACKED != 0, read, write })
 }
 
 /// Says who is who. Gives the other side's greeting, proven.
 async fn shake_hands(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    identity: &Identity,
+    node: &Node,
     channel: &handshake::Channel,
 ) -> Result<Greeting, ConnectionError> {
-    let sent = Greeting { features: 0, peer: identity.id(), nonce: nonce(identity) };
+    let identity = &*node.config.identity;
+    let features = if node.config.compression { TAKES_PACKED } else { 0 };
+    let sent = Greeting { features, peer: identity.id(), nonce: nonce(identity) };
     stream.write_all(&sent.encode()).await?;
     stream.flush().await?;
     let mut bytes = [0; GREETING_LENGTH];

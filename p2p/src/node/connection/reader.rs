@@ -16,7 +16,7 @@ use crate::layout::PieceLayout;
 use crate::limits::MAX_BLOBS_PER_CONNECTION;
 use crate::node::Node;
 use crate::swarm::Event;
-use crate::wire::{BlobNumber, Frame, HEADER_LENGTH, Header, PieceHead};
+use crate::wire::{BlobNumber, Frame, HEADER_LENGTH, Header, PieceHead, packing};
 
 /// Frames up to this length share one buffer.
 const SMALL_FRAME: usize = 4 << 10;
@@ -86,17 +86,34 @@ impl<'a> Reader<'a> {
         let head = self.piece_head(header).await?;
         let length = header.piece_length(&head)?;
         let digest = self.digest(head.blob)?;
-        if node.expecting(peer, &digest, head.piece).is_none() {
-            return self.skip(length).await;
-        }
-        let mut buffer = node.buffers.take(length).await;
-        self.read_exact(buffer.as_mut()).await?;
+        let Some(blob) = node.expecting(peer, &digest, head.piece) else { return self.skip(length).await };
+        let bytes = if header.is_packed() {
+            let range = blob.layout.range(head.piece);
+            self.packed_piece(length, (range.end - range.start) as usize).await?
+        } else {
+            let mut buffer = node.buffers.take(length).await;
+            self.read_exact(buffer.as_mut()).await?;
+            Bytes::from_owner(buffer)
+        };
         self.judged().await;
-        let (node, bytes) = (Arc::clone(node), Bytes::from_owner(buffer));
+        let node = Arc::clone(node);
         self.judging = Some(self.node.tasks.spawn(async move {
             node.take_piece(peer, digest, head.piece, head.statement, bytes).await;
         }));
         Ok(())
+    }
+
+    /// Reads a packed piece, and unpacks it. One that is not what it should be becomes empty, which no piece is: whoever
+    /// sent it is to blame.
+    async fn packed_piece(&mut self, packed_length: usize, length: usize) -> Result<Bytes, ConnectionError> {
+        // Of both at once: nobody holds the one and waits for the other.
+        let mut buffer = self.node.buffers.take(length + packed_length).await;
+        self.read_exact(&mut buffer.as_mut()[length..]).await?;
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let (piece, packed) = buffer.as_mut().split_at_mut(length);
+            packing::unpack(packed, piece).then(|| Bytes::from_owner(buffer).slice(..length))
+        });
+        Ok(unpacking.await.ok().flatten().unwrap_or_default())
     }
 
     async fn piece_head(&mut self, header: Header) -> Result<PieceHead, ConnectionError> {
@@ -164,7 +181,7 @@ impl<'a> Reader<'a> {
                 self.node.drive(Event::Free { peer, digest });
             }
             Frame::NotHere { digest, piece } => self.node.drive(Event::NotHere { peer, digest, piece }),
-            Frame::Piece { .. } | Frame::Ping | Frame::Bye => {}
+            Frame::Piece { .. } | Frame::Packed { .. } | Frame::Ping | Frame::Bye => {}
         }
         Ok(())
     }

@@ -15,11 +15,13 @@ use crate::statement::PieceStatement;
 use crate::store::StoreError;
 use crate::swarm::Event;
 use crate::verify::piece_hash;
-use crate::wire::{Frame, PieceHead};
+use crate::wire::{Frame, PieceHead, packing};
 
 pub(super) struct Writer {
     pub(super) node: Arc<Node>,
     pub(super) peer: PeerId,
+    /// Whether pieces may be sent packed.
+    pub(super) packs: bool,
     pub(super) write: Outgoing,
     pub(super) queues: Queues,
 }
@@ -73,8 +75,15 @@ impl Writer {
         if let Some((blob, statement)) = offer {
             let range = blob.layout.range(piece);
             let length = range.end - range.start;
-            PieceHead { blob: number, piece, statement }.encode(out, length as usize);
+            let head = PieceHead { blob: number, piece, statement };
+            let packed = if self.packs { pack(&blob, piece).await } else { None };
             let sending = async {
+                if let Some(packed) = &packed {
+                    head.encode_packed(out, packed.len());
+                    self.write.write(out, true).await?;
+                    return self.write.write(packed, false).await;
+                }
+                head.encode(out, length as usize);
                 self.write.write(out, true).await?;
                 self.write.send(&blob.stored, range).await
             };
@@ -92,6 +101,24 @@ impl Writer {
         let writing = timeout(FRAME_TIMEOUT, self.write.write(bytes, false));
         Ok(writing.await.map_err(|_| ConnectionError::TimedOut)??)
     }
+}
+
+/// The piece packed, if pieces of this blob are worth it.
+async fn pack(blob: &Arc<Blob>, piece: PieceIndex) -> Option<Vec<u8>> {
+    if blob.packable.get() == Some(&false) {
+        return None;
+    }
+    let blob = Arc::clone(blob);
+    let packing = tokio::task::spawn_blocking(move || {
+        let bytes = blob.stored.read_piece(piece).ok()?;
+        let worth_it = blob.packable.get_or_init(|| {
+            let beginning = blob.stored.read_at(0..blob.layout.length().min(8)).unwrap_or_default();
+            let sample = &bytes[..bytes.len().min(packing::SAMPLE_LENGTH)];
+            !packing::is_compressed(&beginning) && packing::is_worth_it(sample)
+        });
+        if *worth_it { packing::pack(&bytes) } else { None }
+    });
+    packing.await.ok()?
 }
 
 /// Who vouches for a piece: whoever did when it came, or this node, if it has proven the blob. Nobody, if metainfo of
