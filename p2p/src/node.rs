@@ -142,6 +142,7 @@ impl Node {
             max_connections: config.max_connections,
             unleased_streams: config.origin_streams_without_tracker,
             ban: config.ban,
+            ask_seeds: config.ask_seeds,
             seed: fastrand::u64(..),
         };
         let swarm = Swarm::new(config.identity.id(), swarm_config);

@@ -10,6 +10,7 @@
 //!
 //! * `pick`: requests to peers, hedges, time-outs
 //! * `lease`: discovery and the origin
+//! * `seed`: seeds before the origin
 //! * `peers`: connections, greetings, bans
 //! * `upload`: requests from peers
 
@@ -20,6 +21,7 @@ mod lease;
 mod limited;
 mod peers;
 mod pick;
+mod seed;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -71,6 +73,8 @@ pub struct SwarmConfig {
     pub unleased_streams: u32,
     /// How long a peer is refused after three bad pieces.
     pub ban: Duration,
+    /// Whether seeds are asked to fetch blobs before the origin is. A seed itself does not.
+    pub ask_seeds: bool,
     /// Seed of all random choices.
     pub seed: u64,
 }
@@ -83,6 +87,7 @@ impl Default for SwarmConfig {
             max_connections: 512,
             unleased_streams: 2,
             ban: Duration::from_secs(600),
+            ask_seeds: false,
             seed: 0,
         }
     }
@@ -247,6 +252,7 @@ impl Swarm {
             Event::Bad { peer, digest, piece } => self.bad(peer, digest, piece),
             Event::Unusable { peer, digest, piece } => self.unusable(peer, digest, piece),
             Event::FindAgain(digest) => self.find_again(digest),
+            Event::SeedAnswered { digest, seed } => self.seed_answered(digest, seed),
             Event::Found { digest, found } => self.found(digest, found),
             Event::Verifiable { digest, verifiable } => {
                 if let Some(blob) = self.blobs.get_mut(&digest) {
@@ -302,7 +308,10 @@ impl Swarm {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.last_progress = now;
         match from {
-            Some(_) => blob.origin.peer_gave(),
+            Some(_) => {
+                blob.origin.peer_gave();
+                blob.seed_gave(now);
+            }
             None => blob.origin.progress(piece, now),
         }
         if blob.have.set(piece) {
@@ -390,6 +399,7 @@ impl Swarm {
             self.find_if_due(digest);
             self.connect(digest);
             self.watch_flights(digest);
+            self.watch_seed(digest);
             self.consider_origin(digest);
         }
         self.close_idle_peers();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Priority;
 use super::event::{TransferId, WantId};
 use super::lease::OriginSide;
+use super::seed::SeedSide;
 use crate::bitfield::Bitfield;
 use crate::discovery::Holding;
 use crate::identity::PeerId;
@@ -76,6 +77,7 @@ pub(super) struct BlobState {
     pub(super) find: FindState,
     pub(super) announced: Option<Holding>,
     pub(super) origin: OriginSide,
+    pub(super) seed: SeedSide,
     pub(super) last_progress: Duration,
 }
 
@@ -98,6 +100,7 @@ impl BlobState {
             find: FindState::default(),
             announced: None,
             origin: OriginSide::default(),
+            seed: SeedSide::default(),
             last_progress: Duration::ZERO,
         }
     }
