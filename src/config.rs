@@ -38,6 +38,7 @@ pub(crate) struct Config {
     pub peer: Peer,
     pub tracker: Tracker,
     pub origin: Origin,
+    pub seed: Seed,
     pub store: Store,
     pub limits: LimitsTable,
     pub trust: Trust,
@@ -139,6 +140,13 @@ pub(crate) struct OriginSite {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(crate) struct Seed {
+    pub listen: SocketAddr,
+    pub fetches: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Store {
     pub kind: StoreKind,
     pub quota: ByteSize,
@@ -166,6 +174,7 @@ impl Default for Config {
             peer: Peer::default(),
             tracker: Tracker::default(),
             origin: Origin::default(),
+            seed: Seed::default(),
             store: Store::default(),
             limits: LimitsTable::default(),
             trust: Trust::default(),
@@ -226,6 +235,12 @@ impl Default for Tracker {
 impl Default for Origin {
     fn default() -> Self {
         Self { copies: 1, streams: 0, zone: String::new(), sites: BTreeMap::new() }
+    }
+}
+
+impl Default for Seed {
+    fn default() -> Self {
+        Self { listen: loopback(7083), fetches: 64 }
     }
 }
 
@@ -292,15 +307,17 @@ impl Config {
                 return invalid(key, format!("{} is not an absolute path", path.display()));
             }
         }
-        // Who says it of the piece wire, which can be encrypted, means it of the tracker, which cannot yet.
-        let tracker_may_be_reached = self.tracker.insecure || self.peer.insecure;
-        if !self.tracker.listen.ip().is_loopback() && !tracker_may_be_reached {
+        // Who says it of the piece wire, which can be encrypted, means it of trackers and seeds, which cannot yet.
+        let may_be_reached = self.tracker.insecure || self.peer.insecure;
+        for (key, address) in [("tracker.listen", self.tracker.listen), ("seed.listen", self.seed.listen)] {
+            if address.ip().is_loopback() || may_be_reached {
+                continue;
+            }
             return invalid(
-                "tracker.listen",
+                key,
                 format!(
-                    "{} can be reached from other machines and calls to trackers are not encrypted yet; listen on \
-                     loopback, or set tracker.insecure = true if you trust that network",
-                    self.tracker.listen
+                    "{address} can be reached from other machines and calls to trackers and seeds are not encrypted yet; \
+                     listen on loopback, or set tracker.insecure = true if you trust that network"
                 ),
             );
         }
@@ -337,6 +354,9 @@ impl Config {
         }
         if self.store.kind == StoreKind::Memory && self.store.quota.0 == 0 {
             return invalid("store.quota", "a store in memory needs one: how many bytes may it take?".into());
+        }
+        if !(1..=4096).contains(&self.seed.fetches) {
+            return invalid("seed.fetches", format!("{} is not between 1 and 4096", self.seed.fetches));
         }
         for (name, registry) in &self.registries.hosts {
             check_registry(name, registry)?;
@@ -405,6 +425,8 @@ mod tests {
         let cases = [
             ("root = \"relative\"", "root"),
             ("[tracker]\nlisten = \"0.0.0.0:7070\"", "tracker.insecure"),
+            ("[seed]\nlisten = \"0.0.0.0:7083\"", "tracker.insecure"),
+            ("[seed]\nfetches = 0", "seed.fetches"),
             ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),

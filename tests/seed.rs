@@ -1,0 +1,195 @@
+//! Seeds: one of them fetches what nodes ask for, once, and what happens when it dies or comes back.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
+
+use std::time::Duration;
+
+use lapwing_lab::image::{self, Noise};
+use lapwing_lab::wait;
+use lapwing_lab::{Lapwing, Machine, Mbit, Need, Process, Site, require};
+use lapwing_p2p::bitfield::Bitfield;
+use lapwing_p2p::layout::{PieceIndex, PieceLayout};
+
+const NEEDS: [Need; 7] = [
+    Need::Root,
+    Need::Disk,
+    Need::Fuse,
+    Need::Erofs,
+    Need::Tools,
+    Need::Program("docker-registry"),
+    Need::Program("skopeo"),
+];
+const DEADLINE: Duration = Duration::from_secs(180);
+const MIB: u64 = 1 << 20;
+/// What may be fetched again besides what is counted: configs, and transfers that were cut.
+const SLACK_BYTES: u64 = 3 * MIB;
+
+fn node(machine: &Machine) -> &Lapwing {
+    machine.lapwing.as_ref().unwrap()
+}
+
+fn tracked_nodes(site: &Site) -> u64 {
+    site.tracker.metric("lapwing_tracker_nodes", "").unwrap() as u64
+}
+
+/// A seed that the tracker knows.
+fn seed(site: &Site, name: &str, rate: Option<Mbit>) -> Lapwing {
+    let before = tracked_nodes(site);
+    let seed = site.seed(name, rate, site.seed_settings()).unwrap();
+    wait::until_true("the tracker to know the seed", DEADLINE, || tracked_nodes(site) > before).unwrap();
+    seed
+}
+
+fn workers(site: &Site, count: usize, rate: Option<Mbit>) -> Vec<Machine> {
+    (0..count).map(|number| site.worker(&format!("w{number}"), rate, site.settings()).unwrap()).collect()
+}
+
+fn start_pulls(workers: &[Machine], reference: &str) -> Vec<Process> {
+    workers.iter().map(|worker| worker.containerd.start_pull(reference, "lapwing").unwrap()).collect()
+}
+
+fn assert_pulled(workers: &[Machine], pulls: &mut [Process], reference: &str, image: &Noise) {
+    for pull in pulls {
+        let status = pull.wait(DEADLINE).unwrap();
+        assert!(status.success(), "{status}: {}", pull.log_tail());
+    }
+    for worker in workers {
+        let output = worker.containerd.run(reference, "lapwing", "content", &[]).unwrap();
+        assert_eq!(output, image.sums);
+    }
+}
+
+fn origin_bytes(workers: &[Machine]) -> u64 {
+    workers.iter().map(|worker| node(worker).piece_bytes("origin").unwrap()).sum()
+}
+
+fn peer_bytes(workers: &[Machine]) -> u64 {
+    workers.iter().map(|worker| node(worker).piece_bytes("peer").unwrap()).sum()
+}
+
+/// Bytes of the pieces of a blob that are on disk for good, as its bitmap file says (`p2p::store`, "bitmap").
+fn durable_bytes(node: &Lapwing, digest: &str, length: u64) -> u64 {
+    const HEADER: usize = 48;
+    let Ok(bitmap) = std::fs::read(node.blob_dir(digest).join("pieces")) else { return 0 };
+    let layout = PieceLayout::new(length).unwrap();
+    let have = Bitfield::from_bytes(layout.piece_count(), &bitmap[HEADER..bitmap.len() - 4]).unwrap();
+    let held = (0..layout.piece_count()).map(PieceIndex).filter(|&piece| have.get(piece));
+    held.map(|piece| layout.range(piece)).map(|range| range.end - range.start).sum()
+}
+
+#[test]
+fn three_nodes_and_a_seed_take_one_copy_and_the_seed_alone_takes_it() {
+    if !require("three_nodes_and_a_seed_take_one_copy_and_the_seed_alone_takes_it", &NEEDS) {
+        return;
+    }
+    let image = image::noise(61, &[24, 16]).unwrap();
+    let site = Site::new("seed-cold", Some(Mbit(100))).unwrap();
+    let reference = site.registry.push(&image.layout, "noise:1").unwrap();
+    let seed = seed(&site, "seed", Some(Mbit(200)));
+    let workers = workers(&site, 3, Some(Mbit(200)));
+    let sent = site.registry.sent_bytes().unwrap();
+    let mut pulls = start_pulls(&workers, &reference);
+    assert_pulled(&workers, &mut pulls, &reference, &image);
+
+    let (copy, fetched) = (image.layout.compressed_bytes(), seed.piece_bytes("origin").unwrap());
+    assert_eq!(origin_bytes(&workers), 0, "nodes fetched from the registry themselves");
+    assert!((copy..=copy + copy / 100).contains(&fetched), "the seed fetched {fetched} of {copy} bytes");
+    let sent = site.registry.sent_bytes().unwrap() - sent;
+    assert!(sent as f64 <= copy as f64 * 1.15, "registry sent {sent} bytes for a copy of {copy}");
+    wait::until_true("the seed to index the layers", DEADLINE, || {
+        seed.log().unwrap().matches("built the index of a layer").count() >= image.layout.layers.len()
+    })
+    .unwrap();
+}
+
+#[test]
+fn pulls_finish_by_leases_when_the_only_seed_dies() {
+    if !require("pulls_finish_by_leases_when_the_only_seed_dies", &NEEDS) {
+        return;
+    }
+    let image = image::noise(62, &[24]).unwrap();
+    let site = Site::new("seed-dies", Some(Mbit(60))).unwrap();
+    let reference = site.registry.push(&image.layout, "noise:2").unwrap();
+    let mut seed = seed(&site, "seed", None);
+    let workers = workers(&site, 2, None);
+    let mut pulls = start_pulls(&workers, &reference);
+    let layer = &image.layout.layers[0];
+    wait::until_true("a quarter of the layer to have come", DEADLINE, || peer_bytes(&workers) > layer.size / 2)
+        .unwrap();
+    let fetched_by_seed = seed.piece_bytes("origin").unwrap();
+    seed.kill9().unwrap();
+    assert!(fetched_by_seed < layer.size * 9 / 10, "killed too late to show anything");
+    assert_pulled(&workers, &mut pulls, &reference, &image);
+    let by_leases = origin_bytes(&workers);
+    assert!(by_leases > 0, "nobody fetched what the seed did not");
+    let all = fetched_by_seed + by_leases;
+    assert!(all <= layer.size * 11 / 10 + SLACK_BYTES, "{all} bytes were fetched for a layer of {}", layer.size);
+}
+
+#[test]
+fn another_seed_takes_over_from_one_that_dies() {
+    if !require("another_seed_takes_over_from_one_that_dies", &NEEDS) {
+        return;
+    }
+    let image = image::noise(63, &[24]).unwrap();
+    let site = Site::new("seeds-two", Some(Mbit(60))).unwrap();
+    let reference = site.registry.push(&image.layout, "noise:3").unwrap();
+    let mut seeds = vec![seed(&site, "seed1", None), seed(&site, "seed2", None)];
+    let workers = workers(&site, 2, None);
+    let mut pulls = start_pulls(&workers, &reference);
+    let layer = &image.layout.layers[0];
+    wait::until_true("a quarter of the layer to have come", DEADLINE, || peer_bytes(&workers) > layer.size / 2)
+        .unwrap();
+    let fetched: Vec<u64> = seeds.iter().map(|seed| seed.piece_bytes("origin").unwrap()).collect();
+    assert!(fetched.iter().any(|bytes| *bytes < MIB), "two seeds fetched one layer: {fetched:?}");
+    let responsible = usize::from(fetched[1] > fetched[0]);
+    let mut dead = seeds.remove(responsible);
+    dead.kill9().unwrap();
+    assert!(fetched[responsible] < layer.size * 9 / 10, "killed too late to show anything");
+    assert_pulled(&workers, &mut pulls, &reference, &image);
+
+    assert_eq!(origin_bytes(&workers), 0, "nodes fetched from the registry though a seed lived");
+    let other = seeds[0].piece_bytes("origin").unwrap();
+    let all = fetched[responsible] + other;
+    assert!(other > MIB, "the other seed took nothing over");
+    assert!(all <= layer.size * 11 / 10 + SLACK_BYTES, "{all} bytes were fetched for a layer of {}", layer.size);
+}
+
+#[test]
+fn a_restarted_seed_goes_on_by_itself_and_fetches_nothing_twice() {
+    if !require("a_restarted_seed_goes_on_by_itself_and_fetches_nothing_twice", &NEEDS) {
+        return;
+    }
+    let image = image::noise(64, &[24]).unwrap();
+    let site = Site::new("seed-restart", Some(Mbit(60))).unwrap();
+    let reference = site.registry.push(&image.layout, "noise:4").unwrap();
+    let mut seed = seed(&site, "seed", None);
+    let mut workers = workers(&site, 1, None);
+    let mut pulls = start_pulls(&workers, &reference);
+    let layer = &image.layout.layers[0];
+    wait::until_true("a quarter of the layer to be on the seed's disk for good", DEADLINE, || {
+        durable_bytes(&seed, &layer.digest, layer.size) > layer.size / 4
+    })
+    .unwrap();
+    // Nobody is left that could ask for it, or that has any of it.
+    pulls.iter_mut().for_each(|pull| pull.kill9().unwrap());
+    drop(pulls);
+    drop(workers.remove(0));
+    seed.kill9().unwrap();
+    let kept = durable_bytes(&seed, &layer.digest, layer.size);
+    assert!(kept < layer.size * 9 / 10, "killed too late to show anything: {kept} of {} bytes", layer.size);
+
+    seed.restart().unwrap();
+    wait::until_true("the seed to complete the layer by itself", DEADLINE, || {
+        durable_bytes(&seed, &layer.digest, layer.size) == layer.size
+    })
+    .unwrap();
+    let fetched = seed.piece_bytes("origin").unwrap();
+    let missing = layer.size - kept;
+    assert!(fetched <= missing + SLACK_BYTES, "{fetched} bytes fetched again, {missing} were missing");
+
+    let late = [site.worker("late", None, site.whole_settings()).unwrap()];
+    let mut pulls = start_pulls(&late, &reference);
+    assert_pulled(&late, &mut pulls, &reference, &image);
+    assert_eq!(origin_bytes(&late), 0);
+}
