@@ -212,6 +212,7 @@ pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) 
             zone: config.tracker.zone.clone(),
             rack: config.tracker.rack.clone(),
             piece_port: config.peer.listen.port(),
+            seed: role != Role::Worker,
             seed_port: role.seed_port(),
             ..ClientConfig::new(config.tracker.addresses.clone(), identity.id())
         })?
