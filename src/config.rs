@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
+use lapwing_plugins::storage::StorageConfig;
 use serde::{Deserialize, Serialize};
 
 mod limits;
@@ -143,6 +144,7 @@ pub(crate) struct OriginSite {
 pub(crate) struct Seed {
     pub listen: SocketAddr,
     pub fetches: usize,
+    pub storage: StorageConfig,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -240,7 +242,7 @@ impl Default for Origin {
 
 impl Default for Seed {
     fn default() -> Self {
-        Self { listen: loopback(7083), fetches: 64 }
+        Self { listen: loopback(7083), fetches: 64, storage: StorageConfig::default() }
     }
 }
 
@@ -358,6 +360,9 @@ impl Config {
         if !(1..=4096).contains(&self.seed.fetches) {
             return invalid("seed.fetches", format!("{} is not between 1 and 4096", self.seed.fetches));
         }
+        if let Err(error) = self.seed.storage.check() {
+            return invalid("seed.storage", error.to_string());
+        }
         for (name, registry) in &self.registries.hosts {
             check_registry(name, registry)?;
         }
@@ -427,6 +432,8 @@ mod tests {
             ("[tracker]\nlisten = \"0.0.0.0:7070\"", "tracker.insecure"),
             ("[seed]\nlisten = \"0.0.0.0:7083\"", "tracker.insecure"),
             ("[seed]\nfetches = 0", "seed.fetches"),
+            ("[seed.storage]\nservice = \"ftp\"", "s3"),
+            ("[seed.storage.options]\nbucket = \"b\"", "need a service"),
             ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),

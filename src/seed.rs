@@ -2,6 +2,7 @@
 //!
 //! * `demand`: what it is asked for, and what it does about that
 //! * `ledger`: what it has taken on, over restarts
+//! * `keeping`: completed blobs in a storage besides the local disk
 //!
 //! It serves pieces over the piece wire as any node does, from the first one on, and keeps what it has: complete blobs
 //! until `store.quota` or `store.free_floor` make it drop the least recently used, partial ones to go on with after a
@@ -13,6 +14,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Context as _;
 use lapwing_discovery::seed;
 use lapwing_plugins::registry::Registries;
+use lapwing_plugins::storage;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,10 +25,12 @@ use crate::layers::build::Builder;
 use crate::node::{self, Role, cannot_listen, state::NodeState};
 
 mod demand;
+mod keeping;
 mod ledger;
 mod metrics;
 
 use demand::Demand;
+use keeping::Keeping;
 use ledger::Ledger;
 use metrics::SeedMetrics;
 
@@ -44,9 +48,13 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
     let registries = Registries::new(config.registries.clone())?;
     let ledger = Ledger::open(&root.join("seed"))?;
     let metrics = SeedMetrics::register(admin.lapwing());
+    let keeping = storage::open(&config.seed.storage)?.map(|storage| Keeping::new(storage, metrics.clone()));
+    if let Some(keeping) = keeping.clone() {
+        tokio::spawn(async move { keeping.greet().await });
+    }
     let node = node::start_swarm(&config, &mut admin, Role::Seed { port: seed_port }).await?;
     let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Box::new(|_| {}))));
-    let demand = Demand::new(Arc::clone(&node), registries, ledger, config.seed.fetches, builder, metrics);
+    let demand = Demand::new(Arc::clone(&node), registries, ledger, config.seed.fetches, keeping, builder, metrics);
     demand.resume();
 
     let mut serving = JoinSet::new();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lapwing_lab::image::{self, Noise};
 use lapwing_lab::wait;
-use lapwing_lab::{Lapwing, Machine, Mbit, Need, Process, Site, require};
+use lapwing_lab::{Lapwing, LapwingSettings, Machine, Mbit, Need, ObjectStore, Process, Site, require};
 use lapwing_p2p::bitfield::Bitfield;
 use lapwing_p2p::layout::{PieceIndex, PieceLayout};
 
@@ -192,5 +192,68 @@ fn a_restarted_seed_goes_on_by_itself_and_fetches_nothing_twice() {
     let late = [site.worker("late", None, site.whole_settings()).unwrap()];
     let mut pulls = start_pulls(&late, &reference);
     assert_pulled(&late, &mut pulls, &reference, &image);
+    assert_eq!(origin_bytes(&late), 0);
+}
+
+/// A seed that keeps its blobs in `store`.
+fn storing_settings(site: &Site, store: &ObjectStore) -> LapwingSettings {
+    let options = [
+        ("endpoint", store.endpoint()),
+        ("bucket", ObjectStore::BUCKET.to_owned()),
+        ("region", ObjectStore::REGION.to_owned()),
+        ("access_key_id", ObjectStore::ACCESS_KEY.to_owned()),
+        ("secret_access_key", ObjectStore::SECRET_KEY.to_owned()),
+        ("disable_config_load", "true".to_owned()),
+        ("disable_ec2_metadata", "true".to_owned()),
+    ];
+    let settings = site.seed_settings().with("seed.storage", "service = \"s3\"");
+    options
+        .iter()
+        .fold(settings, |settings, (key, value)| settings.with("seed.storage.options", &format!("{key} = {value:?}")))
+}
+
+/// Makes what the registry has of a blob worthless, without changing its length.
+fn spoil(site: &Site, digest: &str, length: u64) {
+    let hex = digest.trim_start_matches("sha256:");
+    let blobs = site.registry.host().dir().join("registry/storage/docker/registry/v2/blobs/sha256");
+    let data = blobs.join(&hex[..2]).join(hex).join("data");
+    assert_eq!(std::fs::metadata(&data).unwrap().len(), length);
+    std::fs::write(&data, vec![0; length as usize]).unwrap();
+}
+
+#[test]
+fn a_seed_on_an_empty_disk_has_everything_in_its_object_store() {
+    if !require("a_seed_on_an_empty_disk_has_everything_in_its_object_store", &[&NEEDS[..], &[Need::S3]].concat()) {
+        return;
+    }
+    let image = image::noise(65, &[20, 12]).unwrap();
+    let site = Site::new("seed-bucket", None).unwrap();
+    let reference = site.registry.push(&image.layout, "noise:5").unwrap();
+    let store = ObjectStore::start_on(&site.network.host("objects", None).unwrap()).unwrap();
+    let mut seed = site.seed("seed", None, storing_settings(&site, &store)).unwrap();
+    wait::until_true("the tracker to know the seed", DEADLINE, || tracked_nodes(&site) == 1).unwrap();
+    let mut first = workers(&site, 1, None);
+    let mut pulls = start_pulls(&first, &reference);
+    assert_pulled(&first, &mut pulls, &reference, &image);
+    let layers = &image.layout.layers;
+    wait::until_true("the layers to be in the object store", DEADLINE, || {
+        let keys = store.keys();
+        layers.iter().all(|layer| keys.iter().any(|key| key.ends_with(layer.digest.trim_start_matches("sha256:"))))
+    })
+    .unwrap();
+    drop(pulls);
+    drop(first.remove(0));
+
+    seed.stop().unwrap();
+    std::fs::remove_dir_all(seed.root()).unwrap();
+    std::fs::create_dir(seed.root()).unwrap();
+    layers.iter().for_each(|layer| spoil(&site, &layer.digest, layer.size));
+    seed.restart().unwrap();
+    let late = [site.worker("late", None, site.whole_settings()).unwrap()];
+    let mut pulls = start_pulls(&late, &reference);
+    assert_pulled(&late, &mut pulls, &reference, &image);
+    let copy: u64 = layers.iter().map(|layer| layer.size).sum();
+    let read = seed.metric("lapwing_seed_storage_read_bytes_total", "").unwrap() as u64;
+    assert!(read >= copy, "{read} bytes came out of the object store, for layers of {copy}");
     assert_eq!(origin_bytes(&late), 0);
 }

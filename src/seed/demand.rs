@@ -3,6 +3,9 @@
 //!
 //! Of one blob there is one fetch; who asks meanwhile joins it. A fetch goes on though its asker is gone, holds one of
 //! `seed.fetches` places, and is written down until it ends. Nobody's credentials but the seed's own are used.
+//!
+//! With a storage (`seed.storage`) a blob that is there comes from there and needs no registry, and a fetch ends when the
+//! blob is in the storage.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,12 +15,16 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lapwing_discovery::seed::{Fetcher, Refusal, Taken, Wanted};
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::layout::PieceLayout;
 use lapwing_p2p::node::{Blob, Node, Priority, ReadError};
 use lapwing_p2p::origin::Origin;
+use lapwing_p2p::storage::SeedStorage as _;
 use lapwing_plugins::registry::{Credential, Denied, Registries, RegistryName, RepositoryName};
+use lapwing_plugins::storage::DiskStorage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
+use super::keeping::Keeping;
 use super::ledger::Ledger;
 use super::metrics::SeedMetrics;
 use crate::layers::build::Builder;
@@ -31,6 +38,20 @@ const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// The registry's word, once there is one.
 type Admission = watch::Receiver<Option<Result<(), Refusal>>>;
 
+/// How a fetch ended that did not succeed.
+enum Ended {
+    /// With the process.
+    ShutDown,
+    /// For this reason.
+    GivenUp(String),
+}
+
+impl Ended {
+    fn given_up(error: &dyn std::fmt::Display) -> Self {
+        Self::GivenUp(error.to_string())
+    }
+}
+
 struct Job {
     length: u64,
     admission: Admission,
@@ -40,6 +61,10 @@ struct Job {
 pub(super) struct Demand {
     this: Weak<Self>,
     node: Arc<Node>,
+    /// What is here whole.
+    local: DiskStorage,
+    /// None where the local disk is all there is.
+    keeping: Option<Keeping>,
     registries: Arc<Registries>,
     ledger: Ledger,
     jobs: Mutex<HashMap<Digest, Job>>,
@@ -56,12 +81,16 @@ impl Demand {
         registries: Arc<Registries>,
         ledger: Ledger,
         limit: usize,
+        keeping: Option<Keeping>,
         builder: Option<Arc<Builder>>,
         metrics: SeedMetrics,
     ) -> Arc<Self> {
+        let local = DiskStorage::new(Arc::clone(node.store()));
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
             node,
+            local,
+            keeping,
             registries,
             ledger,
             jobs: Mutex::default(),
@@ -101,13 +130,14 @@ impl Demand {
         if !self.registries.is_listed(&registry) {
             return Err(Refusal::NotListed(registry.to_string()));
         }
-        let (node, digest) = (Arc::clone(&self.node), wanted.digest);
-        let here = tokio::task::spawn_blocking(move || {
-            let stored = node.store().get(&digest).filter(|stored| stored.is_verified());
-            stored.map(|stored| stored.layout().length())
-        });
-        match here.await.ok().flatten() {
-            Some(length) if length == wanted.length => return Ok(Taken::Complete),
+        match self.local.stat(wanted.digest).await.ok().flatten() {
+            Some(length) if length == wanted.length => {
+                if self.keeping.as_ref().is_some_and(|keeping| !keeping.is_known(&wanted.digest)) {
+                    // It came before there was a storage. If there is no place now, there will be at the next request.
+                    let _ = self.join_or_start(&wanted);
+                }
+                return Ok(Taken::Complete);
+            }
             Some(length) => return Err(wrong_length(&wanted, length)),
             None => {}
         }
@@ -154,13 +184,17 @@ impl Demand {
     ) {
         let (digest, repo) = (wanted.digest, wanted.locator.repository.clone());
         self.metrics.fetches.inc();
-        match self.admit(&wanted).await {
+        match self.source(&wanted).await {
             Ok(origin) => {
                 self.ledger.add(&wanted);
-                let outcome = self.fetch(&wanted, origin, &admitted).await;
-                if let Err(error) = outcome {
-                    self.metrics.given_up.inc();
-                    tracing::warn!(%digest, repo, error, "blob is given up until somebody asks for it again");
+                match self.fetch(&wanted, origin, &admitted).await {
+                    Ok(()) => {}
+                    // Written down it stays: the next process goes on.
+                    Err(Ended::ShutDown) => return,
+                    Err(Ended::GivenUp(error)) => {
+                        self.metrics.given_up.inc();
+                        tracing::warn!(%digest, repo, error, "blob is given up until somebody asks for it again");
+                    }
                 }
             }
             Err(refusal) => {
@@ -174,54 +208,70 @@ impl Demand {
         drop(place);
     }
 
-    /// Asks the registry whether the seed itself may have the blob.
-    async fn admit(&self, wanted: &Wanted) -> Result<Arc<dyn Origin>, Refusal> {
+    /// Where the blob is to come from, unless the seed may not have it: none if it is here, the storage if it is there, else
+    /// its registry, which is asked first whether the seed may have it.
+    async fn source(&self, wanted: &Wanted) -> Result<Option<Arc<dyn Origin>>, Refusal> {
+        if self.local.stat(wanted.digest).await.is_ok_and(|length| length == Some(wanted.length)) {
+            return Ok(None);
+        }
         let there = |error: &dyn std::fmt::Display| Refusal::NotThere(error.to_string());
         let registry: RegistryName = wanted.locator.namespace.parse().map_err(|error| there(&error))?;
         let repository: RepositoryName = wanted.locator.repository.parse().map_err(|error| there(&error))?;
         let credential = Credential::Configured;
-        match self.registries.authorize(&registry, &repository, wanted.digest, &credential).await {
-            Ok(grant) if grant.length == wanted.length => {}
-            Ok(grant) => return Err(wrong_length(wanted, grant.length)),
-            Err(denied @ Denied::Refused { .. }) => return Err(Refusal::NotAllowed(denied.to_string())),
-            Err(denied) => return Err(there(&denied)),
+        let origin = self
+            .registries
+            .origin(&registry, &repository, wanted.digest, wanted.length, credential.clone())
+            .map_err(|error| there(&error))?;
+        if let Some(keeping) = &self.keeping
+            && keeping.has(wanted.digest, wanted.length).await
+        {
+            let layout = PieceLayout::new(wanted.length).map_err(|error| there(&error))?;
+            return Ok(Some(keeping.before(wanted.digest, layout, Arc::new(origin))));
         }
-        let origin = self.registries.origin(&registry, &repository, wanted.digest, wanted.length, credential);
-        origin.map(|origin| Arc::new(origin) as Arc<dyn Origin>).map_err(|error| there(&error))
+        match self.registries.authorize(&registry, &repository, wanted.digest, &credential).await {
+            Ok(grant) if grant.length == wanted.length => Ok(Some(Arc::new(origin))),
+            Ok(grant) => Err(wrong_length(wanted, grant.length)),
+            Err(denied @ Denied::Refused { .. }) => Err(Refusal::NotAllowed(denied.to_string())),
+            Err(denied) => Err(there(&denied)),
+        }
     }
 
     async fn fetch(
         &self,
         wanted: &Wanted,
-        origin: Arc<dyn Origin>,
+        origin: Option<Arc<dyn Origin>>,
         admitted: &watch::Sender<Option<Result<(), Refusal>>>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Ended> {
         let (digest, length) = (wanted.digest, wanted.length);
-        let opened = self.node.open(digest, length, Some(Arc::clone(&origin)));
-        let blob = match opened {
-            Ok(blob) => blob,
-            Err(error) => {
-                admitted.send_replace(Some(Err(Refusal::NotThere(error.to_string()))));
-                return Err(error.to_string());
-            }
-        };
+        let opened = self.node.open(digest, length, origin.clone());
+        let blob = opened.map_err(|error| {
+            admitted.send_replace(Some(Err(Refusal::NotThere(error.to_string()))));
+            Ended::given_up(&error)
+        })?;
         blob.want_all(if wanted.waited_for { Priority::Bulk } else { Priority::Background });
         admitted.send_replace(Some(Ok(())));
         self.index(&blob);
         for tried in 1.. {
             match blob.completed().await {
-                Ok(()) => return Ok(()),
-                Err(error @ (ReadError::DigestMismatch { .. } | ReadError::ShutDown)) => return Err(error.to_string()),
-                Err(error) if tried == TRIES => return Err(error.to_string()),
+                Ok(()) => break,
+                Err(ReadError::ShutDown) => return Err(Ended::ShutDown),
+                Err(error @ ReadError::DigestMismatch { .. }) => return Err(Ended::given_up(&error)),
+                Err(error) if tried == TRIES => return Err(Ended::given_up(&error)),
                 Err(error) => {
                     tracing::info!(%digest, %error, tried, "blob does not come: tried again");
                     sleep(TRY_AGAIN * tried).await;
                     // What the origin refused is asked anew.
-                    let _ = self.node.open(digest, length, Some(Arc::clone(&origin)));
+                    let _ = self.node.open(digest, length, origin.clone());
                 }
             }
         }
-        Ok(())
+        match &self.keeping {
+            Some(keeping) => {
+                let missing = |error| Ended::GivenUp(format!("it is here, but not in the storage: {error}"));
+                keeping.keep(&blob).await.map_err(missing)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Has the index of a layer built in the same pass: with a seed at work no node is the first to fetch it.

@@ -5,7 +5,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 /// Labels of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -23,6 +23,12 @@ pub(super) struct SeedMetrics {
     pub(super) fetches: Gauge,
     /// `lapwing_seed_given_up_total`: blobs that were taken on and could not be fetched.
     pub(super) given_up: Counter,
+    /// `lapwing_seed_storage_read_bytes_total`: bytes that came out of the storage.
+    pub(super) storage_read: Counter,
+    /// `lapwing_seed_storage_written_bytes_total`: bytes sent to the storage.
+    pub(super) storage_written: Counter,
+    /// `lapwing_seed_storage_failures_total`: calls to the storage that failed.
+    pub(super) storage_failures: Counter,
 }
 
 impl SeedMetrics {
@@ -33,6 +39,11 @@ impl SeedMetrics {
         registry.register("seed_fetches", "Blobs that are being fetched", metrics.fetches.clone());
         let help = "Blobs that were taken on and could not be fetched";
         registry.register("seed_given_up", help, metrics.given_up.clone());
+        let (read, written) = ("Bytes that came out of the storage", "Bytes sent to the storage");
+        registry.register_with_unit("seed_storage_read", read, Unit::Bytes, metrics.storage_read.clone());
+        registry.register_with_unit("seed_storage_written", written, Unit::Bytes, metrics.storage_written.clone());
+        let help = "Calls to the storage that failed";
+        registry.register("seed_storage_failures", help, metrics.storage_failures.clone());
         metrics
     }
 
