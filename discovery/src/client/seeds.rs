@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lapwing_p2p::discovery::{Holder, Holding, SeedRequest};
+use lapwing_p2p::discovery::{Discovery as _, Holder, Holding, SeedRequest};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::swarm::Priority;
 use tokio::time::{Instant, timeout};
@@ -155,6 +155,10 @@ impl TrackerClient {
         }
         if let Some(failed) = request.failed {
             self.seeds.suspect(failed);
+            // What it had leased is free the sooner.
+            if let Err(error) = self.report(failed).await {
+                tracing::debug!(peer = %failed, %error, "a seed that is gone cannot be reported");
+            }
         }
         let live = self.live_seeds().await;
         let candidates = order(&request.digest, &live).into_iter().filter(|seed| !self.seeds.is_suspect(&seed.peer));
