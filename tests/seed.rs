@@ -223,7 +223,7 @@ fn a_seed_on_an_empty_disk_has_everything_in_its_object_store() {
         return;
     }
     let image = image::noise(65, &[20, 12]).unwrap();
-    let site = Site::new("seed-bucket", None).unwrap();
+    let mut site = Site::new("seed-bucket", None).unwrap();
     let reference = site.registry.push(&image.layout, "noise:5").unwrap();
     let store = ObjectStore::start_on(&site.network.host("objects", None).unwrap()).unwrap();
     let mut seed = site.seed("seed", None, storing_settings(&site, &store)).unwrap();
@@ -238,14 +238,15 @@ fn a_seed_on_an_empty_disk_has_everything_in_its_object_store() {
     })
     .unwrap();
     drop(pulls);
-    // It tells the tracker that it goes; of one that is killed the tracker believes for a while that it holds everything.
     first[0].lapwing.as_mut().unwrap().stop().unwrap();
-
     seed.stop().unwrap();
+    // Otherwise it believes for a while that those who went hold everything.
+    site.tracker.restart().unwrap();
     std::fs::remove_dir_all(seed.root()).unwrap();
     std::fs::create_dir(seed.root()).unwrap();
     layers.iter().for_each(|layer| spoil(&site, &layer.digest, layer.size));
     seed.restart().unwrap();
+    wait::until_true("the tracker to know the seed again", DEADLINE, || tracked_nodes(&site) == 1).unwrap();
     let late = [site.worker("late", None, site.whole_settings()).unwrap()];
     let mut pulls = start_pulls(&late, &reference);
     assert_pulled(&mut pulls);
