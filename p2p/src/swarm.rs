@@ -252,7 +252,7 @@ impl Swarm {
             Event::Bad { peer, digest, piece } => self.bad(peer, digest, piece),
             Event::Unusable { peer, digest, piece } => self.unusable(peer, digest, piece),
             Event::FindAgain(digest) => self.find_again(digest),
-            Event::SeedAnswered { digest, seed } => self.seed_answered(digest, seed),
+            Event::SeedAnswered { digest, seed } => self.seed_answered(digest, seed.as_ref()),
             Event::Found { digest, found } => self.found(digest, found),
             Event::Verifiable { digest, verifiable } => {
                 if let Some(blob) = self.blobs.get_mut(&digest) {

@@ -114,7 +114,7 @@ mod tests {
         fs::write(dir.join("README"), "x").unwrap();
         fs::write(half.with_extension("new"), "5\n").unwrap();
 
-        assert_eq!(Ledger::open(&dir).unwrap().entries(), [one.clone()]);
+        assert_eq!(Ledger::open(&dir).unwrap().entries(), std::slice::from_ref(&one));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "only the entry is left");
         assert_eq!(Ledger::open(&dir).unwrap().entries(), [one]);
     }

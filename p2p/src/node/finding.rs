@@ -9,9 +9,7 @@ use tokio::time::timeout;
 use super::Node;
 use super::blob::{Blob, lock};
 use crate::digest::Digest;
-use crate::discovery::{
-    DiscoveryError, Found, Holder, LeaseReply, LeaseRequest, SeedRequest, StatementKind, Vote,
-};
+use crate::discovery::{DiscoveryError, Found, Holder, LeaseReply, LeaseRequest, SeedRequest, StatementKind, Vote};
 use crate::identity::PeerId;
 use crate::limits::MAX_METAINFO_LENGTH;
 use crate::swarm::{Event, FoundPeers, Priority};

@@ -77,11 +77,11 @@ impl Swarm {
     }
 
     /// Discovery found a seed that fetches the blob, or none.
-    pub(super) fn seed_answered(&mut self, digest: Digest, seed: Option<Holder>) {
+    pub(super) fn seed_answered(&mut self, digest: Digest, seed: Option<&Holder>) {
         let now = self.now;
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let SeedSide::Asking { tries, .. } = blob.seed else { return };
-        let Some(Holder { peer, address, holding, .. }) = seed else {
+        let Some(&Holder { peer, address, holding, .. }) = seed else {
             blob.seed = SeedSide::Without { since: now };
             return self.consider_origin(digest);
         };
