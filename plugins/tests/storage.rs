@@ -23,7 +23,7 @@ fn config(service: &str, options: &[(&str, &str)]) -> StorageConfig {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_chunk_store_conforms() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ChunkStore::open(dir.path(), StoreConfig { quota_bytes: None, free_floor_bytes: 0 }).unwrap();
+    let store = ChunkStore::open(dir.path(), StoreConfig::default()).unwrap();
     conformance::run(Arc::new(DiskStorage::new(store))).await;
 }
 
