@@ -56,8 +56,9 @@ release: ## The optimised binary, target/release/lapwing
 .PHONY: packages tools image deny nginx
 packages: ## Install the distribution's packages that tests and demo use
 	contrib/setup/packages.sh
-tools: ## Build the pinned containerd, nerdctl and crictl, once
+tools: ## Build the pinned containerd, nerdctl, crictl and S3 server, once
 	contrib/setup/tools.sh || [ $$? = 3 ] # 3: no Go here, and it has said what follows
+	contrib/setup/s3.sh || [ $$? = 3 ]
 image: ## Build the images that tests and demo pull, once
 	contrib/setup/image.sh
 deny: ## Build the pinned cargo-deny, once

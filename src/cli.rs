@@ -21,6 +21,8 @@ pub(crate) enum Command {
     Node(Daemon),
     /// Run a tracker: who holds which blob, who may fetch what from the registry
     Tracker(Daemon),
+    /// Run a seed: fetches blobs from their registries on demand and keeps them for all nodes
+    Seed(Daemon),
     /// Run tracker and node in one process
     Up(Daemon),
     /// List the blobs and lazily mounted layers of the node on this machine

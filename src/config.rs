@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use lapwing_plugins::http::{Allowed, UrlsConfig};
 use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
+use lapwing_plugins::storage::StorageConfig;
 use serde::{Deserialize, Serialize};
 
 mod limits;
@@ -39,6 +40,7 @@ pub(crate) struct Config {
     pub peer: Peer,
     pub tracker: Tracker,
     pub origin: Origin,
+    pub seed: Seed,
     pub store: Store,
     pub limits: LimitsTable,
     pub trust: Trust,
@@ -142,6 +144,14 @@ pub(crate) struct OriginSite {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(crate) struct Seed {
+    pub listen: SocketAddr,
+    pub fetches: usize,
+    pub storage: StorageConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Store {
     pub kind: StoreKind,
     pub quota: ByteSize,
@@ -180,6 +190,7 @@ impl Default for Config {
             peer: Peer::default(),
             tracker: Tracker::default(),
             origin: Origin::default(),
+            seed: Seed::default(),
             store: Store::default(),
             limits: LimitsTable::default(),
             trust: Trust::default(),
@@ -241,6 +252,12 @@ impl Default for Tracker {
 impl Default for Origin {
     fn default() -> Self {
         Self { copies: 1, streams: 0, zone: String::new(), sites: BTreeMap::new() }
+    }
+}
+
+impl Default for Seed {
+    fn default() -> Self {
+        Self { listen: loopback(7083), fetches: 64, storage: StorageConfig::default() }
     }
 }
 
@@ -334,15 +351,17 @@ impl Config {
                 return invalid(key, format!("{} is not an absolute path", path.display()));
             }
         }
-        // Who says it of the piece wire, which can be encrypted, means it of the tracker, which cannot yet.
-        let tracker_may_be_reached = self.tracker.insecure || self.peer.insecure;
-        if !self.tracker.listen.ip().is_loopback() && !tracker_may_be_reached {
+        // Who says it of the piece wire, which can be encrypted, means it of trackers and seeds, which cannot yet.
+        let may_be_reached = self.tracker.insecure || self.peer.insecure;
+        for (key, address) in [("tracker.listen", self.tracker.listen), ("seed.listen", self.seed.listen)] {
+            if address.ip().is_loopback() || may_be_reached {
+                continue;
+            }
             return invalid(
-                "tracker.listen",
+                key,
                 format!(
-                    "{} can be reached from other machines and calls to trackers are not encrypted yet; listen on \
-                     loopback, or set tracker.insecure = true if you trust that network",
-                    self.tracker.listen
+                    "{address} can be reached from other machines and calls to trackers and seeds are not encrypted yet; \
+                     listen on loopback, or set tracker.insecure = true if you trust that network"
                 ),
             );
         }
@@ -388,6 +407,12 @@ impl Config {
         }
         if self.registries.max_parallel == 0 {
             return invalid("registries.max_parallel", "at least 1, or nothing comes".into());
+        }
+        if !(1..=4096).contains(&self.seed.fetches) {
+            return invalid("seed.fetches", format!("{} is not between 1 and 4096", self.seed.fetches));
+        }
+        if let Err(error) = self.seed.storage.check() {
+            return invalid("seed.storage", error.to_string());
         }
         for (name, registry) in &self.registries.hosts {
             check_registry(name, registry)?;
@@ -459,6 +484,10 @@ mod tests {
         let cases = [
             ("root = \"relative\"", "root"),
             ("[tracker]\nlisten = \"0.0.0.0:7070\"", "tracker.insecure"),
+            ("[seed]\nlisten = \"0.0.0.0:7083\"", "tracker.insecure"),
+            ("[seed]\nfetches = 0", "seed.fetches"),
+            ("[seed.storage]\nservice = \"ftp\"", "s3"),
+            ("[seed.storage.options]\nbucket = \"b\"", "need a service"),
             ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),

@@ -1,7 +1,7 @@
 //! `lapwing`: peer-to-peer image distribution and lazy start for containerd.
 //!
 //! * [`cli`], [`config`]: what the operator says
-//! * [`node`], [`tracker`]: the two daemons, put together from the crates
+//! * [`node`], [`tracker`], [`seed`]: the daemons, put together from the crates
 //! * [`mirror`], [`catalog`]: the registry mirror, and what it learns of images as they pass
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
 //! * [`memory`]: what the allocator is told
@@ -25,6 +25,7 @@ mod layers;
 mod memory;
 mod mirror;
 mod node;
+mod seed;
 mod telemetry;
 mod tracker;
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Pin(arguments) => on_runtime(commands::pin::run(&arguments, true)),
         Command::Unpin(arguments) => on_runtime(commands::pin::run(&arguments, false)),
         Command::Tracker(daemon) => run_daemon(&daemon, async |config, shutdown| tracker::run(&config, shutdown).await),
+        Command::Seed(daemon) => run_daemon(&daemon, async |config, shutdown| seed::run(config, shutdown).await),
         Command::Node(daemon) => {
             run_daemon(&daemon, async |config, shutdown| node::run(config, Embedded::Nothing, shutdown).await)
         }

@@ -46,6 +46,27 @@ pub(crate) enum Embedded {
     Tracker,
 }
 
+/// What a node of the swarm is to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Fetches for itself.
+    Worker,
+    /// Fetches for all, asked at this port.
+    Seed {
+        /// Of its service.
+        port: u16,
+    },
+}
+
+impl Role {
+    const fn seed_port(self) -> u16 {
+        match self {
+            Self::Worker => 0,
+            Self::Seed { port } => port,
+        }
+    }
+}
+
 /// Runs until `shutdown`, then lets go in the opposite order. Mounts stay for the next process to take up or replace.
 pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let root = prepare_root(&config.root)?;
@@ -56,7 +77,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         tracker::start(&config, tracker, shutdown.clone()).await?;
         config.tracker.addresses.push(config.tracker.listen.to_string());
     }
-    let node = start_swarm(&config, &mut admin).await?;
+    let node = start_swarm(&config, &mut admin, Role::Worker).await?;
     let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
     let registries = Registries::new(config.registries.clone())?;
     let origins = Arc::new(Origins(Arc::clone(&registries)));
@@ -74,7 +95,9 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     if config.snapshotter.enabled {
         serving.spawn(start_snapshotter(&config, &layers, &mut admin, &shutdown).await?);
     }
-    let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Arc::clone(&layers))));
+    let told = Arc::clone(&layers);
+    let builder = Builder::new(Arc::clone(&node), Box::new(move |layer| told.built(layer)));
+    let builder = config.lazy.build_indexes.then(|| Arc::new(builder));
     let observer = Arc::new(observer::Observer::new(Arc::clone(&catalog), Arc::clone(&layers), builder));
     let listen = config.mirror.listen;
     let mirror_settings = MirrorSettings {
@@ -122,7 +145,10 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
 
 /// Waits for the shutdown and then for the end of everything that serves. What ends before ends the node: one that lacks a part
 /// is worse than one that is started anew.
-async fn served(mut serving: JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn served(
+    mut serving: JoinSet<anyhow::Result<()>>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
     tokio::select! {
         biased;
         () = shutdown.cancelled() => {}
@@ -143,7 +169,7 @@ pub(crate) fn cannot_listen(key: &str, address: std::net::SocketAddr) -> String 
 }
 
 /// Makes the root directory, readable by root alone.
-fn prepare_root(root: &Path) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) fn prepare_root(root: &Path) -> anyhow::Result<std::path::PathBuf> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -152,7 +178,8 @@ fn prepare_root(root: &Path) -> anyhow::Result<std::path::PathBuf> {
     root.canonicalize().with_context(|| format!("configuration key root: {}", root.display()))
 }
 
-async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<Node>> {
+/// Starts store, discovery and piece wire.
+pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) -> anyhow::Result<Arc<Node>> {
     let identity = Arc::new(Identity::load_or_create(&config.root.join("node.key"))?);
     let quota = (config.store.quota.0 > 0).then_some(config.store.quota.0);
     let store = ChunkStore::open(
@@ -176,6 +203,7 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
     settings.metainfo_quorum = config.trust.metainfo_quorum;
     settings.index_quorum = config.trust.index_quorum;
     settings.compression = config.peer.compression;
+    settings.ask_seeds = role == Role::Worker;
     let discovery: Arc<dyn Discovery> = if config.tracker.addresses.is_empty() {
         tracing::warn!("no tracker is configured (tracker.addresses): blobs come from the registries alone");
         Arc::new(solitary::Solitary)
@@ -190,6 +218,8 @@ async fn start_swarm(config: &Config, admin: &mut Admin) -> anyhow::Result<Arc<N
             zone: config.tracker.zone.clone(),
             rack: config.tracker.rack.clone(),
             piece_port: config.peer.listen.port(),
+            seed: role != Role::Worker,
+            seed_port: role.seed_port(),
             ..ClientConfig::new(config.tracker.addresses.clone(), identity.id())
         })?
     };

@@ -10,6 +10,7 @@
 mod answers;
 mod config;
 mod link;
+mod seeds;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,8 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{
-    Discovery, DiscoveryError, Found, Holding, LeaseReply, LeaseRequest, Replicas, Settlement, Statement,
+    Discovery, DiscoveryError, Found, Holder, Holding, LeaseReply, LeaseRequest, Replicas, SeedRequest, Settlement,
+    Statement,
 };
 use lapwing_p2p::identity::PeerId;
 use tokio::task::JoinHandle;
@@ -49,6 +51,7 @@ impl Shared {
 pub struct TrackerClient {
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
+    seeds: seeds::Seeds,
 }
 
 impl std::fmt::Debug for TrackerClient {
@@ -81,6 +84,7 @@ impl TrackerClient {
             rack: config.rack.clone(),
             instance: fastrand::u64(..),
             seed: config.seed,
+            seed_port: config.seed_port.into(),
         };
         let shared = Arc::new(Shared { config, caller, held: Mutex::default(), links });
         let keep = |link: &Arc<Link>| {
@@ -88,7 +92,7 @@ impl TrackerClient {
             tokio::spawn(async move { link.keep(shared).await })
         };
         let tasks = shared.links.iter().map(keep).collect();
-        Ok(Arc::new(Self { shared, tasks }))
+        Ok(Arc::new(Self { shared, tasks, seeds: seeds::Seeds::default() }))
     }
 
     /// Takes this node off the trackers' lists, at once, and stops telling them anything. Call it last: a later question
@@ -251,6 +255,11 @@ impl Discovery for TrackerClient {
             let request = wire::lease::settlement_message(self.shared.caller.clone(), &settlement);
             async move { Ok(link.client().settle(request).await?.map(|reply| reply.registration)) }
         }))
+    }
+
+    /// The responsible seed is asked, and up to two more in its place.
+    fn ask_seed(&self, request: SeedRequest) -> BoxFuture<'_, Result<Option<Holder>, DiscoveryError>> {
+        Box::pin(async move { Ok(self.have_seed_fetch(&request).await) })
     }
 
     /// Is told to every tracker. They stop naming the peer: to this node for a minute, to others until it is heard from

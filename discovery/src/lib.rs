@@ -7,6 +7,7 @@
 //! * [`server`]: the gRPC service, a thin shell; [`proto`] is generated from the `.proto` file, `wire` checks messages
 //! * [`registry`]: the tracker's state: groups, nodes, holders, votes. Pure: no sockets, no clock
 //! * [`lease`]: of one blob, who may fetch which pieces from the origin. Pure as well
+//! * [`seed`]: asking seeds to fetch blobs for all: the service, and which of several is asked
 //! * [`limits`], [`metrics`]: every bound and period; every metric name
 //!
 //! A search goes: [`TrackerClient`]'s `find` -> the first tracker whose circuit is closed -> `server/service.rs`, which
@@ -21,6 +22,7 @@ pub mod limits;
 pub mod metrics;
 pub mod proto;
 pub mod registry;
+pub mod seed;
 pub mod server;
 mod wire;
 

@@ -160,6 +160,27 @@ pub const MAX_LAPSED: usize = 64;
 /// A blob nobody asked leases for so long is forgotten.
 pub const BOOK_IDLE: Duration = Duration::from_secs(600);
 
+// Seeds.
+
+/// Most seeds in one answer.
+pub const MAX_SEEDS: usize = 64;
+/// Largest message a seed decodes, in bytes.
+pub const MAX_SEED_REQUEST_BYTES: usize = 4096;
+/// Largest answer of a seed that is decoded, in bytes.
+pub const MAX_SEED_REPLY_BYTES: usize = 16 * 1024;
+/// Longest name of a registry in a request to a seed, in bytes: a DNS name, a colon, five digits.
+pub const MAX_NAMESPACE_BYTES: usize = 259;
+/// Longest name of a repository, in bytes.
+pub const MAX_REPOSITORY_BYTES: usize = 255;
+/// Seeds asked for one blob before it is left to leases.
+pub const MAX_SEEDS_TRIED: usize = 3;
+/// How long a seed may take to answer.
+pub const SEED_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a listing of seeds is used before it is asked for again.
+pub const SEED_LISTING_AGE: Duration = Duration::from_secs(2);
+/// How long a seed that did not answer, or was too busy, is passed over.
+pub const SEED_SUSPICION: Duration = Duration::from_secs(10);
+
 // The client.
 
 /// Most trackers in a configuration.

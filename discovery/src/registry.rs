@@ -19,6 +19,7 @@ mod leasing;
 mod nearness;
 mod node;
 mod replicas;
+mod seeds;
 mod slab;
 mod snapshot;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use crate::lease::sites::LeasePolicy;
 use crate::limits::{
     MAX_BLOBS_PER_NODE, MAX_BOOKS, MAX_GROUPS, MAX_HOLDINGS, MAX_LENGTHS_PER_BLOB, MAX_STATEMENTS_PER_NODE,
 };
+use crate::seed::Seed;
 
 /// Who calls, and from where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub struct Caller {
     pub port: u16,
     /// Whether it keeps blobs for others.
     pub seed: bool,
+    /// Port of its seed service; 0 if it is no seed.
+    pub seed_port: u16,
     /// The tracker's end of the connection. A holder that runs on the tracker's own machine is seen there on a loopback
     /// address, and this is where the caller reaches that machine.
     pub reached_at: IpAddr,
@@ -200,6 +204,12 @@ impl Registry {
         let call = self.enter(now, caller)?;
         let found = call.group.find(now, call.node, caller.reached_at, digest, call.random);
         Ok((call.registration, found))
+    }
+
+    /// The seeds of `caller`'s group that live, at most [`MAX_SEEDS`](crate::limits::MAX_SEEDS).
+    pub fn seeds(&mut self, now: Duration, caller: &Caller) -> Result<(Registration, Vec<Seed>), Refusal> {
+        let call = self.enter(now, caller)?;
+        Ok((call.registration, call.group.live_seeds(now, call.node, caller.reached_at)))
     }
 
     /// Whether `caller` may fetch pieces from the origin. Nobody may while a live node holds all of the blob.

@@ -13,6 +13,7 @@ use tonic::Status;
 use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES};
 use crate::proto;
 use crate::registry::{Caller, Place};
+use crate::seed::Seed;
 
 /// The two ends of the connection that a request came over.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +74,8 @@ pub(crate) fn caller(message: Option<proto::Caller>, ends: Ends) -> Result<Calle
     check_label("rack", &message.rack).map_err(invalid)?;
     let port = u16::try_from(message.piece_port)
         .map_err(|_| invalid(format!("piece_port: {} is no TCP port", message.piece_port)))?;
+    let seed_port = u16::try_from(message.seed_port)
+        .map_err(|_| invalid(format!("seed_port: {} is no TCP port", message.seed_port)))?;
     Ok(Caller {
         node: peer("caller.node", &message.node)?,
         instance: message.instance,
@@ -80,6 +83,7 @@ pub(crate) fn caller(message: Option<proto::Caller>, ends: Ends) -> Result<Calle
         place: Place { zone: message.zone.into(), rack: message.rack.into(), address: ends.remote },
         port,
         seed: message.seed,
+        seed_port,
         reached_at: ends.local,
     })
 }
@@ -160,13 +164,46 @@ pub(crate) fn statement_message(statement: &Statement) -> proto::Statement {
     }
 }
 
+pub(crate) fn seeds_reply(registration: u64, seeds: &[Seed]) -> proto::SeedsReply {
+    let seed = |seed: &Seed| proto::Seed {
+        node: seed.peer.as_bytes().to_vec(),
+        address: address_bytes(seed.address),
+        piece_port: seed.piece_port.into(),
+        seed_port: seed.seed_port.into(),
+    };
+    proto::SeedsReply { registration, seeds: seeds.iter().map(seed).collect() }
+}
+
+/// A seed as a tracker names it, unless it is nonsense.
+pub(crate) fn seed(message: &proto::Seed) -> Option<Seed> {
+    let port = |port: u32| u16::try_from(port).ok().filter(|port| *port != 0);
+    Some(Seed {
+        peer: peer("", &message.node).ok()?,
+        address: address(&message.address)?,
+        piece_port: port(message.piece_port)?,
+        seed_port: port(message.seed_port)?,
+    })
+}
+
+fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        16 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical()),
+        _ => None,
+    }
+}
+
 pub(crate) fn find_reply(registration: u64, found: &Found) -> proto::FindReply {
     let holder = |holder: &Holder| proto::Holder {
         node: holder.peer.as_bytes().to_vec(),
-        address: match holder.address.ip() {
-            IpAddr::V4(ip) => ip.octets().to_vec(),
-            IpAddr::V6(ip) => ip.octets().to_vec(),
-        },
+        address: address_bytes(holder.address.ip()),
         port: holder.address.port().into(),
         state: state(Some(holder.holding)).into(),
         seed: holder.seed,
@@ -183,11 +220,7 @@ pub(crate) fn find_reply(registration: u64, found: &Found) -> proto::FindReply {
 
 /// A holder as a tracker names it, unless it is nonsense.
 pub(crate) fn holder(message: &proto::Holder) -> Option<Holder> {
-    let address = match message.address.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(message.address.as_slice()).ok()?),
-        16 => IpAddr::from(<[u8; 16]>::try_from(message.address.as_slice()).ok()?).to_canonical(),
-        _ => return None,
-    };
+    let address = address(&message.address)?;
     let port = u16::try_from(message.port).ok().filter(|port| *port != 0)?;
     let holding = match message.state() {
         proto::HoldingState::Partial => Holding::Partial,

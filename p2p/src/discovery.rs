@@ -9,6 +9,8 @@ use crate::digest::Digest;
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
 use crate::limits::{MAX_LAYER_INDEX_LENGTH, MAX_METAINFO_LENGTH};
+use crate::origin::Locator;
+use crate::swarm::Priority;
 
 /// How much of a blob a peer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -240,6 +242,21 @@ impl Settlement {
     }
 }
 
+/// A request that a seed fetch a blob from its origin and serve it while it comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedRequest {
+    /// The blob.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Where it was published.
+    pub locator: Locator,
+    /// How urgently the asker wants it.
+    pub urgency: Priority,
+    /// A seed that had taken it and cannot be reached: another is to be asked.
+    pub failed: Option<PeerId>,
+}
+
 /// Discovery, as the swarm sees it: soft state, kept by trackers.
 ///
 /// Contract:
@@ -267,6 +284,12 @@ pub trait Discovery: Send + Sync + 'static {
     /// gives an empty answer.
     fn replicas<'a>(&'a self, _digests: &'a [Digest]) -> BoxFuture<'a, Result<Vec<Replicas>, DiscoveryError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// Lets a seed fetch a blob, and names the one that has it or works on it now. All nodes of a cluster choose the same
+    /// of several seeds that live. A cluster without seeds has none for any blob.
+    fn ask_seed(&self, _request: SeedRequest) -> BoxFuture<'_, Result<Option<Holder>, DiscoveryError>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     /// Tells that `peer` did not answer, or answered wrongly, so that it is not named again for now. A discovery that keeps

@@ -6,7 +6,7 @@
 //! * [`wire`]: the framing that peers speak
 //! * [`swarm`]: the deterministic scheduler: events and time in, actions out
 //! * [`rate`]: speed limits
-//! * [`origin`], [`discovery`]: the two contracts that somebody else fulfils
+//! * [`origin`], [`discovery`], [`storage`]: the contracts that somebody else fulfils
 //! * [`node`]: the shell of sockets and tasks around all of it
 //!
 //! A read of a blob goes: [`node::Blob::read`] -> pieces missing in [`store`] become wants of [`swarm`] -> its actions
@@ -25,6 +25,7 @@ pub mod node;
 pub mod origin;
 pub mod rate;
 pub mod statement;
+pub mod storage;
 pub mod store;
 pub mod swarm;
 pub mod verify;

@@ -144,6 +144,7 @@ impl Node {
             unleased_streams: config.origin_streams_without_tracker,
             ban: config.ban,
             policy: Policy::default(),
+            ask_seeds: config.ask_seeds,
             seed: fastrand::u64(..),
         };
         let swarm = Swarm::new(config.identity.id(), swarm_config);

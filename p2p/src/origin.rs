@@ -39,6 +39,21 @@ pub trait Origin: Send + Sync + 'static {
     fn key(&self) -> Digest {
         Digest::of(self.describe().as_bytes())
     }
+
+    /// What another machine needs to fetch the blob from the same place by its own right; none where it could not, or must
+    /// not.
+    fn locator(&self) -> Option<Locator> {
+        None
+    }
+}
+
+/// The place of a blob as keys into lists that every machine keeps for itself: never an address to dial, never a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Locator {
+    /// The publisher, by the name that it is listed under.
+    pub namespace: String,
+    /// The part of it that holds the blob.
+    pub repository: String,
 }
 
 /// The host (and port) with which a description begins.

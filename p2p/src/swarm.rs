@@ -10,6 +10,7 @@
 //!
 //! * `pick`: requests to peers, hedges, time-outs
 //! * `lease`: discovery and the origin
+//! * `seed`: seeds before the origin
 //! * `peers`: connections, greetings, bans
 //! * `upload`: requests from peers
 //! * `blob`, `table`: what is known of a blob, of peers, of requests under way
@@ -23,6 +24,7 @@ mod limited;
 mod peers;
 mod pick;
 mod policy;
+mod seed;
 #[cfg(test)]
 mod simulation;
 mod table;
@@ -79,6 +81,8 @@ pub struct SwarmConfig {
     pub ban: Duration,
     /// The numbers of the policy; those of simulation unless a simulation varies them.
     pub policy: Policy,
+    /// Whether seeds are asked to fetch blobs before the origin is. A seed itself does not.
+    pub ask_seeds: bool,
     /// Seed of all random choices.
     pub seed: u64,
 }
@@ -92,6 +96,7 @@ impl Default for SwarmConfig {
             unleased_streams: 2,
             ban: Duration::from_secs(600),
             policy: Policy::default(),
+            ask_seeds: false,
             seed: 0,
         }
     }
@@ -305,6 +310,7 @@ impl Swarm {
             Event::Bad { peer, digest, piece } => self.bad(peer, digest, piece),
             Event::Unusable { peer, digest, piece } => self.unusable(peer, digest, piece),
             Event::FindAgain(digest) => self.find_again(digest),
+            Event::SeedAnswered { digest, seed } => self.seed_answered(digest, seed.as_ref()),
             Event::Found { digest, found } => self.found(digest, found),
             Event::Verifiable { digest, verifiable } => {
                 if let Some(blob) = self.blobs.get_mut(&digest) {
@@ -372,7 +378,10 @@ impl Swarm {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.last_progress = now;
         match from {
-            Some(_) => blob.origin.peer_gave(),
+            Some(_) => {
+                blob.origin.peer_gave();
+                blob.seed_gave(now);
+            }
             None => blob.origin.progress(piece, now),
         }
         if blob.store(piece) {
@@ -468,6 +477,7 @@ impl Swarm {
             self.connect(digest);
             self.watch_flights(digest);
             self.tend_imports(digest);
+            self.watch_seed(digest);
             self.consider_origin(digest);
         }
         self.close_idle_peers();

@@ -3,6 +3,7 @@
 //! * [`registry`]: OCI registries as origins of blobs, as judges of who may have them, and as the place manifests
 //!   come from
 //! * [`http`]: plain URLs as origins, with the semantics of an HTTP cache
+//! * [`storage`]: what a seed keeps completed blobs in: the local disk, object stores
 //! * [`limits`]: every bound on what those systems send
 //!
 //! A blob asked for at the mirror goes: [`registry::Registries::authorize`] asks the registry whether this client may
@@ -11,3 +12,4 @@
 pub mod http;
 pub mod limits;
 pub mod registry;
+pub mod storage;

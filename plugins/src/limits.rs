@@ -79,3 +79,22 @@ pub const MAX_KEPT_URLS: usize = 4096;
 
 /// Longest file with the metadata of a URL, in bytes.
 pub const MAX_KEPT_FILE: u64 = 256 * 1024;
+// Storage of seeds.
+
+/// Parts in which a blob is sent to an object store, in bytes: S3 takes at most 10,000 of them, and at least 5 MiB each.
+pub const STORAGE_PART: usize = 8 << 20;
+
+/// Most parts of an upload (the limit of S3), which bounds a blob together with the length of a part.
+pub const MAX_STORAGE_PARTS: u64 = 10_000;
+
+/// Parts of one blob under way at once.
+pub const STORAGE_PARTS_AT_ONCE: usize = 3;
+
+/// How long one call to an object store may take, and each step of a transfer.
+pub const STORAGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often a call to an object store is tried again that failed in passing.
+pub const STORAGE_RETRIES: usize = 3;
+
+/// Most blobs in one answer to a listing.
+pub const MAX_LISTED: usize = 10_000;

@@ -15,8 +15,6 @@ use lapwing_p2p::node::{Blob, Node, Priority};
 use lapwing_snapshotter::index::{Index, IndexBuilder};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::Layers;
-
 /// How long a node that could build waits for the one that should, plus as much again at random.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Pieces between the swarm and the inflating thread.
@@ -25,7 +23,8 @@ const PIECES_AHEAD: usize = 8;
 /// Builds missing indexes, a bounded number at a time.
 pub(crate) struct Builder {
     node: Arc<Node>,
-    layers: Arc<Layers>,
+    /// Told of each layer whose index was built.
+    built: Box<dyn Fn(Digest) + Send + Sync>,
     /// Inflating is CPU work: no more at once than cores.
     cores: Arc<Semaphore>,
     /// Layers under way: a client asks for one blob in many ranges.
@@ -33,9 +32,9 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    pub(crate) fn new(node: Arc<Node>, layers: Arc<Layers>) -> Self {
+    pub(crate) fn new(node: Arc<Node>, built: Box<dyn Fn(Digest) + Send + Sync>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { node, layers, cores: Arc::new(Semaphore::new(cores)), busy: Mutex::default() }
+        Self { node, built, cores: Arc::new(Semaphore::new(cores)), busy: Mutex::default() }
     }
 
     /// A client has begun to pull this layer whole.
@@ -77,7 +76,7 @@ impl Builder {
             .publish(StatementKind::LayerIndex, layer, object.into())
             .await
             .map_err(|error| error.to_string())?;
-        self.layers.built(layer);
+        (self.built)(layer);
         tracing::info!(digest = %layer, index = %name, %diff_id, spans, bytes, "built the index of a layer");
         Ok(())
     }

@@ -15,7 +15,8 @@ pub(crate) struct NodeState {
 }
 
 impl NodeState {
-    pub(crate) fn gather(node: &Node, layers: &Layers, catalog: &Catalog) -> Self {
+    /// What a seed has to show.
+    pub(crate) fn blobs_of(node: &Node) -> Self {
         let blobs = node.blobs().into_iter().map(|blob| BlobState {
             digest: blob.digest.to_string(),
             length_bytes: blob.length,
@@ -26,6 +27,10 @@ impl NodeState {
             bytes_from_origin: blob.bytes_from_origin,
             pinned: blob.pinned,
         });
+        Self { blobs: blobs.collect(), layers: Vec::new() }
+    }
+
+    pub(crate) fn gather(node: &Node, layers: &Layers, catalog: &Catalog) -> Self {
         let mut layer_states: Vec<_> = layers
             .snapshot()
             .into_iter()
@@ -56,7 +61,7 @@ impl NodeState {
             })
             .collect();
         layer_states.sort_by(|one, other| one.digest.cmp(&other.digest));
-        Self { blobs: blobs.collect(), layers: layer_states }
+        Self { layers: layer_states, ..Self::blobs_of(node) }
     }
 }
 

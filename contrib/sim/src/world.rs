@@ -403,7 +403,8 @@ impl World {
                 self.queue.push(begins, Due::Transfer { node: me, transfer, blob, pieces });
             }
             Action::Report(peer) => self.ask(me, Call::Report(peer)),
-            Action::Fail { .. } => {}
+            // There are no seeds: nodes are not told to ask them.
+            Action::AskSeed { .. } | Action::Fail { .. } => {}
         }
     }
 

@@ -9,8 +9,9 @@ use lapwing_p2p::discovery::{Found, LeaseKind, LeaseReply, LeaseRequest};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::layout::PieceIndex;
 
-use crate::limits::{MAX_BELIEVED, MAX_HOLDERS_PER_ANSWER, MAX_LESSEES, MAX_OBJECTS_PER_SUBJECT, MIN_WAIT};
+use crate::limits::{MAX_BELIEVED, MAX_HOLDERS_PER_ANSWER, MAX_LESSEES, MAX_OBJECTS_PER_SUBJECT, MAX_SEEDS, MIN_WAIT};
 use crate::proto::{self, lease_reply::Outcome};
+use crate::seed::Seed;
 use crate::wire;
 
 /// Where cloud machines find their credentials over IPv6; the IPv4 one is link-local.
@@ -26,6 +27,14 @@ pub(super) fn found(reply: &proto::FindReply, digest: Digest, me: PeerId, tracke
     let votes = reply.votes.iter().filter_map(|vote| wire::vote(digest, vote)).take(MAX_OBJECTS_PER_SUBJECT).collect();
     let lessees = reply.lessees.iter().filter_map(|peer| wire::peer("", peer).ok()).take(MAX_LESSEES).collect();
     Found { holders, votes, lessees }
+}
+
+/// Reads a listing of seeds: no more than the bound, none twice, not this node, no address that none can have.
+pub(super) fn seeds(reply: &proto::SeedsReply, me: PeerId, tracker_is_local: bool) -> Vec<Seed> {
+    let mut seen = HashSet::from([me]);
+    let seeds = reply.seeds.iter().filter_map(wire::seed);
+    let seeds = seeds.filter(|seed| may_dial(seed.address, tracker_is_local) && seen.insert(seed.peer));
+    seeds.take(MAX_SEEDS).collect()
 }
 
 fn may_dial(address: IpAddr, tracker_is_local: bool) -> bool {
@@ -117,6 +126,35 @@ mod tests {
         assert!(believed.votes.is_empty(), "a vote on another subject");
         assert_eq!(believed.lessees, [PeerId::from_bytes([5; 32])]);
         assert_eq!(found(&reply, digest, me, true).holders.len(), 2, "loopback from a local tracker");
+    }
+
+    #[test]
+    fn seeds_are_believed_as_little_as_holders() {
+        let seed = |node: u8, address: [u8; 4], piece_port, seed_port| proto::Seed {
+            node: vec![node; 32],
+            address: address.to_vec(),
+            piece_port,
+            seed_port,
+        };
+        let mut seeds_named = vec![
+            seed(1, [10, 0, 0, 1], 7081, 7083),
+            seed(2, [169, 254, 169, 254], 80, 80),
+            seed(3, [127, 0, 0, 1], 7081, 22),
+            seed(4, [10, 0, 0, 4], 0, 7083),
+            seed(5, [10, 0, 0, 5], 7081, 0),
+            seed(6, [10, 0, 0, 6], 7081, 70_000),
+            proto::Seed { node: vec![7; 3], ..seed(7, [10, 0, 0, 7], 7081, 7083) },
+            seed(8, [10, 0, 0, 8], 7081, 7083),
+            seed(8, [10, 0, 0, 9], 7081, 7083),
+        ];
+        let read = |seeds: Vec<proto::Seed>| {
+            let reply = proto::SeedsReply { registration: 1, seeds };
+            super::seeds(&reply, PeerId::from_bytes([1; 32]), false)
+        };
+        let believed = read(seeds_named.clone());
+        assert_eq!(believed.iter().map(|seed| seed.service().to_string()).collect::<Vec<_>>(), ["10.0.0.8:7083"]);
+        seeds_named.extend((20..255).map(|node| seed(node, [10, 0, 1, node], 7081, 7083)));
+        assert_eq!(read(seeds_named).len(), MAX_SEEDS);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct ClientConfig {
     pub piece_port: u16,
     /// Whether it keeps blobs for others: where a seed asks for leases, nobody else gets them.
     pub seed: bool,
+    /// TCP port of its seed service; 0 if it is no seed.
+    pub seed_port: u16,
     /// How long one call may take before the next tracker is asked; twice that for a call in all.
     pub deadline: Duration,
     /// Between two signs of life, before jitter; a tracker forgets a node that is silent for 55 s.
@@ -44,6 +46,7 @@ impl ClientConfig {
             rack: String::new(),
             piece_port: 0,
             seed: false,
+            seed_port: 0,
             deadline: DEADLINE,
             heartbeat: HEARTBEAT,
         }

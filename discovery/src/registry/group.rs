@@ -1,6 +1,6 @@
 //! The nodes and blobs of one group.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
@@ -20,6 +20,8 @@ use crate::limits::{MAX_BLOBS_PER_NODE, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_
 pub(super) struct Group {
     pub(super) nodes: Slab<Node>,
     pub(super) by_peer: HashMap<PeerId, u32>,
+    /// Those of the nodes that are seeds.
+    pub(super) seeds: BTreeSet<u32>,
     pub(super) blobs: Slab<Blob>,
     pub(super) by_digest: HashMap<Digest, u32>,
     pub(super) sites: Sites,
@@ -45,7 +47,9 @@ impl Group {
                 node.heard(now);
                 node.place.clone_from(&caller.place);
                 (node.port, node.seed) = (caller.port, caller.seed);
-                return Ok((index, node.registration));
+                let registration = node.registration;
+                self.note_seed(index, caller.seed_port);
+                return Ok((index, registration));
             }
             self.remove_node(totals, index);
         }
@@ -57,6 +61,7 @@ impl Group {
         node.heard(now);
         let index = self.nodes.insert(node);
         self.by_peer.insert(caller.node, index);
+        self.note_seed(index, caller.seed_port);
         totals.nodes += 1;
         Ok((index, next))
     }
@@ -224,6 +229,7 @@ impl Group {
         self.forget_in_books(node);
         let Some(removed) = self.nodes.remove(node) else { return };
         self.by_peer.remove(&removed.peer);
+        self.seeds.remove(&node);
         totals.nodes -= 1;
         for index in removed.blobs {
             if let Some(blob) = self.blobs.get_mut(index) {

@@ -31,6 +31,8 @@ pub(super) struct Node {
     pub(super) place: Place,
     pub(super) port: u16,
     pub(super) seed: bool,
+    /// Of its seed service; 0 if it is no seed.
+    pub(super) seed_port: u16,
     pub(super) last_seen: Duration,
     pub(super) blobs: HashSet<u32>,
     pub(super) statements: HashSet<(u32, StatementKind)>,
@@ -51,6 +53,7 @@ impl Node {
             place,
             port,
             seed: false,
+            seed_port: 0,
             last_seen: Duration::ZERO,
             blobs: HashSet::new(),
             statements: HashSet::new(),

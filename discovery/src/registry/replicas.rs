@@ -66,6 +66,7 @@ mod tests {
             place: Place { zone: zone.into(), rack: "".into(), address: IpAddr::from([10, 0, 0, number]) },
             port: 7081,
             seed: false,
+            seed_port: 0,
             reached_at: IpAddr::from([10, 255, 255, 1]),
         }
     }

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limits::{
-    GRUDGE, MAX_EXPIRED_PER_TICK, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT, MAX_REPORTS_PER_NODE, NODE_TTL,
-    QUARANTINE, UNREPORTED_SILENCE,
+    GRUDGE, MAX_EXPIRED_PER_TICK, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT, MAX_REPORTS_PER_NODE, MAX_SEEDS,
+    NODE_TTL, QUARANTINE, UNREPORTED_SILENCE,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -32,6 +32,7 @@ fn caller(number: u32) -> Caller {
         place: Place { zone: "".into(), rack: "".into(), address: IpAddr::from([10, high, low, 1]) },
         port: 7081,
         seed: false,
+        seed_port: 0,
         reached_at: IpAddr::from([10, 255, 255, 1]),
     }
 }
@@ -115,6 +116,39 @@ fn a_neighbourhood_is_never_cut_off_from_the_others() {
     assert_eq!(elsewhere.count(), 4);
     let alone = names(&mut registry, NOW, &at(250, 9), 1);
     assert_eq!(alone.len(), MAX_HOLDERS_PER_ANSWER, "equals all");
+}
+
+#[test]
+fn seeds_are_those_that_say_so_and_live() {
+    let mut registry = registry();
+    let seed = |number: u32| Caller { seed_port: 7083, ..caller(number) };
+    for number in 1..=3 {
+        registry.heartbeat(NOW, &seed(number)).unwrap();
+    }
+    registry.heartbeat(NOW, &caller(4)).unwrap();
+    registry.heartbeat(NOW, &Caller { group: "other".to_owned(), ..seed(5) }).unwrap();
+    let named = |registry: &mut Registry, now, asker: &Caller| -> Vec<String> {
+        registry.seeds(now, asker).unwrap().1.iter().map(|seed| seed.service().to_string()).collect()
+    };
+    assert_eq!(named(&mut registry, NOW, &caller(9)), ["10.0.1.1:7083", "10.0.2.1:7083", "10.0.3.1:7083"]);
+    assert_eq!(named(&mut registry, NOW, &seed(1)), ["10.0.2.1:7083", "10.0.3.1:7083"], "not the asker itself");
+
+    registry.leave(&seed(1));
+    registry.heartbeat(NOW, &caller(2)).unwrap();
+    assert_eq!(named(&mut registry, NOW, &caller(9)), ["10.0.3.1:7083"], "one left, one is no seed any more");
+    let later = NOW + UNREPORTED_SILENCE;
+    assert!(named(&mut registry, later, &caller(9)).is_empty(), "a silent seed is not counted on");
+    registry.heartbeat(later, &seed(3)).unwrap();
+    assert_eq!(named(&mut registry, later, &caller(9)).len(), 1);
+    registry.tick(later + NODE_TTL);
+    assert!(named(&mut registry, later + NODE_TTL, &caller(9)).is_empty());
+
+    for number in 100..100 + 2 * MAX_SEEDS as u32 {
+        registry.heartbeat(later, &seed(number)).unwrap();
+    }
+    let (some, same) = (named(&mut registry, later, &caller(9)), named(&mut registry, later, &caller(10)));
+    assert_eq!(some.len(), MAX_SEEDS);
+    assert_eq!(some, same, "of too many the same are named to all");
 }
 
 #[test]

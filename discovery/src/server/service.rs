@@ -127,6 +127,14 @@ impl TrackerService for Tracker {
         })
     }
 
+    async fn seeds(&self, request: Request<proto::SeedsRequest>) -> Result<Response<proto::SeedsReply>, Status> {
+        let read = |message: proto::SeedsRequest| Ok((message.caller, ()));
+        self.call("seeds", request, read, |registry, now, caller, ()| {
+            let (registration, seeds) = registry.seeds(now, caller)?;
+            Ok(wire::seeds_reply(registration, &seeds))
+        })
+    }
+
     async fn lease(&self, request: Request<proto::LeaseRequest>) -> Result<Response<proto::LeaseReply>, Status> {
         let read = |mut message: proto::LeaseRequest| Ok((message.caller.take(), wire::lease::request(&message)?));
         self.call("lease", request, read, |registry, now, caller, (request, layout)| {

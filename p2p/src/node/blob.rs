@@ -220,6 +220,23 @@ impl Blob {
         node.want(self, self.all, pieces, priority);
     }
 
+    /// Waits until all of it is here and the digest matched; somebody must want it.
+    pub async fn completed(self: &Arc<Self>) -> Result<(), ReadError> {
+        if self.is_verified() {
+            return Ok(());
+        }
+        let refusals = self.progress.borrow().refusals;
+        self.completed_since(refusals).await
+    }
+
+    async fn completed_since(self: &Arc<Self>, refusals: u64) -> Result<(), ReadError> {
+        tokio::select! {
+            arrived = self.arrival(0..self.layout.piece_count()) => arrived?,
+            refused = self.refusal(refusals) => return Err(refused),
+        }
+        self.proof().await
+    }
+
     /// Lets all of it come and waits until the digest matched.
     pub async fn verified(self: &Arc<Self>) -> Result<(), ReadError> {
         if self.is_verified() {
@@ -227,11 +244,7 @@ impl Blob {
         }
         let refusals = self.progress.borrow().refusals;
         self.want_all(Priority::Bulk);
-        tokio::select! {
-            arrived = self.arrival(0..self.layout.piece_count()) => arrived?,
-            refused = self.refusal(refusals) => return Err(refused),
-        }
-        self.proof().await
+        self.completed_since(refusals).await
     }
 
     /// Whether this node was granted the lease of piece 0: by convention it builds what derives from the blob.
@@ -409,7 +422,7 @@ impl Blob {
 
     /// Whether a piece on the disk is known to have been something else when it came.
     fn differs(&self, piece: PieceIndex, bytes: &[u8]) -> bool {
-        if self.layout.piece_count() == 1 {
+        if self.layout.piece_count() == 1 && !self.digest.is_name() {
             return self.is_verified() && Digest::of(bytes) != self.digest;
         }
         let expected = lock(&self.trust).expected(piece);

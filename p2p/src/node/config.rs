@@ -38,6 +38,8 @@ pub struct NodeConfig {
     pub index_quorum: u32,
     /// Speed limits at the start; [`Node::set_limits`](super::Node::set_limits) changes them. Default none.
     pub limits: Limits,
+    /// Whether the seeds that discovery knows are asked to fetch blobs before the origin is. Default true; false for a seed.
+    pub ask_seeds: bool,
 }
 
 const NONE: Rates = Rates { node: 0, per_blob: 0, per_peer: 0 };
@@ -59,6 +61,7 @@ impl NodeConfig {
             metainfo_quorum: 2,
             index_quorum: 1,
             limits: Limits { upload: NONE, download: NONE, origin: NONE },
+            ask_seeds: true,
         }
     }
 }

@@ -9,7 +9,8 @@ use tokio::time::timeout;
 use super::Node;
 use super::blob::{Blob, lock};
 use crate::digest::Digest;
-use crate::discovery::{DiscoveryError, Found, Holder, LeaseReply, LeaseRequest, StatementKind, Vote};
+use crate::discovery::{DiscoveryError, Found, Holder, LeaseReply, LeaseRequest, SeedRequest, StatementKind, Vote};
+use crate::identity::PeerId;
 use crate::limits::MAX_METAINFO_LENGTH;
 use crate::swarm::{Event, FoundPeers, Priority};
 use crate::verify::Metainfo;
@@ -111,6 +112,29 @@ impl Node {
         // In a statement of its own: `trust` must be free again before the node's lock is taken.
         let verifiable = lock(&blob.trust).can_verify();
         self.drive(Event::Verifiable { digest: blob.digest, verifiable });
+    }
+
+    /// Lets a seed fetch the blob, if its origin is one that seeds can have, too.
+    pub(super) async fn ask_seed(self: Arc<Self>, blob: Arc<Blob>, urgency: Priority, failed: Option<PeerId>) {
+        let digest = blob.digest;
+        let locator = lock(&blob.origins).current().and_then(|origin| origin.locator());
+        let seed = match locator {
+            Some(locator) => {
+                let request = SeedRequest { digest, length: blob.layout.length(), locator, urgency, failed };
+                timeout(PATIENCE, self.discovery.ask_seed(request)).await.unwrap_or(Ok(None))
+            }
+            None => Ok(None),
+        };
+        let seed = seed.unwrap_or_else(|error| {
+            tracing::debug!(%digest, %error, "no seed can be asked");
+            None
+        });
+        if let Some(seed) = &seed {
+            tracing::debug!(%digest, peer = %seed.peer, "a seed fetches the blob");
+            lock(&blob.trust).add_lessees(&[seed.peer]);
+        }
+        self.drive(Event::SeedAnswered { digest, seed });
+        self.judge_aside(&blob).await;
     }
 
     pub(super) async fn ask_lease(self: Arc<Self>, mut request: LeaseRequest) {

@@ -46,6 +46,11 @@ impl Node {
             | Action::SayFree { .. }
             | Action::Request { .. }
             | Action::Cancel { .. } => self.say(inner, action),
+            Action::AskSeed { digest, urgency, failed } => {
+                if let Some(blob) = inner.blobs.get(&digest) {
+                    self.spawn(Arc::clone(self).ask_seed(Arc::clone(blob), urgency, failed));
+                }
+            }
             _ => self.consult(inner, action),
         }
     }

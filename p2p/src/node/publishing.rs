@@ -144,7 +144,7 @@ impl Node {
     /// leaves peers without.
     async fn make_missing_metainfo(self: &Arc<Self>, blob: &BlobSummary) {
         let digest = blob.digest;
-        let single = PieceLayout::new(blob.length).is_ok_and(|layout| layout.piece_count() <= 1);
+        let single = !digest.is_name() && PieceLayout::new(blob.length).is_ok_and(|layout| layout.piece_count() <= 1);
         let known = self.derived.get(digest, StatementKind::Metainfo);
         let there = known.iter().any(|(known, standing)| *standing == Standing::Own && self.is_here(&known.object));
         if single || there {

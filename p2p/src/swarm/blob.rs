@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Priority;
 use super::event::{TransferId, WantId};
 use super::lease::OriginSide;
+use super::seed::SeedSide;
 use super::table::{Availability, Flights, Slot, Trade, Trades};
 use crate::bitfield::{Bitfield, mask_of, pieces_of};
 use crate::discovery::Holding;
@@ -102,6 +103,7 @@ pub(super) struct BlobState {
     pub(super) find: FindState,
     pub(super) announced: Option<Holding>,
     pub(super) origin: OriginSide,
+    pub(super) seed: SeedSide,
     pub(super) last_progress: Duration,
     /// Nothing changes in whom to connect with before.
     pub(super) connect_next: Duration,
@@ -130,6 +132,7 @@ impl BlobState {
             find: FindState::default(),
             announced: None,
             origin: OriginSide::default(),
+            seed: SeedSide::default(),
             last_progress: Duration::ZERO,
             connect_next: Duration::ZERO,
         }

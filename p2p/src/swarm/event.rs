@@ -177,6 +177,13 @@ pub enum Event {
         /// What.
         found: Option<FoundPeers>,
     },
+    /// Answer to [`Action::AskSeed`].
+    SeedAnswered {
+        /// The blob.
+        digest: Digest,
+        /// The seed that has it or fetches it now; none if no seed does.
+        seed: Option<Holder>,
+    },
     /// Whether pieces from peers can be checked; the metainfo came or will not come.
     Verifiable {
         /// Of which blob.
@@ -242,6 +249,7 @@ impl Event {
             | Self::Unusable { digest, .. }
             | Self::FindAgain(digest)
             | Self::Found { digest, .. }
+            | Self::SeedAnswered { digest, .. }
             | Self::Verifiable { digest, .. }
             | Self::Leased { digest, .. }
             | Self::FirstByte { digest, .. }
@@ -346,6 +354,15 @@ pub enum Action {
     },
     /// Ask discovery who has a blob.
     Find(Digest),
+    /// Let a seed fetch the blob.
+    AskSeed {
+        /// Which.
+        digest: Digest,
+        /// How urgently pieces of it are wanted here.
+        urgency: Priority,
+        /// A seed that had taken it and is out of reach now.
+        failed: Option<PeerId>,
+    },
     /// Tell discovery what is here.
     Announce {
         /// Of which blob.

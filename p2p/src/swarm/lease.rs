@@ -141,6 +141,7 @@ impl Swarm {
         blob.origin.pause_until = Duration::ZERO;
         if blob.is_active() {
             self.announce(digest, Holding::Partial);
+            self.ask_seed_if_due(digest);
             self.consider_origin(digest);
         }
     }
@@ -154,6 +155,7 @@ impl Swarm {
             blob.find.count = 0;
         }
         self.find_if_due(digest);
+        self.ask_seed_if_due(digest);
         if offers {
             self.announce(digest, Holding::Partial);
         }
@@ -221,7 +223,7 @@ impl Swarm {
         if !(origin.known || blob.has_far) || !informed || pending || now < origin.grace_until.max(origin.pause_until) {
             return;
         }
-        if blob.have.is_full() {
+        if blob.have.is_full() || blob.is_left_to_seed(now) {
             return;
         }
         let missing = blob.unserved(now, MAX_RUNS, |_| true);

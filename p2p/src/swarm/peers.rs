@@ -84,10 +84,12 @@ impl Swarm {
         }
         self.uploads.peer_gone(slot);
         self.peers.remove(&peer);
+        self.seed_lost(peer);
     }
 
     pub(super) fn dial_failed(&mut self, peer: PeerId) {
         self.dialing.remove(&peer);
+        self.seed_lost(peer);
         let now = self.now;
         for blob in self.blobs.values_mut() {
             if let Some(known) = blob.known.get_mut(&peer) {

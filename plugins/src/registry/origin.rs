@@ -9,7 +9,7 @@ use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::origin::{ByteStream, Origin, OriginError};
+use lapwing_p2p::origin::{ByteStream, Locator, Origin, OriginError};
 use reqwest::{Method, Response};
 
 use super::client::{pause, transport_reason};
@@ -152,6 +152,11 @@ impl Origin for RegistryOrigin {
         let mut text = self.describe().into_bytes();
         text.extend(self.credential.key().as_bytes());
         Digest::of(&text)
+    }
+
+    fn locator(&self) -> Option<Locator> {
+        let locator = || Locator { namespace: self.endpoint.name.to_string(), repository: self.repository.to_string() };
+        self.endpoint.listed.then(locator)
     }
 }
 

@@ -18,12 +18,14 @@ const MIRROR_PORT: u16 = 7080;
 const PEER_PORT: u16 = 7081;
 /// Where a tracker of the laboratory listens.
 const TRACKER_PORT: u16 = 7070;
+/// Where a seed of the laboratory is asked.
+const SEED_PORT: u16 = 7083;
 const SOCKET: &str = "/run/lapwing/snapshotter.sock";
 
 /// What a node or tracker of the laboratory is told. [`LapwingSettings::toml`] is the one place that knows the configuration's keys.
 #[derive(Debug, Clone)]
 pub struct LapwingSettings {
-    /// `node`, `tracker` or `up`.
+    /// `node`, `tracker`, `seed` or `up`.
     pub command: &'static str,
     /// Trackers, as `host:port`.
     pub trackers: Vec<String>,
@@ -41,6 +43,11 @@ impl LapwingSettings {
     /// A node with the given trackers.
     pub fn node(trackers: &[String]) -> Self {
         Self { trackers: trackers.to_vec(), ..Self::of("node") }
+    }
+
+    /// A seed with the given trackers.
+    pub fn seed(trackers: &[String]) -> Self {
+        Self { trackers: trackers.to_vec(), ..Self::of("seed") }
     }
 
     /// A tracker.
@@ -99,6 +106,9 @@ impl LapwingSettings {
                 ),
             ),
         ];
+        if self.command == "seed" {
+            tables.push(("seed", format!("listen = \"{}:{SEED_PORT}\"", host.address())));
+        }
         for (table, line) in &self.extra {
             match tables.iter_mut().find(|(name, _)| name == table) {
                 Some((_, lines)) => {

@@ -3,8 +3,8 @@
 //!
 //! - [`Lab`]: one test's names and files; sweeps what earlier, killed runs left behind.
 //! - [`Network`] and [`Host`]: a bridge and hosts with their own network and mount namespaces, rate limits and byte counters.
-//! - [`Registry`], [`Containerd`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with the last two.
 //! - [`CorruptingPeer`]: a peer that sends wrong bytes.
+//! - [`Registry`], [`ObjectStore`], [`Containerd`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with the last two.
 //! - [`Site`]: a network with registry and tracker, as most tests want it.
 //! - [`image`]: images, built once into a cache outside the tree.
 //! - [`interrupt`]: signals, for programs that are no tests.
@@ -31,6 +31,7 @@ mod lapwing;
 mod machine;
 mod needs;
 mod network;
+mod objects;
 mod process;
 mod registry;
 mod site;
@@ -49,6 +50,7 @@ pub use lapwing::{Lapwing, LapwingSettings, lapwing_binary};
 pub use machine::{Machine, MachineOptions};
 pub use needs::{Need, missing, require};
 pub use network::{Mbit, Network, Rates};
+pub use objects::ObjectStore;
 pub use process::{Process, check, output};
 pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};
 pub use site::Site;

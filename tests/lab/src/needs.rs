@@ -17,6 +17,8 @@ pub enum Need {
     Disk,
     /// containerd 2.x, ctr, nerdctl and crictl (built by `contrib/setup/tools.sh`, which needs Go).
     Tools,
+    /// An S3-compatible server (built by `contrib/setup/s3.sh`, which needs Go).
+    S3,
     /// A program on the PATH.
     Program(&'static str),
 }
@@ -39,6 +41,7 @@ impl Need {
             }
             Self::Disk => lab::disk_missing(),
             Self::Tools => tools::tools_dir().err().map(|error| format!("needs containerd 2.x: {error:#}")),
+            Self::S3 => tools::s3_dir().err().map(|error| format!("needs an S3-compatible server: {error:#}")),
             Self::Program(name) => tools::on_path(name)
                 .is_none()
                 .then(|| format!("needs the program '{name}' (contrib/setup/packages.sh installs it)")),

@@ -36,6 +36,16 @@ impl Site {
         self.settings().with("lazy", "enabled = false")
     }
 
+    /// A seed of this site on a host of its own, limited to `rate`.
+    pub fn seed(&self, name: &str, rate: Option<Mbit>, settings: LapwingSettings) -> Result<Lapwing> {
+        Lapwing::start(&self.network.host(name, rate)?, settings.registry(&self.registry.name()))
+    }
+
+    /// What a seed of this site is told.
+    pub fn seed_settings(&self) -> LapwingSettings {
+        LapwingSettings::seed(&[self.tracker.tracker_address()])
+    }
+
     /// A worker with containerd 2.x and a node, limited to `rate`.
     pub fn worker(&self, name: &str, rate: Option<Mbit>, settings: LapwingSettings) -> Result<Machine> {
         let options = MachineOptions { rate, ..MachineOptions::lapwing(settings) };

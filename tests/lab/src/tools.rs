@@ -16,11 +16,25 @@ pub fn tools_dir() -> Result<PathBuf> {
     }
 }
 
+/// The directory with the S3-compatible server, built by `contrib/setup/s3.sh` if it is not there yet. The error tells why it cannot be had.
+pub(crate) fn s3_dir() -> Result<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match FOUND.get_or_init(|| built_by("contrib/setup/s3.sh").map_err(|error| format!("{error:#}"))) {
+        Ok(dir) => Ok(dir.clone()),
+        Err(why) => bail!("{why}"),
+    }
+}
+
 fn find() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("LAPWING_TOOLS") {
         return Ok(dir.into());
     }
-    let result = output(&mut Command::new(repository().join("contrib/setup/tools.sh")))?;
+    built_by("contrib/setup/tools.sh")
+}
+
+/// Runs a script that prints the directory of what it has built.
+fn built_by(script: &str) -> Result<PathBuf> {
+    let result = output(&mut Command::new(repository().join(script)))?;
     if !result.status.success() {
         bail!("{}", String::from_utf8_lossy(&result.stderr).trim());
     }

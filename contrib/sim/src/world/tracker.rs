@@ -41,6 +41,7 @@ impl Tracker {
             },
             port: 7000,
             seed: false,
+            seed_port: 0,
             reached_at: IpAddr::V4(Ipv4Addr::new(10, 255, 255, 254)),
         };
         Self {

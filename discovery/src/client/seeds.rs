@@ -1,0 +1,186 @@
+//! Asking seeds: who they are, which is responsible for a blob, and who takes its place.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lapwing_p2p::discovery::{Discovery as _, Holder, Holding, SeedRequest};
+use lapwing_p2p::identity::PeerId;
+use lapwing_p2p::swarm::Priority;
+use tokio::time::{Instant, timeout};
+use tonic::transport::{Channel, Endpoint};
+
+use super::TrackerClient;
+use super::answers;
+use crate::limits::{
+    CONNECT_TIMEOUT, MAX_SEED_REPLY_BYTES, MAX_SEEDS_TRIED, SEED_DEADLINE, SEED_LISTING_AGE, SEED_SUSPICION,
+};
+use crate::proto;
+use crate::seed::fetch_reply::{Outcome, Reason};
+use crate::seed::{FetchRequest, Seed, SeedServiceClient, Urgency, order};
+
+/// What is known of the seeds of this node's group.
+#[derive(Default)]
+pub(super) struct Seeds {
+    listing: Mutex<Listing>,
+    /// One asks the tracker, and the others make do with the last answer.
+    refreshing: AtomicBool,
+    channels: Mutex<HashMap<SocketAddr, SeedServiceClient<Channel>>>,
+    /// Seeds that did not answer, and until when they are passed over.
+    suspects: Mutex<HashMap<PeerId, Instant>>,
+}
+
+#[derive(Default)]
+struct Listing {
+    seeds: Vec<Seed>,
+    at: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is a single step: nothing is left half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What came of asking one seed.
+enum Asked {
+    Takes(Holding),
+    /// No other seed would do it either.
+    Refuses(String),
+    /// Another may.
+    Busy(String),
+    /// It did not answer: another may, now and in a moment.
+    Failed(String),
+}
+
+impl Seeds {
+    fn suspect(&self, peer: PeerId) {
+        let mut suspects = lock(&self.suspects);
+        let now = Instant::now();
+        suspects.retain(|_, until| *until > now);
+        suspects.insert(peer, now + SEED_SUSPICION);
+    }
+
+    fn is_suspect(&self, peer: &PeerId) -> bool {
+        lock(&self.suspects).get(peer).is_some_and(|until| *until > Instant::now())
+    }
+
+    fn client(&self, address: SocketAddr) -> SeedServiceClient<Channel> {
+        let mut channels = lock(&self.channels);
+        let connect = || {
+            // An address of the form that SocketAddr prints is always an authority.
+            let endpoint = Endpoint::from_shared(format!("http://{address}"));
+            let endpoint = endpoint.unwrap_or_else(|_| Endpoint::from_static("http://0.0.0.0:0"));
+            let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+            SeedServiceClient::new(channel).max_decoding_message_size(MAX_SEED_REPLY_BYTES)
+        };
+        channels.entry(address).or_insert_with(connect).clone()
+    }
+
+    fn listed(&self, seeds: Vec<Seed>) {
+        let addresses: Vec<SocketAddr> = seeds.iter().map(Seed::service).collect();
+        lock(&self.channels).retain(|address, _| addresses.contains(address));
+        *lock(&self.listing) = Listing { seeds, at: Some(Instant::now()) };
+    }
+
+    async fn ask(&self, seed: &Seed, request: &SeedRequest) -> Asked {
+        let urgency = if request.urgency == Priority::Background { Urgency::Background } else { Urgency::WaitedFor };
+        let message = FetchRequest {
+            digest: request.digest.as_bytes().to_vec(),
+            length: request.length,
+            registry: request.locator.namespace.clone(),
+            repository: request.locator.repository.clone(),
+            urgency: urgency.into(),
+        };
+        let mut client = self.client(seed.service());
+        let outcome = match timeout(SEED_DEADLINE, client.fetch(message)).await {
+            Ok(Ok(reply)) => reply.into_inner().outcome,
+            Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
+                return Asked::Refuses(status.message().to_owned());
+            }
+            Ok(Err(status)) => return Asked::Failed(status.to_string()),
+            Err(_) => return Asked::Failed(format!("no answer within {SEED_DEADLINE:?}")),
+        };
+        match outcome {
+            Some(Outcome::Accepted(accepted)) => {
+                Asked::Takes(if accepted.complete { Holding::Complete } else { Holding::Partial })
+            }
+            Some(Outcome::Refused(refused)) if refused.reason() != Reason::Busy => Asked::Refuses(refused.text),
+            Some(Outcome::Refused(refused)) => Asked::Busy(refused.text),
+            None => Asked::Failed("an empty answer".to_owned()),
+        }
+    }
+}
+
+impl TrackerClient {
+    /// The seeds that live, as the tracker said last.
+    async fn live_seeds(&self) -> Vec<Seed> {
+        let seeds = &self.seeds;
+        let (known, fresh) = {
+            let listing = lock(&seeds.listing);
+            let fresh = listing.at.is_some_and(|at| at.elapsed() < SEED_LISTING_AGE);
+            (listing.at.map(|_| listing.seeds.clone()), fresh)
+        };
+        if let Some(known) = &known
+            && (fresh || seeds.refreshing.swap(true, Ordering::AcqRel))
+        {
+            return known.clone();
+        }
+        let ask = |link: Arc<super::Link>| {
+            let request = proto::SeedsRequest { caller: Some(self.shared.caller.clone()) };
+            async move { link.client().seeds(request).await }
+        };
+        let reply = self.ask(ask).await;
+        seeds.refreshing.store(false, Ordering::Release);
+        match reply {
+            Ok((link, reply)) => {
+                link.observe(reply.registration);
+                let found = answers::seeds(&reply, self.shared.config.node, link.is_local);
+                seeds.listed(found.clone());
+                found
+            }
+            // A tracker that is down, or too old to know of seeds: those that lived may still.
+            Err(error) => {
+                tracing::debug!(%error, "no listing of seeds");
+                seeds.listed(known.clone().unwrap_or_default());
+                known.unwrap_or_default()
+            }
+        }
+    }
+
+    /// Asks the responsible seed, and others in its place, to fetch a blob.
+    pub(super) async fn have_seed_fetch(&self, request: &SeedRequest) -> Option<Holder> {
+        if self.shared.config.seed_port != 0 {
+            return None;
+        }
+        if let Some(failed) = request.failed {
+            self.seeds.suspect(failed);
+            // What it had leased is free the sooner.
+            if let Err(error) = self.report(failed).await {
+                tracing::debug!(peer = %failed, %error, "a seed that is gone cannot be reported");
+            }
+        }
+        let live = self.live_seeds().await;
+        let candidates = order(&request.digest, &live).into_iter().filter(|seed| !self.seeds.is_suspect(&seed.peer));
+        for seed in candidates.take(MAX_SEEDS_TRIED) {
+            let (digest, peer) = (request.digest, seed.peer);
+            match self.seeds.ask(&seed, request).await {
+                Asked::Takes(holding) => {
+                    return Some(Holder { seed: true, ..Holder::new(peer, seed.piece_wire(), holding) });
+                }
+                Asked::Refuses(reason) => {
+                    tracing::debug!(%digest, %peer, reason, "seed refuses a blob");
+                    return None;
+                }
+                Asked::Busy(reason) => {
+                    tracing::debug!(%digest, %peer, reason, "seed is busy: another is asked");
+                }
+                Asked::Failed(reason) => {
+                    tracing::info!(%digest, %peer, reason, "seed does not take a blob: another is asked");
+                    self.seeds.suspect(peer);
+                }
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,76 @@
+//! The seed daemon: a node without containers that fetches blobs from their registries when nodes ask for them.
+//!
+//! * `demand`: what it is asked for, and what it does about that
+//! * `ledger`: what it has taken on, over restarts
+//! * `keeping`: completed blobs in a storage besides the local disk
+//!
+//! It serves pieces over the piece wire as any node does, from the first one on, and keeps what it has: complete blobs
+//! until `store.quota` or `store.free_floor` make it drop the least recently used, partial ones to go on with after a
+//! restart. It has no mirror and no snapshotter, and asks no other seed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context as _;
+use lapwing_discovery::seed;
+use lapwing_plugins::registry::Registries;
+use lapwing_plugins::storage;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin};
+use crate::config::Config;
+use crate::layers::build::Builder;
+use crate::node::{self, Role, cannot_listen, state::NodeState};
+
+mod demand;
+mod keeping;
+mod ledger;
+mod metrics;
+
+use demand::Demand;
+use keeping::Keeping;
+use ledger::Ledger;
+use metrics::SeedMetrics;
+
+/// Runs until `shutdown`.
+pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !config.tracker.addresses.is_empty(),
+        "configuration key tracker.addresses: nodes find a seed through a tracker; name at least one"
+    );
+    let root = node::prepare_root(&config.root)?;
+    let mut admin = Admin::default();
+    let address = config.seed.listen;
+    let listener = TcpListener::bind(address).await.with_context(|| cannot_listen("seed.listen", address))?;
+    let seed_port = listener.local_addr()?.port();
+    let registries = Registries::new(config.registries.clone())?;
+    let ledger = Ledger::open(&root.join("seed"))?;
+    let metrics = SeedMetrics::register(admin.lapwing());
+    let keeping = storage::open(&config.seed.storage)?.map(|storage| Keeping::new(storage, metrics.clone()));
+    if let Some(keeping) = keeping.clone() {
+        tokio::spawn(async move { keeping.greet().await });
+    }
+    let node = node::start_swarm(&config, &mut admin, Role::Seed { port: seed_port }).await?;
+    let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Box::new(|_| {}))));
+    let demand = Demand::new(Arc::clone(&node), registries, ledger, config.seed.fetches, keeping, builder, metrics);
+    demand.resume();
+
+    let mut serving = JoinSet::new();
+    let stop = shutdown.clone();
+    serving.spawn(async move { Ok(seed::serve(listener, demand, stop.cancelled_owned()).await?) });
+    let told = Arc::clone(&node);
+    admin.state = Some(Box::new(move || serde_json::to_value(NodeState::blobs_of(&told)).unwrap_or_default()));
+    let ready = Arc::clone(&admin.ready);
+    let listen = config.admin.listen;
+    admin::bind(listen, admin, shutdown.clone().cancelled_owned())
+        .await
+        .with_context(|| cannot_listen("admin.listen", listen))?;
+    ready.store(true, Ordering::Release);
+    tracing::info!(peer = %node.id(), service = %address, wire = %node.local_addr(), "seed is ready");
+
+    node::served(serving, &shutdown).await?;
+    node.shutdown().await;
+    Ok(())
+}
