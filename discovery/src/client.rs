@@ -95,9 +95,9 @@ impl TrackerClient {
         Ok(Arc::new(Self { shared, tasks, seeds: seeds::Seeds::default() }))
     }
 
-    /// Takes this node off the trackers' lists, at once, and stops telling them anything. Call it last: a later question
-    /// would register the node again.
-    pub async fn leave(&self) -> Result<(), DiscoveryError> {
+    /// Takes this node off the trackers' lists, at once, and stops telling them anything: a later question would register
+    /// it again.
+    async fn leave_all(&self) -> Result<(), DiscoveryError> {
         self.tasks.iter().for_each(JoinHandle::abort);
         let leave = |link: &Arc<Link>| {
             let link = link.clone();
@@ -270,6 +270,10 @@ impl Discovery for TrackerClient {
             let request = proto::ReportRequest { caller, peer: peer.as_bytes().to_vec() };
             async move { Ok(link.client().report(request).await?.map(|reply| reply.registration)) }
         }))
+    }
+
+    fn leave(&self) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        Box::pin(self.leave_all())
     }
 }
 

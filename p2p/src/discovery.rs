@@ -297,6 +297,9 @@ pub trait Discovery: Send + Sync + 'static {
     fn report(&self, _peer: PeerId) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         Box::pin(std::future::ready(Ok(())))
     }
+
+    /// Takes back all that this node told, before it ends. The last call.
+    fn leave(&self) -> BoxFuture<'_, Result<(), DiscoveryError>>;
 }
 
 /// Discovery gave no answer.

@@ -282,15 +282,6 @@ impl Node {
     /// Flushes, withdraws from discovery, and closes all connections.
     pub async fn shutdown(self: &Arc<Self>) {
         const PATIENCE: Duration = Duration::from_secs(3);
-        let announced: Vec<Digest> = self.store.list().into_iter().map(|blob| blob.digest).collect();
-        let withdraw = async {
-            for digest in announced {
-                if self.discovery.announce(digest, None).await.is_err() {
-                    break;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(PATIENCE, withdraw).await;
         for blob in self.open_blobs() {
             blob.fail(ReadError::ShutDown);
         }
@@ -301,6 +292,10 @@ impl Node {
         self.tasks.close();
         let _ = tokio::time::timeout(PATIENCE, self.tasks.wait()).await;
         self.flush_all().await;
+        // At last: what still ran might have registered the node again.
+        if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, self.discovery.leave()).await {
+            tracing::debug!(%error, "discovery was not told that this node ends");
+        }
     }
 
     /// Whether bytes are wanted that are not here yet.

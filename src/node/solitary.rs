@@ -38,6 +38,10 @@ impl Discovery for Solitary {
         future::ready(Ok(reply)).boxed()
     }
 
+    fn leave(&self) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        future::ready(Ok(())).boxed()
+    }
+
     fn settle(&self, _: Settlement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         future::ready(Ok(())).boxed()
     }

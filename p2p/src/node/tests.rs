@@ -34,6 +34,10 @@ impl Discovery for Silence {
         silent()
     }
 
+    fn leave(&self) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        silent()
+    }
+
     fn settle(&self, _: Settlement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         silent()
     }

@@ -195,6 +195,15 @@ impl Discovery for Client {
         })
     }
 
+    fn leave(&self) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        self.ask(|tracker| {
+            let mut state = tracker.state.lock().unwrap();
+            state.holders.values_mut().for_each(|holders| {
+                holders.remove(&self.me);
+            });
+        })
+    }
+
     fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<LeaseReply, DiscoveryError>> {
         self.ask(|tracker| tracker.lease(self.me, &request))
     }
