@@ -336,7 +336,11 @@ fn the_documented_metrics_are_those_of_the_endpoint() {
     }
     let host = Lab::new("metrics").unwrap().network().unwrap().host("w1", None).unwrap();
     let up = Lapwing::start(&host, LapwingSettings::up()).unwrap();
-    let exposed = families(&up.admin("/metrics").unwrap().text());
+    let mut exposed = families(&up.admin("/metrics").unwrap().text());
+    drop(up);
+    let seed = Lapwing::start(&host, LapwingSettings::seed(&[])).unwrap();
+    let of_seeds = families(&seed.admin("/metrics").unwrap().text());
+    exposed.extend(of_seeds.into_iter().filter(|(name, _)| name.starts_with("lapwing_seed_")));
     for (name, (kind, labels)) in documented() {
         match exposed.get(&name) {
             Some(found) => assert_eq!(*found, kind, "{name}"),

@@ -91,6 +91,7 @@ impl Swarm {
         if blob.known.len() < MAX_KNOWN_HOLDERS || blob.known.contains_key(&peer) {
             let known = Known { address, holding, rank: 0, failed: false, far, dial_after: Duration::ZERO };
             blob.known.insert(peer, known);
+            blob.connect_next = Duration::ZERO;
         }
         self.connect(digest);
     }

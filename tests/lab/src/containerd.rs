@@ -114,8 +114,20 @@ impl Containerd {
     }
 
     /// Runs a container of a pulled image to its end with `ctr`, and gives its output. No `args`: the image's own command.
+    ///
+    /// The output goes to a file: `ctr` gives up pipes that it has not opened yet when the container ends, and with them, now and then,
+    /// all that a container printed.
     pub fn run(&self, reference: &str, snapshotter: &str, name: &str, args: &[&str]) -> Result<String> {
-        check(self.run_command(&["--rm"], reference, snapshotter, name)?.args(args))
+        let file = self.host.dir().join(format!("{name}.output"));
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let uri = format!("file://{}", file.display());
+        let ended = check(self.run_command(&["--rm", "--log-uri", &uri], reference, snapshotter, name)?.args(args));
+        let output = std::fs::read_to_string(&file);
+        ended.with_context(|| format!("it printed {output:?}"))?;
+        Ok(output?)
     }
 
     /// A `ctr run` with `options`, to which the arguments of the container are still to be added.
