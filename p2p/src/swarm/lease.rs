@@ -223,7 +223,7 @@ impl Swarm {
         if !(origin.known || blob.has_far) || !informed || pending || now < origin.grace_until.max(origin.pause_until) {
             return;
         }
-        if blob.have.is_full() || blob.is_left_to_seed(now) {
+        if blob.have.is_full() || (blob.is_left_to_seed(now) && !blob.origin_only) {
             return;
         }
         let missing = blob.unserved(now, MAX_RUNS, |_| true);
@@ -291,7 +291,8 @@ impl Swarm {
         let delay = if at_once { Duration::ZERO } else { UNLEASED_JITTER * self.rng.u32(..1000) / 1000 };
         let run = match urgent.first() {
             Some(run) => run.clone(),
-            None if blob.trades.is_empty() => missing[0].clone(),
+            // Whose bytes are not taken any more share nothing.
+            None if blob.origin_only || blob.trades.is_empty() => missing[0].clone(),
             None => match self.own_share(&digest, blob, missing, length) {
                 Some(run) => run,
                 // Others see to all that is missing, as far as this node knows; unless none of them does.

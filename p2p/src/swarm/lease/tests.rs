@@ -161,6 +161,27 @@ fn nodes_that_lost_their_tracker_together_fetch_different_pieces() {
     assert!(transfers >= 16 && fetched.len() == transfers, "{transfers} transfers, of {} runs", fetched.len());
 }
 
+/// It kept to its own share and left the rest to peers whose bytes it does not take: each run then waited for the stall clock.
+#[test]
+fn a_node_that_trusts_the_origin_alone_leaves_nothing_to_its_peers() {
+    let mut rig = Rig::of(peer(1), 3, Some(LeaseReply::Wait(S)));
+    (2..=16).for_each(|n| rig.meet(n, Bitfield::empty(512)));
+    rig.pull();
+    let pieces: Vec<_> = (0..512).map(PieceIndex).collect();
+    rig.happen(Event::Dropped { digest: rig.digest, pieces, origin_only: true });
+    let (mut expected, end) = (0, rig.now + STALL);
+    while expected < 512 && rig.now < end {
+        rig.pass(rig.now + 20 * MS);
+        for (_, transfer, pieces, leased) in std::mem::take(&mut rig.transfers) {
+            assert!(!leased && pieces.start == expected, "{pieces:?}");
+            expected = pieces.end;
+            rig.arrive(pieces, PieceSource::Origin);
+            rig.happen(Event::TransferEnded { digest: rig.digest, transfer, outcome: Ok(()) });
+        }
+    }
+    assert_eq!(expected, 512, "all of it at once, in order");
+}
+
 #[test]
 fn patience_that_discovery_asks_for_has_an_end() {
     let mut rig = Rig::new(3, Some(LeaseReply::Wait(S)));
