@@ -377,6 +377,7 @@ impl Swarm {
         let now = self.now;
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.last_progress = now;
+        blob.last_arrival = Some(now);
         match from {
             Some(_) => {
                 blob.origin.peer_gave();

@@ -104,7 +104,9 @@ pub(super) struct BlobState {
     pub(super) announced: Option<Holding>,
     pub(super) origin: OriginSide,
     pub(super) seed: SeedSide,
+    /// When a piece came last, or the blob was wanted anew.
     pub(super) last_progress: Duration,
+    pub(super) last_arrival: Option<Duration>,
     /// Nothing changes in whom to connect with before.
     pub(super) connect_next: Duration,
 }
@@ -134,6 +136,7 @@ impl BlobState {
             origin: OriginSide::default(),
             seed: SeedSide::default(),
             last_progress: Duration::ZERO,
+            last_arrival: None,
             connect_next: Duration::ZERO,
         }
     }

@@ -104,9 +104,10 @@ impl OriginSide {
     }
 
     /// Whether nothing came for so long that discovery is not waited for any more.
-    fn is_stalled(&self, now: Duration, last_progress: Duration, last_arrival: Duration) -> bool {
+    fn is_stalled(&self, now: Duration, last_progress: Duration, last_arrival: Option<Duration>) -> bool {
         // While other blobs arrive, this one may only have to wait for its turn.
-        let patient = self.patient_until.max(last_arrival + STALL).min(last_progress + PATIENCE);
+        let its_turn = last_arrival.map_or(Duration::ZERO, |arrival| arrival + STALL);
+        let patient = self.patient_until.max(its_turn).min(last_progress + PATIENCE);
         let paused = (self.paused_until + STALL).min(last_progress + 2 * MAX_RETRY_AFTER);
         now >= patient.max(paused).max(last_progress + STALL)
     }
@@ -254,7 +255,7 @@ impl Swarm {
         }
         if now < blob.origin.ask_after && (urgent.is_empty() || blob.origin.urgent_told) {
             let patience = match urgent.is_empty() {
-                true if now < last_arrival + STALL => PATIENCE,
+                true if last_arrival.is_some_and(|arrival| now < arrival + STALL) => PATIENCE,
                 true => STALL,
                 false => FAULT_PATIENCE,
             };
@@ -385,10 +386,10 @@ impl Swarm {
         self.consider_origin(digest);
     }
 
-    /// When a piece of another blob that is pulled, too, came last.
-    fn last_arrival_besides(&self, digest: &Digest) -> Duration {
+    /// When a piece of another blob that is pulled, too, came last; none if no other blob is.
+    fn last_arrival_besides(&self, digest: &Digest) -> Option<Duration> {
         let others = self.busy.iter().filter(|other| *other != digest).filter_map(|other| self.blobs.get(other));
-        others.map(|blob| blob.last_progress).max().unwrap_or_default()
+        others.filter_map(|blob| blob.last_arrival).max()
     }
 
     /// Discovery answered, or did not.
