@@ -43,10 +43,13 @@ fn every_fault_ends_with_all_that_live_complete() {
     }
 }
 
+/// The reference's scenario E. A blob of 32 MiB is imported to 3 % more: its last pieces are asked for twice.
 #[test]
 fn one_copy_crosses_a_border_also_when_importers_die() {
-    for (deaths, seed) in [(0, 10), (4, 11), (4, 12)] {
-        let report = report::run(Scenario { zone_link: Some(40.0), deaths, ..small(seed) });
+    for (deaths, seed) in [(0, 10), (6, 11), (6, 12)] {
+        let zones = Scenario::cold("zones", 32, RATES, 256 << 20);
+        let limit = Duration::from_secs(400);
+        let report = report::run(Scenario { zone_link: Some(20.0), deaths, seed, limit, ..zones });
         assert_eq!(report.measured.unfinished, 0, "{}", report.json());
         let [into, out] = report.measured.border_bytes.map(|bytes| bytes as f64 / report.scenario.bytes() as f64);
         assert!(into <= 1.02 && out < 0.01 && report.copies() < 1.02, "{}", report.json());
