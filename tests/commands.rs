@@ -338,7 +338,7 @@ fn the_documented_metrics_are_those_of_the_endpoint() {
     let up = Lapwing::start(&host, LapwingSettings::up()).unwrap();
     let mut exposed = families(&up.admin("/metrics").unwrap().text());
     drop(up);
-    let seed = Lapwing::start(&host, LapwingSettings::seed(&[])).unwrap();
+    let seed = Lapwing::start(&host, LapwingSettings::seed(&["127.0.0.1:7070".to_owned()])).unwrap();
     let of_seeds = families(&seed.admin("/metrics").unwrap().text());
     exposed.extend(of_seeds.into_iter().filter(|(name, _)| name.starts_with("lapwing_seed_")));
     for (name, (kind, labels)) in documented() {

@@ -149,7 +149,9 @@ impl Site {
         self.paused_by = None;
         let first_byte = first_byte.filter(|first_byte| *first_byte <= took);
         if let Some(first_byte) = first_byte {
-            self.first_byte = Some(smooth(self.first_byte, first_byte));
+            // The least of all: on a link that is full, first bytes wait in its queue, and more and longer transfers would
+            // only make the queue longer.
+            self.first_byte = Some(self.first_byte.map_or(first_byte, |least| least.min(first_byte)));
         }
         let moving = took.saturating_sub(first_byte.unwrap_or_default());
         let mib = moving.mul_f64(f64::from(1 << 20) / bytes.max(1) as f64);
@@ -301,6 +303,15 @@ mod tests {
         assert_eq!(site.run_for_first_byte(MIB), 1);
         site.delivered(2 * MIB, 2 * S + S / 100, Some(S / 100));
         assert_eq!((site.run_for_first_byte(MIB), site.free(MIB, 2)), (1, LEASE_STREAMS));
+        for _ in 0..20 {
+            site.delivered(2 * MIB, 3 * S, Some(S));
+        }
+        assert_eq!(
+            (site.run_for_first_byte(MIB), site.free(MIB, 2)),
+            (1, LEASE_STREAMS),
+            "it is the link that is full"
+        );
+        let mut site = Site::new(SitePolicy::default());
         for _ in 0..20 {
             site.delivered(2 * MIB, 3 * S, Some(S));
         }
