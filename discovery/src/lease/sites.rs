@@ -77,6 +77,10 @@ pub(super) struct Site {
     mib_time: Option<Duration>,
 }
 
+/// What is shorter says nothing of a site's pace: an image's configuration comes with its first byte, and would make every origin
+/// look as if it answered slowly.
+const PACE_BYTES: u64 = 64 << 10;
+
 impl Site {
     fn new(policy: SitePolicy) -> Self {
         Self {
@@ -152,6 +156,9 @@ impl Site {
             // The least of all: on a link that is full, first bytes wait in its queue, and more and longer transfers would
             // only make the queue longer.
             self.first_byte = Some(self.first_byte.map_or(first_byte, |least| least.min(first_byte)));
+        }
+        if bytes < PACE_BYTES {
+            return;
         }
         let moving = took.saturating_sub(first_byte.unwrap_or_default());
         let mib = moving.mul_f64(f64::from(1 << 20) / bytes.max(1) as f64);
