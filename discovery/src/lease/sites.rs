@@ -80,6 +80,7 @@ pub(super) struct Site {
 /// What is shorter says nothing of a site's pace: an image's configuration comes with its first byte, and would make every origin
 /// look as if it answered slowly.
 const PACE_BYTES: u64 = 64 << 10;
+const SLOW_ANSWER: Duration = Duration::from_millis(200);
 
 impl Site {
     fn new(policy: SitePolicy) -> Self {
@@ -129,16 +130,23 @@ impl Site {
         turn.waits_until = turn.waits_until.max(until);
     }
 
+    /// The wait for a first byte, if it is one to make up for: below that it may be a busy link or machine as well.
+    fn slow_first_byte(&self) -> Option<Duration> {
+        self.first_byte.filter(|first_byte| *first_byte >= SLOW_ANSWER)
+    }
+
     /// How many pieces make up for the wait for a first byte; at least one.
     pub(super) fn run_for_first_byte(&self, piece_bytes: u64) -> u32 {
-        let (Some(first_byte), Some(piece)) = (self.first_byte, self.piece_time(piece_bytes)) else { return 1 };
+        let (Some(first_byte), Some(piece)) = (self.slow_first_byte(), self.piece_time(piece_bytes)) else { return 1 };
         let pieces = RUNS_PER_FIRST_BYTE * first_byte.as_secs_f64() / piece.as_secs_f64().max(1e-6);
         (pieces.ceil() as u32).max(1)
     }
 
     /// Whether a stream waits for its first byte for half the time that its run takes.
     fn is_slow_to_answer(&self, piece_bytes: u64, run: u32) -> bool {
-        let (Some(first_byte), Some(piece)) = (self.first_byte, self.piece_time(piece_bytes)) else { return false };
+        let (Some(first_byte), Some(piece)) = (self.slow_first_byte(), self.piece_time(piece_bytes)) else {
+            return false;
+        };
         first_byte * 2 >= piece * run
     }
 
