@@ -95,6 +95,10 @@ pub const RUNS_PER_STREAM: u32 = 16;
 pub const MAX_RUN_BYTES: u64 = 16 << 20;
 /// Where the origin answers slowly, a run takes so many times as long as the wait for its first byte.
 pub const RUNS_PER_FIRST_BYTE: f64 = 10.0;
+/// An origin's first byte that takes less is not made up for: a full link or a busy machine may be all there is to it.
+pub const SLOW_ANSWER: Duration = Duration::from_millis(200);
+/// A run of fewer bytes says nothing of a site's pace: an image's configuration comes whole with its first byte.
+pub const MIN_PACE_BYTES: u64 = 64 << 10;
 /// Streams from the origin's site at once, over all blobs.
 pub const LEASE_STREAMS: usize = 8;
 /// The same where half of them wait for their first byte.

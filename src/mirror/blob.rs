@@ -21,9 +21,9 @@ use super::metrics::MirrorMetrics;
 use super::range::{Wanted, wanted};
 use super::request::Asked;
 
-/// How many times [`MirrorSettings::first_byte`](super::MirrorSettings::first_byte) a client waits for the first byte
-/// of a blob of which others are coming.
-const PATIENCE: u32 = 6;
+/// How many times [`MirrorSettings::first_byte`](super::MirrorSettings::first_byte) a client waits at most for the first
+/// byte of a blob, while others come.
+const PATIENCE: u32 = 30;
 
 impl Mirror {
     /// The right to a blob is asked of its registry first, whatever of it is here: an answer then says no more than
@@ -103,8 +103,8 @@ impl Mirror {
         Ok(Body::from_stream(transfer.watch(whole)))
     }
 
-    /// Waits for the first bytes for as long as any bytes of the blob come, or its turn has not come: many nodes that start
-    /// together get its rarest pieces first, and to send one of them on to the registry would cost a copy.
+    /// Waits for the first bytes while other bytes of the blob come, or of blobs that were asked for before it: many nodes
+    /// that start together get its rarest pieces first, and to send one of them on to the registry would cost a copy.
     async fn first_bytes(
         &self,
         shown: &str,
@@ -115,14 +115,11 @@ impl Mirror {
             let sources = blob.sources();
             sources.bytes_from_peers + sources.bytes_from_origin
         };
-        let mut patience = PATIENCE;
-        while patience > 0 {
+        for _ in 0..PATIENCE {
             let before = arrived();
             match tokio::time::timeout(self.settings.first_byte, stream.next()).await {
                 Ok(first) => return Ok(first),
-                Err(_) if arrived() > before => patience -= 1,
-                // The node is busy with what was asked of it before: other layers of the same image, mostly.
-                Err(_) if blob.may_come_later(self.settings.first_byte) => {}
+                Err(_) if arrived() > before || blob.may_come_later(self.settings.first_byte) => {}
                 Err(_) => break,
             }
         }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use lapwing_p2p::identity::PeerId;
 
 use crate::limits::{
-    IMPORT_STREAMS, LEASE_STREAMS, MAX_PAUSE, MAX_PAUSE_BY_ONE, MAX_SITES, RUNS_PER_FIRST_BYTE, SITE_IDLE, SLOW_STREAMS,
+    IMPORT_STREAMS, LEASE_STREAMS, MAX_PAUSE, MAX_PAUSE_BY_ONE, MAX_SITES, MIN_PACE_BYTES, RUNS_PER_FIRST_BYTE,
+    SITE_IDLE, SLOW_ANSWER, SLOW_STREAMS,
 };
 
 /// What an operator may set of one site.
@@ -76,11 +77,6 @@ pub(super) struct Site {
     /// Smoothed time that one MiB takes on one stream, after its first byte.
     mib_time: Option<Duration>,
 }
-
-/// What is shorter says nothing of a site's pace: an image's configuration comes with its first byte, and would make every origin
-/// look as if it answered slowly.
-const PACE_BYTES: u64 = 64 << 10;
-const SLOW_ANSWER: Duration = Duration::from_millis(200);
 
 impl Site {
     fn new(policy: SitePolicy) -> Self {
@@ -165,7 +161,7 @@ impl Site {
             // only make the queue longer.
             self.first_byte = Some(self.first_byte.map_or(first_byte, |least| least.min(first_byte)));
         }
-        if bytes < PACE_BYTES {
+        if bytes < MIN_PACE_BYTES {
             return;
         }
         let moving = took.saturating_sub(first_byte.unwrap_or_default());
@@ -334,6 +330,23 @@ mod tests {
         assert_eq!((site.free(MIB, 1), site.free(MIB, 10)), (SLOW_STREAMS, LEASE_STREAMS), "long runs make up for it");
         site.policy.streams = Some(3);
         assert_eq!(site.free(MIB, 1), 3);
+    }
+
+    #[test]
+    fn a_small_blob_tells_nothing_of_the_pace_and_an_answer_below_the_bound_is_not_slow() {
+        let mut site = Site::new(SitePolicy::default());
+        // An image's configuration: all of it comes with the first byte.
+        for _ in 0..20 {
+            site.delivered(MIN_PACE_BYTES - 1, 2 * SLOW_ANSWER, Some(2 * SLOW_ANSWER));
+        }
+        assert_eq!((site.piece_time(MIB), site.run_for_first_byte(MIB)), (None, 1));
+        let answers_after = |first_byte| {
+            let mut site = Site::new(SitePolicy::default());
+            site.delivered(MIB, S / 10 + first_byte, Some(first_byte));
+            (site.run_for_first_byte(MIB), site.free(MIB, 2))
+        };
+        assert_eq!(answers_after(SLOW_ANSWER - S / 1000), (1, LEASE_STREAMS));
+        assert_eq!(answers_after(SLOW_ANSWER), (20, SLOW_STREAMS));
     }
 
     #[test]

@@ -216,3 +216,34 @@ async fn urls_that_a_registry_redirects_to_may_expire_at_once() {
     assert!(copies <= 1.05, "{copies} copies");
     assert!(expired.load(Ordering::SeqCst) > 0);
 }
+
+/// Nodes that start together get the rarest pieces first, and an image's layers wait for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_first_byte_comes_last_is_not_sent_to_the_registry() {
+    const WAIT: Duration = Duration::from_millis(400);
+    let sample = Sample::new(8 << 20);
+    let (fake, _) = registry(&sample, |_, seen, right| {
+        let is_first = seen.header("range").is_some_and(|range| range.starts_with("bytes=0-"));
+        let slow = async move |chunk: Bytes| {
+            tokio::time::sleep(if is_first { 5 * WAIT } else { WAIT / 4 }).await;
+            Ok::<_, std::io::Error>(chunk)
+        };
+        let whole = futures_util::stream::once(axum::body::to_bytes(right.into_body(), usize::MAX));
+        let parts = whole.map(Result::unwrap).flat_map(|whole| {
+            let mut parts: Vec<_> = whole.chunks(64 << 10).map(Bytes::copy_from_slice).collect();
+            if is_first {
+                parts = vec![whole];
+            }
+            futures_util::stream::iter(parts)
+        });
+        let range = seen.header("range").unwrap().replace("bytes=", "bytes ");
+        let sent = format!("{range}/{}", 8 << 20);
+        with_body(206, &[("content-range", &sent)], Body::from_stream(parts.then(slow)))
+    })
+    .await;
+    let rig = Rig::start_at(&fake, tracker().await, WAIT).await;
+    let response = rig.get(&sample.layer_path()).await;
+    assert_eq!(response.status(), 200);
+    assert!(response.bytes().await.unwrap() == sample.layer, "wrong bytes");
+    rig.stop().await;
+}
