@@ -310,7 +310,9 @@ impl Swarm {
             Event::Verifiable { digest, verifiable } => {
                 if let Some(blob) = self.blobs.get_mut(&digest) {
                     blob.verifiable |= verifiable;
-                    blob.metainfo_pending = false;
+                    if std::mem::take(&mut blob.metainfo_pending) && verifiable {
+                        self.forgive_unverifiable(digest);
+                    }
                     self.consider_origin(digest);
                 }
             }

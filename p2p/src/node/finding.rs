@@ -19,6 +19,8 @@ use crate::verify::Metainfo;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause after discovery refused a lease.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+/// How long pieces are not asked for while the metainfo is, if lessees could vouch for some of them.
+const METAINFO_FIRST: Duration = Duration::from_secs(2);
 /// How long the metainfo may take to come.
 const METAINFO_PATIENCE: Duration = Duration::from_secs(10);
 /// Different metainfo tried of what votes name.
@@ -58,8 +60,9 @@ impl Node {
         let loads = !candidates.is_empty() && !blob.loading_metainfo.swap(true, Ordering::AcqRel);
         let peers = FoundPeers {
             holders: found.holders.clone(),
-            // With discovery at hand who may vouch for a piece is known when the piece has come.
-            verifiable: candidates.is_empty() || lock(&blob.trust).can_verify(),
+            // With discovery at hand who may vouch for a piece is known when the piece has come. Who has proven the blob sends
+            // pieces that only metainfo can judge: who begins gets that first.
+            verifiable: candidates.is_empty() || (lock(&blob.trust).can_verify() && blob.stored.have().count() > 0),
             metainfo_pending: !candidates.is_empty(),
         };
         self.drive(Event::Found { digest, found: Some(peers) });
@@ -67,7 +70,14 @@ impl Node {
             self.judge_aside(&blob).await;
         }
         if loads {
-            self.load_metainfo(&blob, candidates, &found.holders).await;
+            let loading = self.load_metainfo(&blob, candidates, &found.holders);
+            tokio::pin!(loading);
+            if timeout(METAINFO_FIRST, &mut loading).await.is_err() {
+                if lock(&blob.trust).can_verify() {
+                    self.tell_verifiable(&blob);
+                }
+                loading.await;
+            }
             blob.loading_metainfo.store(false, Ordering::Release);
         }
     }
@@ -90,7 +100,7 @@ impl Node {
             // Who has the blob has its metainfo: no need to ask discovery first.
             let peers = FoundPeers { holders: holders.to_vec(), verifiable: true, metainfo_pending: false };
             self.drive(Event::Found { digest: object, found: Some(peers) });
-            let read = timeout(METAINFO_PATIENCE, encoded.read(0..length, Priority::ReadAhead)).await;
+            let read = timeout(METAINFO_PATIENCE, encoded.read(0..length, Priority::Fault)).await;
             let Ok(Ok(bytes)) = read else {
                 tracing::debug!(%digest, %object, "metainfo does not come");
                 continue;

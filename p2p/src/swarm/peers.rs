@@ -299,6 +299,18 @@ impl Swarm {
         }
     }
 
+    /// What peers sent could not be judged, and now can: those that did nothing else may be asked again.
+    pub(super) fn forgive_unverifiable(&mut self, digest: Digest) {
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let peers = &self.peers;
+        let is_blameless =
+            |peer: &PeerId| peers.slot(peer).and_then(|slot| peers.at(slot)).is_some_and(|state| state.strikes == 0);
+        for trade in blob.trades.values_mut().filter(|trade| !trade.counts && is_blameless(&trade.peer)) {
+            trade.unusable_until = trade.unusable_until.min(self.now);
+        }
+        blob.next_return = Duration::ZERO;
+    }
+
     /// Remembers what discovery named.
     pub(super) fn learn(&mut self, digest: Digest, holders: &[Holder]) {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };

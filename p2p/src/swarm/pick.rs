@@ -81,7 +81,7 @@ impl Swarm {
         if !usable || !has_budget || !self.download_limit.is_open(self.now, &digest) {
             return;
         }
-        let Some(due) = self.when_due(slot, &peer) else { return };
+        let Some(due) = self.when_due(slot, &peer, false) else { return };
         let salt = self.rng.u32(..) | 1;
         let Some(blob) = self.blobs.get(&digest) else { return };
         let mut wants: Vec<&Want> = blob.wants.values().filter(|want| !want.open().is_empty()).collect();
@@ -112,11 +112,12 @@ impl Swarm {
             .wants
             .get(&want)
             .filter(|want| blob.has_work(want) || (blob.has_far && want.priority == Priority::Fault))?;
+        let urgent = want.priority == Priority::Fault;
         let mut salt = self.rng.u32(..) | 1;
         let mut open = std::mem::take(&mut self.candidates);
         open.clear();
         for (slot, trade) in blob.usable() {
-            if let Some(due) = self.when_due(slot, &trade.peer) {
+            if let Some(due) = self.when_due(slot, &trade.peer, urgent) {
                 salt = salt.wrapping_mul(0x9e37_79b1);
                 open.push((due, salt, slot));
             }
@@ -193,12 +194,13 @@ impl Swarm {
 
     /// When a peer should have delivered one more piece, by what it owes already and how quick it was; none if it may not
     /// be asked for more. A peer that has given nothing yet gets few requests at a time, and one that gave wrong pieces or
-    /// let requests time out a single one, so that it costs little.
-    pub(super) fn when_due(&self, slot: Slot, peer: &PeerId) -> Option<Duration> {
+    /// let requests time out a single one, so that it costs little. What is urgent may be asked of the former beside these: pieces
+    /// may wait for it, as they do for metainfo.
+    pub(super) fn when_due(&self, slot: Slot, peer: &PeerId, urgent: bool) -> Option<Duration> {
         let state = self.peers.at(slot)?;
         let limit = match state.mean.get() {
             _ if state.strikes > 0 || self.is_charged(peer) => 1,
-            None => UNPROVEN_REQUESTS,
+            None => UNPROVEN_REQUESTS + u32::from(urgent),
             Some(_) => u32::MAX,
         };
         let mean = state.mean.get().or(self.mean.get()).unwrap_or(FIRST_GUESS);
@@ -209,7 +211,7 @@ impl Swarm {
     /// Another holder that should deliver first.
     fn another(&self, blob: &BlobState, piece: PieceIndex, than: Slot) -> Option<Slot> {
         let holders = blob.usable().filter(|(slot, trade)| *slot != than && trade.have.get(piece));
-        let due = holders.filter_map(|(slot, trade)| Some((self.when_due(slot, &trade.peer)?, slot)));
+        let due = holders.filter_map(|(slot, trade)| Some((self.when_due(slot, &trade.peer, false)?, slot)));
         due.min().map(|(_, slot)| slot)
     }
 

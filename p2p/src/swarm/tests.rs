@@ -45,6 +45,20 @@ fn the_end_of_one_blob_may_set_another_going() {
     assert!(requested(&swarm.on_event(later, Event::Closed(Digest::of(b"other")))));
 }
 
+/// What they sent could not be judged before the metainfo came: that was not their fault.
+#[test]
+fn peers_of_pieces_that_could_not_be_judged_are_asked_again_once_the_metainfo_is_there() {
+    let mut swarm = swarm();
+    let (digest, pieces) = open(&mut swarm, b"judged later", &[], &[0, 1]);
+    let found = FoundPeers { holders: Vec::new(), verifiable: true, metainfo_pending: true };
+    let _ = swarm.on_event(START, Event::Found { digest, found: Some(found) });
+    let _ = swarm.on_event(START, Event::Unusable { peer: peer(1), digest, piece: pieces[0] });
+    let want = Event::Want { digest, id: WantId(1), pieces: 0..1, priority: Priority::Bulk };
+    let requested = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Request { .. }));
+    assert!(!requested(&swarm.on_event(START, want)), "an unusable peer was asked");
+    assert!(requested(&swarm.on_event(START, Event::Verifiable { digest, verifiable: true })));
+}
+
 /// Haves are not sent to who has the piece: who loses it must learn of them.
 #[test]
 fn who_loses_pieces_says_hello_again_and_is_told_who_has_them() {

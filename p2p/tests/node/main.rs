@@ -12,6 +12,7 @@ mod full;
 mod hostile;
 mod killed;
 mod limits;
+mod metainfo;
 #[path = "../store/mounts.rs"]
 #[allow(dead_code, reason = "the store's own tests use the rest of it")]
 mod mounts;

@@ -224,7 +224,7 @@ async fn a_client_whose_first_byte_comes_last_is_not_sent_to_the_registry() {
     let sample = Sample::new(8 << 20);
     let (fake, _) = registry(&sample, |_, seen, right| {
         let is_first = seen.header("range").is_some_and(|range| range.starts_with("bytes=0-"));
-        let slow = async move |chunk: Bytes| {
+        let slow = move |chunk: Bytes| async move {
             tokio::time::sleep(if is_first { 5 * WAIT } else { WAIT / 4 }).await;
             Ok::<_, std::io::Error>(chunk)
         };
