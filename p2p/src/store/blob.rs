@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, pread};
 
 use super::ChunkStore;
 use super::disk::{self, BlobRoot};
@@ -223,15 +226,28 @@ impl StoredBlob {
             });
         }
         self.need(self.layout.pieces(range.clone()))?;
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        self.read_exact(&mut bytes, range.start)?;
+        let length = (range.end - range.start) as usize;
+        // Not set to zero first: a piece is read a few times for each time that it is written.
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let offset = range.start + bytes.len() as u64;
+            match pread(&self.data, spare_capacity(&mut bytes), offset) {
+                Ok(0) => return Err(self.unreadable(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(self.unreadable(error.into())),
+            }
+        }
+        // More than asked for may have been allocated.
+        bytes.truncate(length);
         Ok(Bytes::from(bytes))
     }
 
     fn read_exact(&self, bytes: &mut [u8], offset: u64) -> Result<(), StoreError> {
-        self.data
-            .read_exact_at(bytes, offset)
-            .map_err(|error| StoreError::io("read", &self.directory.join(disk::DATA), error))
+        self.data.read_exact_at(bytes, offset).map_err(|error| self.unreadable(error))
+    }
+
+    fn unreadable(&self, error: io::Error) -> StoreError {
+        StoreError::io("read", &self.directory.join(disk::DATA), error)
     }
 
     fn need(&self, pieces: Range<u32>) -> Result<(), StoreError> {

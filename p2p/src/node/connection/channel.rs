@@ -27,14 +27,19 @@ const TLS_CHUNK: usize = 64 << 10;
 /// Room for a few control frames; the bytes of a piece pass it by.
 const READ_AHEAD: usize = 4 << 10;
 
+/// Bytes taken from the socket in one go beneath TLS, which by itself asks for 4 KiB at a time: four to a record.
+const ENCRYPTED_AHEAD: usize = 32 << 10;
+
+/// What TLS reads and writes.
+pub(super) type Socket = BufReader<TcpStream>;
 /// The half that is read.
-pub(super) type Incoming = BufReader<Either<OwnedReadHalf, ReadHalf<TlsStream<TcpStream>>>>;
+pub(super) type Incoming = BufReader<Either<OwnedReadHalf, ReadHalf<TlsStream<Socket>>>>;
 
 /// The half that is written.
 pub(super) enum Outgoing {
     /// Shared with threads that send.
     Plaintext(Arc<OwnedWriteHalf>),
-    Encrypted(WriteHalf<TlsStream<TcpStream>>),
+    Encrypted(WriteHalf<TlsStream<Socket>>),
 }
 
 pub(super) fn plaintext(stream: TcpStream) -> (Incoming, Outgoing) {
@@ -42,7 +47,11 @@ pub(super) fn plaintext(stream: TcpStream) -> (Incoming, Outgoing) {
     (BufReader::with_capacity(READ_AHEAD, Either::Left(read)), Outgoing::Plaintext(Arc::new(write)))
 }
 
-pub(super) fn encrypted(stream: TlsStream<TcpStream>) -> (Incoming, Outgoing) {
+pub(super) fn beneath_tls(stream: TcpStream) -> Socket {
+    BufReader::with_capacity(ENCRYPTED_AHEAD, stream)
+}
+
+pub(super) fn encrypted(stream: TlsStream<Socket>) -> (Incoming, Outgoing) {
     let (read, write) = tokio::io::split(stream);
     (BufReader::with_capacity(READ_AHEAD, Either::Right(read)), Outgoing::Encrypted(write))
 }
@@ -108,7 +117,7 @@ async fn send_plaintext(write: &Arc<OwnedWriteHalf>, stored: &Arc<StoredBlob>, r
 }
 
 async fn send_encrypted(
-    write: &mut WriteHalf<TlsStream<TcpStream>>,
+    write: &mut WriteHalf<TlsStream<Socket>>,
     stored: &Arc<StoredBlob>,
     range: Range<u64>,
 ) -> io::Result<()> {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::ConnectionError;
-use super::channel::{self, Incoming, Outgoing};
+use super::channel::{self, Incoming, Outgoing, Socket};
 use crate::identity::{Identity, PeerId, SIGNATURE_LENGTH};
 use crate::node::Node;
 use crate::wire::handshake::{self, GREETING_LENGTH, Greeting, PLAINTEXT};
@@ -40,7 +40,8 @@ pub(in crate::node) async fn dial(address: SocketAddr, peer: PeerId, node: &Node
     let greeting = async {
         let channel = match &node.tls {
             Some(tls) => {
-                let connecting = TlsConnector::from(tls.client(peer)).connect(Tls::name(), stream);
+                let connecting =
+                    TlsConnector::from(tls.client(peer)).connect(Tls::name(), channel::beneath_tls(stream));
                 greet_within_tls(connecting.await.map_err(ConnectionError::Tls)?.into(), node).await
             }
             None => greet_in_plaintext(stream, node).await,
@@ -67,7 +68,7 @@ pub(in crate::node) async fn accept(stream: TcpStream, node: &Node) -> Result<Ch
     let greeting = async {
         match &node.tls {
             Some(tls) => {
-                let accepting = TlsAcceptor::from(tls.server()).accept(stream);
+                let accepting = TlsAcceptor::from(tls.server()).accept(channel::beneath_tls(stream));
                 greet_within_tls(accepting.await.map_err(ConnectionError::Tls)?.into(), node).await
             }
             None => greet_in_plaintext(stream, node).await,
@@ -82,7 +83,7 @@ async fn greet_in_plaintext(mut stream: TcpStream, node: &Node) -> Result<Channe
     Ok(Channel { peer: theirs.peer, packs: theirs.features & TAKES_PACKED != 0, read, write })
 }
 
-async fn greet_within_tls(mut stream: TlsStream<TcpStream>, node: &Node) -> Result<Channel, ConnectionError> {
+async fn greet_within_tls(mut stream: TlsStream<Socket>, node: &Node) -> Result<Channel, ConnectionError> {
     let (expected, binding) = match &stream {
         TlsStream::Client(stream) => tls::peer(stream.get_ref().1)?,
         TlsStream::Server(stream) => tls::peer(stream.get_ref().1)?,

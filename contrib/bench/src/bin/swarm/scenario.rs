@@ -75,11 +75,24 @@ const COLD32: Scenario = Scenario {
     ..COLD8
 };
 
+/// The bound is the same as at full rates, and the efficiency would be if the nodes did not share a machine's CPUs.
+const COLD32_HALF: Scenario = Scenario {
+    name: "cold32-half",
+    about: "the same at half of all rates, half as much",
+    blobs_mib: &[128],
+    registry_mbit: 50,
+    node_up_mbit: 20,
+    node_down_mbit: 40,
+    ..COLD32
+};
+
 /// All cases, in the order in which they run.
 pub(crate) const ALL: &[Scenario] = &[
     COLD8,
     COLD32,
     Scenario { name: "cold32x3", about: "the same, three copies allowed", copies: 3, ..COLD32 },
+    COLD32_HALF,
+    Scenario { name: "cold32x3-half", about: "the same, three copies allowed", copies: 3, ..COLD32_HALF },
     Scenario {
         name: "fast16",
         about: "cold start of 16 nodes with a fast registry",
