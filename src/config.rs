@@ -99,6 +99,7 @@ pub(crate) struct Peer {
     pub listen: SocketAddr,
     pub insecure: bool,
     pub compression: bool,
+    pub congestion_control: String,
     pub upload_slots: u32,
 }
 
@@ -232,7 +233,8 @@ impl Default for Lazy {
 
 impl Default for Peer {
     fn default() -> Self {
-        Self { listen: loopback(7081), insecure: false, compression: true, upload_slots: 2 }
+        let congestion_control = "cubic".into();
+        Self { listen: loopback(7081), insecure: false, compression: true, congestion_control, upload_slots: 2 }
     }
 }
 
@@ -373,6 +375,14 @@ impl Config {
         if self.tracker.group.is_empty() || self.tracker.group.len() > 64 {
             return invalid("tracker.group", "a group has a name of 1 to 64 bytes".into());
         }
+        let control = &self.peer.congestion_control;
+        // TCP_CA_NAME_MAX of linux/tcp.h, with its final zero.
+        if control.len() > 15 || !control.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
+            return invalid(
+                "peer.congestion_control",
+                format!("{control:?} is no name of a congestion control, like \"cubic\""),
+            );
+        }
         if !(1..=1024).contains(&self.peer.upload_slots) {
             return invalid("peer.upload_slots", format!("{} is not between 1 and 1024", self.peer.upload_slots));
         }
@@ -491,6 +501,7 @@ mod tests {
             ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),
+            ("[peer]\ncongestion_control = \"../cubic\"", "congestion_control"),
             ("[trust]\nindex_quorum = 0", "trust.index_quorum"),
             ("[limits.origin]\nper_blob = \"1KiB\"", "limits.origin.per_blob"),
             ("[origin]\ncopies = 0", "origin.copies"),

@@ -197,6 +197,7 @@ pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) 
     )?;
     let mut settings = NodeConfig::new(config.peer.listen, Arc::clone(&identity));
     settings.read_deadline = config.lazy.read_deadline.0;
+    settings.congestion_control = config.peer.congestion_control.clone().into();
     settings.upload_slots = config.peer.upload_slots;
     settings.limits = (&config.limits).into();
     settings.insecure = config.peer.insecure;

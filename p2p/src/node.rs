@@ -137,6 +137,10 @@ impl Node {
         let bind = |source| NodeError::Bind { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
+        if let Err(error) = connection::control_congestion(&listener, &config) {
+            let wanted = &*config.congestion_control;
+            tracing::warn!(wanted, %error, "the piece wire keeps the system's congestion control");
+        }
         let swarm_config = SwarmConfig {
             upload_slots: config.upload_slots,
             max_peers_per_blob: config.max_peers_per_blob,

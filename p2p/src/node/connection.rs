@@ -24,7 +24,7 @@ use crate::limits::{MAX_BLOBS_PER_CONNECTION, MAX_QUEUED_FRAMES};
 use crate::wire::handshake::HandshakeError;
 use crate::wire::{BlobNumber, Frame, WireError};
 
-pub(super) use greeting::{Channel, accept, dial};
+pub(super) use greeting::{Channel, accept, control_congestion, dial};
 use reader::Reader;
 use writer::Writer;
 

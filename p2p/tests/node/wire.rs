@@ -222,3 +222,32 @@ async fn what_unpacks_to_no_piece_is_blamed_on_its_sender() {
     node.shutdown().await;
     serving.abort();
 }
+
+/// The names of the congestion controls at both ends of all connections to `port` of this machine.
+fn congestion_controls(port: u16) -> Vec<String> {
+    let filter = format!("( sport = :{port} or dport = :{port} )");
+    let listed = std::process::Command::new("ss").args(["-tinOH", "state", "established", &filter]).output().unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let text = String::from_utf8(listed.stdout).unwrap();
+    text.lines().map(|line| line.split_whitespace().nth(4).unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_of_a_connection_use_the_congestion_control_that_is_configured() {
+    let tracker = Arc::new(Tracker::default());
+    let bytes = content(1000, 36);
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Every kernel has it, and none has it for its default.
+    let adjust = |config: &mut NodeConfig| config.congestion_control = "reno".into();
+    let (first, second) = (start(&tracker, one.path(), adjust).await, start(&tracker, two.path(), adjust).await);
+    let digest = Digest::of(&bytes);
+    let origin = Arc::new(Handle(MemoryOrigin::new(bytes.clone())));
+    first.open(digest, 1000, Some(origin)).unwrap().verified().await.unwrap();
+    while tracker.holding(&digest, &first.id()) != Some(Holding::Complete) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(second.open(digest, 1000, None).unwrap().read(0..1000, Priority::Bulk).await.unwrap(), bytes);
+    assert_eq!(congestion_controls(first.local_addr().port()), ["reno", "reno"]);
+    first.shutdown().await;
+    second.shutdown().await;
+}

@@ -1,6 +1,7 @@
 //! The beginning of a connection: TLS unless the operator wants plaintext, then the wire's handshake.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -12,7 +13,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use super::ConnectionError;
 use super::channel::{self, Incoming, Outgoing, Socket};
 use crate::identity::{Identity, PeerId, SIGNATURE_LENGTH};
-use crate::node::Node;
+use crate::node::{Node, NodeConfig};
 use crate::wire::handshake::{self, GREETING_LENGTH, Greeting, PLAINTEXT};
 use crate::wire::packing::TAKES_PACKED;
 use crate::wire::tls::{self, Tls};
@@ -37,6 +38,8 @@ pub(in crate::node) async fn dial(address: SocketAddr, peer: PeerId, node: &Node
     let connecting = timeout(DIAL_TIMEOUT, TcpStream::connect(address));
     let stream = connecting.await.map_err(|_| ConnectionError::TimedOut)??;
     tune(&stream)?;
+    // What the kernel does not have was complained of at the start. Connections that others open are born with it.
+    let _ = control_congestion(&stream, &node.config);
     let greeting = async {
         let channel = match &node.tls {
             Some(tls) => {
@@ -60,6 +63,14 @@ pub(in crate::node) async fn dial(address: SocketAddr, peer: PeerId, node: &Node
 fn tune(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)
+}
+
+/// Sets the congestion control that the configuration names; of a listener it is that of all its connections.
+pub(in crate::node) fn control_congestion(socket: &impl AsFd, config: &NodeConfig) -> std::io::Result<()> {
+    match &*config.congestion_control {
+        "" => Ok(()),
+        name => Ok(rustix::net::sockopt::set_tcp_congestion(socket, name)?),
+    }
 }
 
 /// Takes a connection that somebody opened.
