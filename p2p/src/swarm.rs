@@ -13,10 +13,11 @@
 //! * `seed`: seeds before the origin
 //! * `peers`: connections, greetings, bans
 //! * `upload`: requests from peers
-//! * `blob`, `table`: what is known of a blob, of peers, of requests under way
+//! * `blob`, `blobs`, `table`: what is known of a blob, of peers, of requests under way
 //! * `policy`: the numbers
 
 mod blob;
+mod blobs;
 mod event;
 mod lease;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use event::{Action, CloseReason, Event, FoundPeers, PieceSource, TransferId,
 pub use policy::Policy;
 
 use blob::{BlobState, Want};
+use blobs::Blobs;
 use peers::Offence;
 use pick::Mean;
 use table::{Peers, Slot};
@@ -116,9 +118,9 @@ pub struct Swarm {
     config: SwarmConfig,
     rng: fastrand::Rng,
     now: Duration,
-    blobs: BTreeMap<Digest, BlobState>,
+    blobs: Blobs,
     /// The blobs of which something is wanted and missing, under way, or to be told: all that requests and ticks are about.
-    busy: BTreeSet<Digest>,
+    busy: Vec<Digest>,
     peers: Peers,
     dialing: BTreeSet<PeerId>,
     offences: BTreeMap<PeerId, Offence>,
@@ -136,6 +138,8 @@ pub struct Swarm {
     idle_check: Duration,
     /// Used by every choice of a peer.
     candidates: Vec<(Duration, u32, Slot)>,
+    /// Used by every look for requests.
+    open_wants: Vec<pick::OpenWant>,
     actions: Vec<Action>,
 }
 
@@ -147,8 +151,8 @@ impl Swarm {
             config,
             rng: fastrand::Rng::with_seed(config.seed),
             now: Duration::ZERO,
-            blobs: BTreeMap::new(),
-            busy: BTreeSet::new(),
+            blobs: Blobs::default(),
+            busy: Vec::new(),
             peers: Peers::default(),
             dialing: BTreeSet::new(),
             offences: BTreeMap::new(),
@@ -163,6 +167,7 @@ impl Swarm {
             next_transfer: 0,
             idle_check: Duration::ZERO,
             candidates: Vec::new(),
+            open_wants: Vec::new(),
             actions: Vec::new(),
         }
     }
@@ -180,16 +185,21 @@ impl Swarm {
     pub fn on_event_into(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
         std::mem::swap(&mut self.actions, actions);
         self.now = self.now.max(now);
-        // Most events are about one side of the exchange only.
+        // Most events are about one side of the exchange only, and the most frequent one about a single peer.
         let (asks, serves) = match &event {
+            Event::Have { .. } => (false, false),
             Event::Request { .. } | Event::Cancel { .. } | Event::Sent { .. } => (false, true),
             Event::Tick | Event::PeerDown(_) | Event::NotHere { .. } => (true, true),
             _ => (true, false),
         };
         let digest = event.digest();
         self.take(event);
-        let needs_ticks = |digest: &Digest| self.blobs.get(digest).is_some_and(BlobState::needs_ticks);
-        self.busy.extend(digest.filter(needs_ticks));
+        if let Some(digest) = digest
+            && let Some(blob) = self.blobs.get_mut(&digest).filter(|blob| !blob.is_busy && blob.needs_ticks())
+        {
+            blob.is_busy = true;
+            self.busy.push(digest);
+        }
         if asks {
             self.fill_requests();
             self.download_limit.account(self.now);
@@ -280,7 +290,7 @@ impl Swarm {
     fn take(&mut self, event: Event) {
         match event {
             Event::Opened { digest, layout, have, verified } => {
-                self.blobs.entry(digest).or_insert_with(|| BlobState::new(layout, have, verified));
+                self.blobs.open(digest, || BlobState::new(layout, have, verified));
             }
             Event::Closed(digest) => self.closed(digest),
             Event::OriginKnown(digest) => self.origin_known(digest),
@@ -336,7 +346,7 @@ impl Swarm {
             let tell = |trade: &table::Trade| Action::SayNotHere { peer: trade.peer, digest, piece: None };
             self.actions.extend(blob.trades.values().map(tell));
         }
-        self.busy.remove(&digest);
+        self.busy.retain(|busy| *busy != digest);
     }
 
     fn want(&mut self, digest: Digest, id: WantId, pieces: Range<u32>, priority: Priority) {
@@ -466,10 +476,15 @@ impl Swarm {
     }
 
     fn tick(&mut self) {
-        let blobs = &self.blobs;
-        self.busy.retain(|digest| blobs.get(digest).is_some_and(BlobState::needs_ticks));
-        let digests: Vec<Digest> = self.busy.iter().copied().collect();
-        for digest in digests {
+        let blobs = &mut self.blobs;
+        self.busy.retain(|digest| {
+            blobs.get_mut(digest).is_some_and(|blob| {
+                blob.is_busy = blob.needs_ticks();
+                blob.is_busy
+            })
+        });
+        for at in 0..self.busy.len() {
+            let digest = self.busy[at];
             if let Some(blob) = self.blobs.get_mut(&digest) {
                 blob.return_peers(self.now);
             }

@@ -109,7 +109,7 @@ impl<K: Copy + PartialEq, J: Copy> Pipe<K, J> {
         Some(Some(quantum))
     }
 
-    /// Says when the quantum that has just left is with its receiver.
+    /// Says when the quantum that has just left is with its receiver, as far as the sender knows.
     pub fn delivered(&mut self, key: K, at_ns: u64) {
         let window = self.window;
         if let Some(flow) = self.flows.back_mut().filter(|flow| flow.key == key) {
@@ -118,6 +118,13 @@ impl<K: Copy + PartialEq, J: Copy> Pipe<K, J> {
                 flow.under_way.pop_front();
             }
         }
+    }
+
+    /// The receiver says that a quantum was with it later than expected.
+    pub fn late(&mut self, key: K, expected_ns: u64, at_ns: u64) {
+        let flow = self.flows.iter_mut().find(|flow| flow.key == key);
+        let quanta = flow.into_iter().flat_map(|flow| &mut flow.under_way);
+        quanta.filter(|known| **known == expected_ns).for_each(|known| *known = at_ns);
     }
 
     /// Begins the next quantum; the result is when the timer is due, if that has changed.
@@ -170,6 +177,22 @@ mod tests {
         assert_eq!(timer, Some(1_000_000), "a megabyte a second");
         assert_eq!(pipe.send(0, 2, (), 3000), None);
         assert_eq!(ends(&mut pipe, timer, 0), [(1, 3000), (2, 5000)]);
+    }
+
+    #[test]
+    fn a_receiver_that_turns_out_slow_slows_its_connection() {
+        let mut pipe = Pipe::new(ps_per_byte(8.0), 1000, 1);
+        let mut timer = pipe.send(0, 1, (), 4000);
+        let mut left = Vec::new();
+        while let Some(now) = timer {
+            if let Some(quantum) = pipe.timer(now).expect("no timer is stale here") {
+                left.push(now / 1000);
+                pipe.delivered(quantum.key, now);
+                pipe.late(quantum.key, now, now + 10_000_000);
+            }
+            timer = pipe.start(now);
+        }
+        assert_eq!(left, [1000, 2000, 12_000, 13_000]);
     }
 
     #[test]

@@ -112,6 +112,13 @@ impl OriginSide {
         now >= patient.max(paused).max(last_progress + STALL)
     }
 
+    /// Whether transfers, an answer or a pause keep a pull from being considered, and nobody need be told of a refusal.
+    pub(super) fn is_waiting(&self, now: Duration) -> bool {
+        let forsaken = self.forsaken_since.is_some_and(|since| now >= since + STALL);
+        let busy = self.transfers.len() + self.imports.len() >= self.streams();
+        self.known && self.refused.is_none() && !forsaken && (busy || self.asking || now < self.ask_after)
+    }
+
     /// Discovery asks for patience: others fetch, or the origin asked for a pause, which then is longer than others.
     fn wait(&mut self, now: Duration, pause: Duration) {
         let pause = pause.min(MAX_RETRY_AFTER);
@@ -217,7 +224,7 @@ impl Swarm {
     /// Decides whether the origin, or another zone, is to be asked for something now.
     pub(super) fn consider_origin(&mut self, digest: Digest) {
         let (now, down, last_arrival) = (self.now, self.discovery_is_down(), self.last_arrival_besides(&digest));
-        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let Some(blob) = self.blobs.get(&digest) else { return };
         let origin = &blob.origin;
         let informed = blob.find.answered || down || blob.origin_only;
         let pending = blob.metainfo_pending && now < origin.metainfo_until;
@@ -226,6 +233,14 @@ impl Swarm {
         }
         if blob.have.is_full() || (blob.is_left_to_seed(now) && !blob.origin_only) {
             return;
+        }
+        if !down && blob.is_waiting_for_origin(now) {
+            if !blob.has_unserved() {
+                return self.ask_copy(digest);
+            }
+            if !blob.origin.is_stalled(now, blob.last_progress, last_arrival) {
+                return;
+            }
         }
         let missing = blob.unserved(now, MAX_RUNS, |_| true);
         let importable = blob.importable(&missing, now, MAX_RUNS);
@@ -264,6 +279,7 @@ impl Swarm {
             }
             return;
         }
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.origin.asking = true;
         blob.origin.asked_copy = false;
         blob.origin.urgent_told = !urgent.is_empty();
@@ -361,7 +377,7 @@ impl Swarm {
                 return self.consider_origin(digest);
             }
         }
-        if !asked_copy {
+        if !asked_copy && blob.trades.len() < self.config.max_peers_per_blob {
             // Others have or fetch what is missing here: find out who they are.
             self.find_again(digest);
         }

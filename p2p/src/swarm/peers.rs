@@ -74,8 +74,7 @@ impl Swarm {
     }
 
     fn forget(&mut self, peer: PeerId, slot: Slot) {
-        let digests: Vec<Digest> = self.blobs.keys().copied().collect();
-        for digest in digests {
+        for digest in self.blobs.digests() {
             self.leave_trade(slot, digest);
             if let Some(blob) = self.blobs.get_mut(&digest) {
                 blob.greeted.remove(&slot);
@@ -164,8 +163,9 @@ impl Swarm {
 
     pub(super) fn peer_has(&mut self, peer: PeerId, digest: Digest, pieces: &[PieceIndex]) {
         let Some(slot) = self.touch(&peer) else { return };
-        if let Some(blob) = self.blobs.get_mut(&digest) {
-            blob.they_have(slot, pieces);
+        let news = self.blobs.get_mut(&digest).is_some_and(|blob| blob.they_have(slot, pieces));
+        if news {
+            self.ask_for_news(slot, digest);
         }
     }
 
@@ -279,8 +279,9 @@ impl Swarm {
     }
 
     /// Whether the peer gave wrong pieces before.
-    pub(super) fn is_charged(&self, peer: &PeerId) -> bool {
-        self.offences.get(peer).is_some_and(|offence| offence.charges > 0)
+    pub(super) fn is_charged(&self, slot: Slot) -> bool {
+        let offence = || self.offences.get(&self.peers.name(slot)?);
+        !self.offences.is_empty() && offence().is_some_and(|offence| offence.charges > 0)
     }
 
     pub(super) fn unusable(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex) {

@@ -19,7 +19,9 @@ pub(super) struct Slot(pub(super) u32);
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     slots: HashMap<PeerId, Slot>,
-    states: Vec<Option<(PeerId, Peer)>>,
+    names: Vec<Option<PeerId>>,
+    /// Apart from the names: every choice of a peer goes through the states of many.
+    states: Vec<Option<Peer>>,
     free: Vec<Slot>,
 }
 
@@ -37,24 +39,26 @@ impl Peers {
     }
 
     pub(super) fn name(&self, slot: Slot) -> Option<PeerId> {
-        self.states.get(slot.0 as usize)?.as_ref().map(|(peer, _)| *peer)
+        *self.names.get(slot.0 as usize)?
     }
 
     pub(super) fn at(&self, slot: Slot) -> Option<&Peer> {
-        self.states.get(slot.0 as usize)?.as_ref().map(|(_, state)| state)
+        self.states.get(slot.0 as usize)?.as_ref()
     }
 
     pub(super) fn at_mut(&mut self, slot: Slot) -> Option<&mut Peer> {
-        self.states.get_mut(slot.0 as usize)?.as_mut().map(|(_, state)| state)
+        self.states.get_mut(slot.0 as usize)?.as_mut()
     }
 
     /// Adds a peer that is not there.
     pub(super) fn insert(&mut self, peer: PeerId, state: Peer) -> Slot {
         let slot = self.free.pop().unwrap_or(Slot(self.states.len() as u32));
         if slot.0 as usize == self.states.len() {
+            self.names.push(None);
             self.states.push(None);
         }
-        self.states[slot.0 as usize] = Some((peer, state));
+        self.names[slot.0 as usize] = Some(peer);
+        self.states[slot.0 as usize] = Some(state);
         self.slots.insert(peer, slot);
         slot
     }
@@ -62,11 +66,13 @@ impl Peers {
     pub(super) fn remove(&mut self, peer: &PeerId) -> Option<Peer> {
         let slot = self.slots.remove(peer)?;
         self.free.push(slot);
-        self.states[slot.0 as usize].take().map(|(_, state)| state)
+        self.names[slot.0 as usize] = None;
+        self.states[slot.0 as usize].take()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> + '_ {
-        self.states.iter().flatten().map(|(peer, state)| (*peer, state))
+        let both = self.names.iter().zip(&self.states);
+        both.filter_map(|(peer, state)| Some(((*peer)?, state.as_ref()?)))
     }
 }
 

@@ -85,8 +85,11 @@ impl Swarm {
         if busy || down || blob.origin_only || origin.refused.is_some() || now < origin.copy_after {
             return;
         }
+        if !blob.knows_pace() {
+            return;
+        }
         let request = blob.request(digest);
-        if request.rare.is_empty() || request.remaining.is_none() {
+        if request.rare.is_empty() {
             return;
         }
         (blob.origin.asking, blob.origin.asked_copy) = (true, true);
@@ -113,6 +116,11 @@ impl Swarm {
 }
 
 impl BlobState {
+    /// Whether it is known how long the rest will take.
+    fn knows_pace(&self) -> bool {
+        self.origin.pace.time_for(1).is_some()
+    }
+
     /// What every request tells.
     fn request(&mut self, digest: Digest) -> LeaseRequest {
         let unshared = self.count_unshared();
@@ -152,6 +160,12 @@ impl BlobState {
             let pieces = words.flat_map(|index| pieces_of(index, self.unasked(index, &range)));
             let pieces = pieces.filter(|piece| !coming(piece.0));
             rarest.extend(pieces.map(|piece| (self.availability.of(piece), piece)));
+        }
+        // One want may lie within another.
+        let most = MAX_RUNS * self.wants.len();
+        if rarest.len() > most {
+            rarest.select_nth_unstable(most);
+            rarest.truncate(most);
         }
         rarest.sort_unstable();
         rarest.dedup();
