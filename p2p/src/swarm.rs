@@ -108,6 +108,10 @@ impl Default for SwarmConfig {
 const SMALL: u32 = 8;
 /// A swarm of which discovery has named so many is a large one: messages are fewer there, since their number grows with it.
 const MANY: usize = 64;
+/// Between ticks of a scheduler that waits for something; where all that matters takes longer; and of one that is idle.
+const TICK: Duration = Duration::from_millis(20);
+const UNHURRIED_TICK: Duration = Duration::from_millis(50);
+const IDLE_TICK: Duration = Duration::from_millis(500);
 /// A complete blob may be closed though peers trade it when none has asked for a piece for so long.
 const UNASKED: Duration = Duration::from_secs(60);
 
@@ -251,6 +255,16 @@ impl Swarm {
     /// Whether something is wanted, so that ticks are due every few milliseconds.
     pub fn is_busy(&self) -> bool {
         self.holds_back() || self.busy.iter().filter_map(|digest| self.blobs.get(digest)).any(BlobState::needs_ticks)
+    }
+
+    /// When the next tick is due. In a large swarm, where much is told less often and no read waits, that is later.
+    pub fn tick_pause(&self) -> Duration {
+        let mut pause = IDLE_TICK;
+        for blob in self.busy.iter().filter_map(|digest| self.blobs.get(digest)).filter(|blob| blob.needs_ticks()) {
+            let unhurried = blob.known.len() >= MANY && !blob.has_reads();
+            pause = pause.min(if unhurried { UNHURRIED_TICK } else { TICK });
+        }
+        if self.holds_back() { pause.min(TICK) } else { pause }
     }
 
     /// Number of blobs of which something is wanted and missing.

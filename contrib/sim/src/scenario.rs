@@ -83,7 +83,11 @@ impl Scenario {
             zone_link: None,
             copies: 1,
             policy: Policy::default(),
-            quantum: if nodes >= 1000 { 256 << 10 } else { 64 << 10 },
+            quantum: match nodes {
+                0..1000 => 64 << 10,
+                1000..10_000 => 256 << 10,
+                _ => 512 << 10,
+            },
             progress: false,
             limit: Duration::from_secs(3600),
             seed: 1,

@@ -323,8 +323,12 @@ impl BlobState {
     /// Whether nothing can come of considering the origin for a pull before it, or discovery, has answered, or a pause is
     /// over; unless all is served, or has stalled. A read that waits is always considered.
     pub(super) fn is_waiting_for_origin(&self, now: Duration) -> bool {
-        let reads = self.wants.values().any(|want| want.priority == Priority::Fault);
-        !reads && !self.origin_only && !self.has_far && self.origin.is_waiting(now)
+        !self.has_reads() && !self.origin_only && !self.has_far && self.origin.is_waiting(now)
+    }
+
+    /// Whether a read waits for something.
+    pub(super) fn has_reads(&self) -> bool {
+        self.wants.values().any(|want| want.priority == Priority::Fault)
     }
 
     /// Whether [`Self::unserved`] would find anything. Looked for from the end, where it usually is.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use self::asking::Pace;
 use self::imports::Import;
-use super::blob::{BlobState, FAULT_PATIENCE, Transfer, Transfers};
+use super::blob::{BlobState, FAULT_PATIENCE, FindState, Transfer, Transfers};
 use super::{Action, FoundPeers, Swarm, TransferId};
 use crate::digest::Digest;
 use crate::discovery::{Holding, Lease, LeaseKind, LeaseReply, Settlement, Trouble};
@@ -29,6 +29,8 @@ use crate::origin::OriginError;
 /// Pauses between questions to discovery while a blob arrives: the swarm forms in the first moments.
 const FIND_PAUSES: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
+/// The last of these pauses for who trades with as many peers as it may: more names would not help it.
+const SETTLED_PAUSE: Duration = Duration::from_secs(10);
 /// Shortest pause between two questions about one blob.
 const FIND_FLOOR: Duration = Duration::from_millis(100);
 /// How long complete holders may take to connect before the origin is asked; also how long metainfo may take.
@@ -92,6 +94,13 @@ pub(super) struct OriginSide {
     useless: BTreeMap<PeerId, Duration>,
     pub(super) imports: Vec<Import>,
     pace: Pace,
+}
+
+impl FindState {
+    /// A peer is gone: others may be wanted soon.
+    pub(super) fn unsettle(&mut self) {
+        self.next = self.next.min(self.last + FIND_PAUSES[FIND_PAUSES.len() - 1]);
+    }
 }
 
 impl OriginSide {
@@ -198,7 +207,12 @@ impl Swarm {
         let now = self.now;
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let first = !blob.find.answered;
-        let pause = FIND_PAUSES[(blob.find.count as usize).min(FIND_PAUSES.len() - 1)];
+        let settled = blob.trades.len() >= self.config.max_peers_per_blob;
+        let pause = match FIND_PAUSES.get(blob.find.count as usize) {
+            Some(pause) => *pause,
+            None if settled => SETTLED_PAUSE,
+            None => FIND_PAUSES[FIND_PAUSES.len() - 1],
+        };
         blob.find.asking = false;
         blob.find.answered = true;
         blob.find.count += 1;

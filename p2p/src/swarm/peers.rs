@@ -79,6 +79,7 @@ impl Swarm {
             if let Some(blob) = self.blobs.get_mut(&digest) {
                 blob.greeted.remove(&slot);
                 blob.connect_next = Duration::ZERO;
+                blob.find.unsettle();
             }
         }
         self.uploads.peer_gone(slot);

@@ -20,7 +20,7 @@ use crate::queue::Queue;
 pub(super) const REGIONS: u32 = 2;
 /// Hashing the last bytes of a blob.
 const PROOF_NS: u64 = 1_000_000;
-/// Between the ticks of a busy node, as in production.
+/// The first tick comes within that time.
 const TICK_NS: u64 = 20_000_000;
 /// How long a client collects announcements: so long, and up to twice as long.
 const ANNOUNCE_BATCH_NS: u64 = 50_000_000;
@@ -151,8 +151,8 @@ impl Region {
         self.tell(index, Event::Tick);
         let node = self.node(index);
         if node.alive {
-            let pause = if node.swarm.is_busy() { TICK_NS } else { TICK_NS * 25 };
-            self.queue.push(self.now_ns + pause, Due::Tick(index));
+            let pause_ns = nanos(node.swarm.tick_pause());
+            self.queue.push(self.now_ns + pause_ns, Due::Tick(index));
         }
     }
 
