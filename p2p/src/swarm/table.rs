@@ -4,6 +4,8 @@
 //! given again only after nothing refers to it any more.
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use super::peers::Peer;
@@ -15,10 +17,72 @@ use crate::layout::PieceIndex;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Slot(pub(super) u32);
 
+/// Hashes names of peers: keys that look random already, and that nobody can choose freely and use. Products with secret
+/// numbers are enough for them, and an event costs one such hash.
+#[derive(Debug, Clone)]
+struct NameHash([u64; 4]);
+
+impl Default for NameHash {
+    fn default() -> Self {
+        let random = RandomState::new();
+        Self([0_u8, 1, 2, 3].map(|key| random.hash_one(key)))
+    }
+}
+
+impl BuildHasher for NameHash {
+    type Hasher = NameHasher;
+
+    fn build_hasher(&self) -> NameHasher {
+        NameHasher { keys: self.0, words: 0, sum: 0 }
+    }
+}
+
+struct NameHasher {
+    keys: [u64; 4],
+    words: usize,
+    sum: u64,
+}
+
+impl Hasher for NameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for pair in bytes.chunks(16) {
+            let word = |at: usize| {
+                let bytes = pair.iter().skip(at).take(8);
+                bytes.fold(0_u64, |word, &byte| word << 8 | u64::from(byte))
+            };
+            let (low, high) = match pair.first_chunk::<16>() {
+                Some(pair) => {
+                    let both = u128::from_ne_bytes(*pair);
+                    (both as u64, (both >> 64) as u64)
+                }
+                None => (word(0), word(8)),
+            };
+            self.mix(low, high);
+        }
+    }
+
+    fn write_usize(&mut self, _: usize) {
+        // The length of a name, which is the same for all.
+    }
+
+    fn finish(&self) -> u64 {
+        self.sum
+    }
+}
+
+impl NameHasher {
+    fn mix(&mut self, low: u64, high: u64) {
+        let at = self.words % 4;
+        let product = u128::from(low ^ self.keys[at]) * u128::from(high ^ self.keys[at + 1]);
+        self.sum ^= (product as u64 ^ (product >> 64) as u64).rotate_left(self.words as u32);
+        self.words += 2;
+    }
+}
+
 /// Connected peers. Iteration is in the order of their numbers, so that it does not depend on hashes.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    slots: HashMap<PeerId, Slot>,
+    slots: HashMap<PeerId, Slot, NameHash>,
     names: Vec<Option<PeerId>>,
     /// Apart from the names: every choice of a peer goes through the states of many.
     states: Vec<Option<Peer>>,

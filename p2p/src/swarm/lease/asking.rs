@@ -96,16 +96,19 @@ impl Swarm {
         self.actions.push(Action::Lease(request));
     }
 
-    /// The peers that discovery named and that give nothing of the blob: out of reach, refused, or without it.
+    /// The peers that discovery named and that give nothing of the blob: banned here, out of reach, or without it. Who trades
+    /// with as many as it may does not count those that it could not reach or that had no room for it: what they have
+    /// comes through others.
     fn useless(&self, digest: &Digest) -> Vec<PeerId> {
         let Some(blob) = self.blobs.get(digest) else { return Vec::new() };
+        let settled = blob.trades.len() >= self.config.max_peers_per_blob;
         let failed = blob.known.iter().filter(|(peer, known)| {
-            (known.failed && !blob.trades.contains_key(peer)) || self.is_banned(self.now, peer)
+            (known.failed && !settled && !blob.trades.contains_key(peer)) || self.is_banned(self.now, peer)
         });
         let late = blob.trades.iter().filter(|(slot, trade)| {
             !trade.counts && !trade.far && self.peers.at(*slot).is_some_and(|state| state.strikes > 0)
         });
-        let said = blob.origin.useless.iter().filter(|(_, until)| **until > self.now);
+        let said = blob.origin.useless.iter().filter(|(_, until)| !settled && **until > self.now);
         let mut useless: Vec<PeerId> = failed.map(|(peer, _)| *peer).chain(said.map(|(peer, _)| *peer)).collect();
         useless.extend(late.map(|(_, trade)| trade.peer));
         useless.sort_unstable();
