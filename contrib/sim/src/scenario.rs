@@ -133,6 +133,7 @@ pub fn all() -> Vec<Scenario> {
         cold("b", 32, B, blob),
         Scenario { copies: 3, ..cold("b-three-copies", 32, B, blob) },
         cold("c", 16, C, blob),
+        Scenario { blobs: vec![32 * MIB; 8], ..cold("eight-blobs-8", 8, A, blob) },
         Scenario { blobs: vec![32 * MIB; 8], ..cold("eight-blobs", 32, B, blob) },
         Scenario { first_byte: Duration::from_millis(500), ..cold("slow-answer", 8, A, blob) },
         Scenario { latency: Duration::from_millis(25), ..cold("far-apart", 32, B, blob) },

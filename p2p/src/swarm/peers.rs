@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::blob::{BlobState, Known};
 use super::pick::Mean;
 use super::table::Slot;
-use super::upload::Granted;
+use super::upload::{Granted, RECENT};
 use super::{Action, CloseReason, Swarm};
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
@@ -224,15 +224,28 @@ impl Swarm {
         self.upload_limit.account(now);
     }
 
-    /// Tells peers of an upload slot that nobody asks for: those that have fewest of the pieces of a blob that was served
-    /// last, or of which there is news here. Requests are bound to a peer when they are made; this brings those to an idle
-    /// uplink that wait at a busy one.
+    /// Tells peers of upload slots that nobody asks for: those that lack something of a blob of which there is news here, or
+    /// else of those that were served last, one blob after the other: an image's layers are complete at different times.
     pub(super) fn invite(&mut self, news: Option<Digest>) {
-        let free = self.uploads.free() * self.config.policy.invitations;
+        let mut free = self.uploads.free() * self.config.policy.invitations;
+        for at in 0..RECENT {
+            if free == 0 {
+                return;
+            }
+            let Some(digest) = news.or_else(|| self.uploads.recent(at)) else { return };
+            free -= self.invite_to(digest, free);
+            if news.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Invites those that have fewest of the pieces of that blob, at most so many. Requests are bound to a peer when they
+    /// are made; this brings those to an idle uplink that wait at a busy one. How many were invited.
+    fn invite_to(&mut self, digest: Digest, most: u32) -> u32 {
         let (now, uploads) = (self.now, &self.uploads);
-        let Some(digest) = news.or(uploads.last_blob).filter(|_| free > 0) else { return };
         let Some(blob) = self.blobs.get_mut(&digest).filter(|blob| !blob.origin_only && !blob.have.is_empty()) else {
-            return;
+            return 0;
         };
         let mut lot = self.rng.u32(..) | 1;
         let mut lacking: Vec<(u32, u32, Slot)> = Vec::new();
@@ -249,12 +262,14 @@ impl Swarm {
             }
         }
         lacking.sort_unstable();
-        for (_, _, slot) in lacking.into_iter().take(free as usize) {
+        lacking.truncate(most as usize);
+        for &(_, _, slot) in &lacking {
             if let Some(trade) = blob.trades.get_mut(slot) {
                 trade.invited = now;
                 self.actions.push(Action::SayFree { peer: trade.peer, digest });
             }
         }
+        lacking.len() as u32
     }
 
     pub(super) fn bad(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex) {
