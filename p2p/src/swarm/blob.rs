@@ -195,8 +195,7 @@ impl BlobState {
             self.availability.add(&have);
         }
         let unasked = Duration::ZERO;
-        let trade =
-            Trade { peer, have, unusable_until: unasked, counts: !far, far, last_request: now, invited: unasked };
+        let trade = Trade { peer, have, unusable_until: unasked, counts: !far, far, last_request: now };
         self.trades.insert(slot, trade);
         self.list_usable();
     }

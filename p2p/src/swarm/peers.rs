@@ -39,6 +39,8 @@ pub(super) struct Peer {
     pub(super) last_active: Duration,
     /// Requests that timed out since it last delivered.
     pub(super) strikes: u32,
+    /// When it was last told of a free upload slot.
+    invited: Duration,
 }
 
 /// What a peer did, kept over its connections.
@@ -56,7 +58,8 @@ impl Swarm {
             return;
         }
         if !self.peers.contains_key(&peer) {
-            let state = Peer { in_flight: 0, mean: Mean::default(), last_active: self.now, strikes: 0 };
+            let (last_active, invited) = (self.now, Duration::ZERO);
+            let state = Peer { in_flight: 0, mean: Mean::default(), last_active, strikes: 0, invited };
             self.peers.insert(peer, state);
         }
         let joined = self.blobs.iter().filter(|(_, blob)| blob.is_active() && blob.known.contains_key(&peer));
@@ -251,8 +254,8 @@ impl Swarm {
         let mut lacking: Vec<(u32, u32, Slot)> = Vec::new();
         for (slot, trade) in blob.trades.iter() {
             lot = lot.wrapping_mul(0x9e37_79b1);
-            let waits = now >= trade.invited + INVITATION || trade.invited.is_zero();
-            if waits
+            let waits = |peer: &Peer| now >= peer.invited + INVITATION || peer.invited.is_zero();
+            if self.peers.at(slot).is_some_and(waits)
                 && !trade.far
                 && blob.greeted.contains(&slot)
                 && uploads.has_room_for(slot)
@@ -264,8 +267,8 @@ impl Swarm {
         lacking.sort_unstable();
         lacking.truncate(most as usize);
         for &(_, _, slot) in &lacking {
-            if let Some(trade) = blob.trades.get_mut(slot) {
-                trade.invited = now;
+            if let (Some(peer), Some(trade)) = (self.peers.at_mut(slot), blob.trades.get(slot)) {
+                peer.invited = now;
                 self.actions.push(Action::SayFree { peer: trade.peer, digest });
             }
         }

@@ -153,8 +153,6 @@ pub(super) struct Trade {
     pub(super) far: bool,
     /// When it last asked for a piece.
     pub(super) last_request: Duration,
-    /// When it was last told of a free upload slot.
-    pub(super) invited: Duration,
 }
 
 impl Trade {
