@@ -112,6 +112,8 @@ const MANY: usize = 64;
 const TICK: Duration = Duration::from_millis(20);
 const UNHURRIED_TICK: Duration = Duration::from_millis(50);
 const IDLE_TICK: Duration = Duration::from_millis(500);
+/// So many pieces are told to a peer that has all of them, so that it knows how far this node is.
+const MANY_UNTOLD: usize = 32;
 /// A complete blob may be closed though peers trade it when none has asked for a piece for so long.
 const UNASKED: Duration = Duration::from_secs(60);
 
@@ -450,6 +452,7 @@ impl Swarm {
             blob.announced = None;
         }
         blob.fresh.clear();
+        blob.trades.values_mut().for_each(|trade| trade.untold.clear());
         let flying: Vec<u32> = blob.flights.iter().map(|flight| flight.piece).collect();
         if origin_only {
             flying.into_iter().for_each(|piece| self.cancel_flights(digest, PieceIndex(piece), None));
@@ -480,9 +483,11 @@ impl Swarm {
         blob.fresh_due = None;
         blob.told = self.now;
         let fresh = std::mem::take(&mut blob.fresh);
-        for (_, trade) in blob.trades.iter().filter(|(slot, _)| blob.greeted.contains(slot)) {
-            let pieces: Vec<PieceIndex> = fresh.iter().copied().filter(|&piece| !trade.have.get(piece)).collect();
-            if !pieces.is_empty() {
+        let greeted = &blob.greeted;
+        for (_, trade) in blob.trades.iter_mut().filter(|(slot, _)| greeted.contains(slot)) {
+            trade.untold.extend_from_slice(&fresh);
+            if fresh.iter().any(|&piece| !trade.have.get(piece)) || trade.untold.len() >= MANY_UNTOLD {
+                let pieces = std::mem::take(&mut trade.untold);
                 self.actions.push(Action::SayHave { peer: trade.peer, digest, pieces });
             }
         }

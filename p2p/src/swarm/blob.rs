@@ -194,8 +194,8 @@ impl BlobState {
         if !far && !self.have.is_full() {
             self.availability.add(&have);
         }
-        let unasked = Duration::ZERO;
-        let trade = Trade { peer, have, unusable_until: unasked, counts: !far, far, last_request: now };
+        let (unusable_until, untold) = (Duration::ZERO, Vec::new());
+        let trade = Trade { peer, have, unusable_until, counts: !far, far, untold, last_request: now };
         self.trades.insert(slot, trade);
         self.list_usable();
     }

@@ -210,17 +210,22 @@ impl Swarm {
     }
 
     pub(super) fn grant_uploads(&mut self) {
-        let (now, blobs) = (self.now, &self.blobs);
-        let pieces_of = |slot: Slot, digest: Digest| {
-            let trade = blobs.get(&digest).and_then(|blob| blob.trades.get(slot));
-            trade.map_or(0, |trade| trade.have.count())
-        };
+        let now = self.now;
         loop {
+            let blobs = &self.blobs;
+            let pieces_of = |slot: Slot, digest: Digest| {
+                let trade = blobs.get(&digest).and_then(|blob| blob.trades.get(slot));
+                trade.map_or(0, |trade| trade.have.count())
+            };
             let limit = &self.upload_limit;
             let open = |peer, digest| limit.is_open(now, &digest) && limit.is_open_to(now, &peer);
             let Some(granted) = self.uploads.grant(now, &mut self.rng, pieces_of, open) else { break };
             let Granted { peer, digest, piece } = granted;
             let bytes = blobs.get(&digest).map_or(0, |blob| blob.piece_bytes(piece));
+            if let (Some(slot), Some(blob)) = (self.peers.slot(&peer), self.blobs.get_mut(&digest)) {
+                // It will not say so, since the piece is here.
+                blob.they_have(slot, &[piece]);
+            }
             self.upload_limit.take(now, &digest, Some(&peer), bytes);
             self.actions.push(Action::Upload { peer, digest, piece });
         }

@@ -151,6 +151,8 @@ pub(super) struct Trade {
     pub(super) counts: bool,
     /// In another zone: it does not count, and is asked for what is under import.
     pub(super) far: bool,
+    /// Pieces that came here and that it was not told of, since it had them: with the next ones that are news to it.
+    pub(super) untold: Vec<PieceIndex>,
     /// When it last asked for a piece.
     pub(super) last_request: Duration,
 }
@@ -213,6 +215,10 @@ impl Trades {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, &Trade)> + '_ {
         self.slots.iter().copied().zip(&self.list)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (Slot, &mut Trade)> + '_ {
+        self.slots.iter().copied().zip(&mut self.list)
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &Trade> + '_ {
