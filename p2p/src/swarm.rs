@@ -25,6 +25,8 @@ mod limited;
 mod peers;
 mod pick;
 mod policy;
+#[cfg(test)]
+mod rules;
 mod seed;
 #[cfg(test)]
 mod simulation;

@@ -146,8 +146,11 @@ impl<K: Copy + PartialEq, J: Copy> Pipe<K, J> {
     /// The receiver says that a quantum was with it later than expected.
     pub fn late(&mut self, key: K, expected_ns: u64, at_ns: u64) {
         let flow = self.flows.iter_mut().find(|flow| flow.key == key);
-        let quanta = flow.into_iter().flat_map(|flow| flow.under_way.known());
-        quanta.filter(|known| **known == expected_ns).for_each(|known| *known = at_ns);
+        let quanta = flow.map_or(&mut [][..], |flow| flow.under_way.known());
+        // An earlier one may have been late until that very moment.
+        if let Some(known) = quanta.iter_mut().rfind(|known| **known == expected_ns) {
+            *known = at_ns;
+        }
     }
 
     /// Begins the next quantum; the result is when the timer is due, if that has changed.

@@ -337,3 +337,22 @@ impl Availability {
         self.any.as_ref().map_or(0, |any| any.word(index))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_a_name_counts_for_its_hash() {
+        let hash = NameHash::default();
+        let hashes: std::collections::BTreeSet<u64> = (0..=255_u8)
+            .flat_map(|bit| {
+                let mut name = [7; 32];
+                name[usize::from(bit / 8)] ^= 1 << (bit % 8);
+                [hash.hash_one(PeerId::from_bytes(name)), hash.hash_one(PeerId::from_bytes([bit; 32]))]
+            })
+            .collect();
+        // [7; 32] itself is among the second ones; the others differ.
+        assert_eq!(hashes.len(), 512);
+    }
+}
