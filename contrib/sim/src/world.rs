@@ -59,9 +59,8 @@ impl World {
         let mut hub = Hub::new(Arc::clone(&plan), tracker, random.u64(..));
         hub.schedule();
         let mut number = 0..;
-        let regions = halves.map(|nodes| {
-            Region::new(Arc::clone(&plan), number.next().unwrap_or_default(), nodes, random.u64(..))
-        });
+        let regions = halves
+            .map(|nodes| Region::new(Arc::clone(&plan), number.next().unwrap_or_default(), nodes, random.u64(..)));
         let mut world = Self { plan, regions: regions.map(Mutex::new), hub: Mutex::new(hub) };
         world.schedule(&mut random);
         world

@@ -15,7 +15,9 @@ use super::slab::Slab;
 use super::votes::Cast;
 use super::{Caller, Refusal, Registration, Totals};
 use crate::lease::sites::{LeasePolicy, Sites};
-use crate::limits::{MAX_BLOBS_PER_NODE, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_LABELS, MAX_NODES, MAX_STATEMENTS_PER_NODE};
+use crate::limits::{
+    MAX_BLOBS_PER_NODE, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_LABELS, MAX_NODES, MAX_STATEMENTS_PER_NODE,
+};
 
 /// One group. Nodes and blobs have small numbers here, which are used again; nothing refers to a number that is free.
 #[derive(Debug, Default)]

@@ -18,7 +18,7 @@ use std::time::Duration;
 use self::asking::Pace;
 use self::imports::Import;
 use super::blob::{BlobState, FAULT_PATIENCE, FindState, Transfer, Transfers};
-use super::{Action, FoundPeers, Swarm, TransferId};
+use super::{Action, FoundPeers, MANY, Swarm, TransferId};
 use crate::digest::Digest;
 use crate::discovery::{Holding, Lease, LeaseKind, LeaseReply, Settlement, Trouble};
 use crate::identity::PeerId;
@@ -57,6 +57,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 const WAIT_FLOOR: Duration = Duration::from_millis(20);
 const WAIT_CEILING: Duration = Duration::from_secs(5);
 const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
+const EXHAUSTED_PAUSE_OF_MANY: Duration = Duration::from_secs(3);
 /// Pause before a further copy is asked for again where none is allowed, or it does not pay.
 const NO_COPY_PAUSE: Duration = Duration::from_secs(3);
 
@@ -383,7 +384,9 @@ impl Swarm {
             Some(LeaseReply::Exhausted) if asked_copy => origin.copy_after = now + NO_COPY_PAUSE * jitter / 1000,
             Some(LeaseReply::Exhausted) => {
                 origin.forsaken_since.get_or_insert(now);
-                origin.ask_after = now + EXHAUSTED_PAUSE * jitter / 1000;
+                // In a large swarm what only others have takes its time, and a node that is lost is noticed by many.
+                let pause = if blob.known.len() >= MANY { EXHAUSTED_PAUSE_OF_MANY } else { EXHAUSTED_PAUSE };
+                origin.ask_after = now + pause * jitter / 1000;
             }
             None => {
                 let pause = SILENT_PAUSE * jitter / 1000;
