@@ -27,6 +27,8 @@ pub const MAX_CALLS_PER_CONNECTION: u32 = 128;
 pub const MAX_GROUPS: usize = 256;
 /// Most nodes, over all groups.
 pub const MAX_NODES: usize = 100_000;
+/// Most labels of zones and racks that are kept once for all nodes of a group; more are kept by each node.
+pub const MAX_LABELS: usize = 4096;
 /// Most blobs that one node announces.
 pub const MAX_BLOBS_PER_NODE: usize = 65_536;
 /// Most holdings, over all groups.

@@ -13,10 +13,11 @@
 //! * `seed`: seeds before the origin
 //! * `peers`: connections, greetings, bans
 //! * `upload`: requests from peers
-//! * `blob`, `table`: what is known of a blob, of peers, of requests under way
+//! * `blob`, `blobs`, `table`: what is known of a blob, of peers, of requests under way
 //! * `policy`: the numbers
 
 mod blob;
+mod blobs;
 mod event;
 mod lease;
 #[cfg(test)]
@@ -24,6 +25,8 @@ mod limited;
 mod peers;
 mod pick;
 mod policy;
+#[cfg(test)]
+mod rules;
 mod seed;
 #[cfg(test)]
 mod simulation;
@@ -46,6 +49,7 @@ pub use event::{Action, CloseReason, Event, FoundPeers, PieceSource, TransferId,
 pub use policy::Policy;
 
 use blob::{BlobState, Want};
+use blobs::Blobs;
 use peers::Offence;
 use pick::Mean;
 use table::{Peers, Slot};
@@ -106,6 +110,12 @@ impl Default for SwarmConfig {
 const SMALL: u32 = 8;
 /// A swarm of which discovery has named so many is a large one: messages are fewer there, since their number grows with it.
 const MANY: usize = 64;
+/// Between ticks of a scheduler that waits for something; where all that matters takes longer; and of one that is idle.
+const TICK: Duration = Duration::from_millis(20);
+const UNHURRIED_TICK: Duration = Duration::from_millis(50);
+const IDLE_TICK: Duration = Duration::from_millis(500);
+/// So many pieces are told to a peer that has all of them, so that it knows how far this node is.
+const MANY_UNTOLD: usize = 32;
 /// A complete blob may be closed though peers trade it when none has asked for a piece for so long.
 const UNASKED: Duration = Duration::from_secs(60);
 
@@ -116,9 +126,9 @@ pub struct Swarm {
     config: SwarmConfig,
     rng: fastrand::Rng,
     now: Duration,
-    blobs: BTreeMap<Digest, BlobState>,
+    blobs: Blobs,
     /// The blobs of which something is wanted and missing, under way, or to be told: all that requests and ticks are about.
-    busy: BTreeSet<Digest>,
+    busy: Vec<Digest>,
     peers: Peers,
     dialing: BTreeSet<PeerId>,
     offences: BTreeMap<PeerId, Offence>,
@@ -136,6 +146,8 @@ pub struct Swarm {
     idle_check: Duration,
     /// Used by every choice of a peer.
     candidates: Vec<(Duration, u32, Slot)>,
+    /// Used by every look for requests.
+    open_wants: Vec<pick::OpenWant>,
     actions: Vec<Action>,
 }
 
@@ -147,8 +159,8 @@ impl Swarm {
             config,
             rng: fastrand::Rng::with_seed(config.seed),
             now: Duration::ZERO,
-            blobs: BTreeMap::new(),
-            busy: BTreeSet::new(),
+            blobs: Blobs::default(),
+            busy: Vec::new(),
             peers: Peers::default(),
             dialing: BTreeSet::new(),
             offences: BTreeMap::new(),
@@ -163,6 +175,7 @@ impl Swarm {
             next_transfer: 0,
             idle_check: Duration::ZERO,
             candidates: Vec::new(),
+            open_wants: Vec::new(),
             actions: Vec::new(),
         }
     }
@@ -180,16 +193,21 @@ impl Swarm {
     pub fn on_event_into(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
         std::mem::swap(&mut self.actions, actions);
         self.now = self.now.max(now);
-        // Most events are about one side of the exchange only.
+        // Most events are about one side of the exchange only, and the most frequent one about a single peer.
         let (asks, serves) = match &event {
+            Event::Have { .. } => (false, false),
             Event::Request { .. } | Event::Cancel { .. } | Event::Sent { .. } => (false, true),
             Event::Tick | Event::PeerDown(_) | Event::NotHere { .. } => (true, true),
             _ => (true, false),
         };
         let digest = event.digest();
         self.take(event);
-        let needs_ticks = |digest: &Digest| self.blobs.get(digest).is_some_and(BlobState::needs_ticks);
-        self.busy.extend(digest.filter(needs_ticks));
+        if let Some(digest) = digest
+            && let Some(blob) = self.blobs.get_mut(&digest).filter(|blob| !blob.is_busy && blob.needs_ticks())
+        {
+            blob.is_busy = true;
+            self.busy.push(digest);
+        }
         if asks {
             self.fill_requests();
             self.download_limit.account(self.now);
@@ -243,6 +261,16 @@ impl Swarm {
         self.holds_back() || self.busy.iter().filter_map(|digest| self.blobs.get(digest)).any(BlobState::needs_ticks)
     }
 
+    /// When the next tick is due. In a large swarm, where much is told less often and no read waits, that is later.
+    pub fn tick_pause(&self) -> Duration {
+        let mut pause = IDLE_TICK;
+        for blob in self.busy.iter().filter_map(|digest| self.blobs.get(digest)).filter(|blob| blob.needs_ticks()) {
+            let unhurried = blob.known.len() >= MANY && !blob.has_reads();
+            pause = pause.min(if unhurried { UNHURRIED_TICK } else { TICK });
+        }
+        if self.holds_back() { pause.min(TICK) } else { pause }
+    }
+
     /// Number of blobs of which something is wanted and missing.
     pub fn active_blobs(&self) -> usize {
         self.busy.iter().filter_map(|digest| self.blobs.get(digest)).filter(|blob| blob.is_active()).count()
@@ -275,7 +303,7 @@ impl Swarm {
     fn take(&mut self, event: Event) {
         match event {
             Event::Opened { digest, layout, have, verified } => {
-                self.blobs.entry(digest).or_insert_with(|| BlobState::new(layout, have, verified));
+                self.blobs.open(digest, || BlobState::new(layout, have, verified));
             }
             Event::Closed(digest) => self.closed(digest),
             Event::OriginKnown(digest) => self.origin_known(digest),
@@ -333,7 +361,7 @@ impl Swarm {
             let tell = |trade: &table::Trade| Action::SayNotHere { peer: trade.peer, digest, piece: None };
             self.actions.extend(blob.trades.values().map(tell));
         }
-        self.busy.remove(&digest);
+        self.busy.retain(|busy| *busy != digest);
     }
 
     fn want(&mut self, digest: Digest, id: WantId, pieces: Range<u32>, priority: Priority) {
@@ -423,6 +451,7 @@ impl Swarm {
             blob.announced = None;
         }
         blob.fresh.clear();
+        blob.trades.values_mut().for_each(|trade| trade.untold.clear());
         let flying: Vec<u32> = blob.flights.iter().map(|flight| flight.piece).collect();
         if origin_only {
             flying.into_iter().for_each(|piece| self.cancel_flights(digest, PieceIndex(piece), None));
@@ -453,9 +482,11 @@ impl Swarm {
         blob.fresh_due = None;
         blob.told = self.now;
         let fresh = std::mem::take(&mut blob.fresh);
-        for (_, trade) in blob.trades.iter().filter(|(slot, _)| blob.greeted.contains(slot)) {
-            let pieces: Vec<PieceIndex> = fresh.iter().copied().filter(|&piece| !trade.have.get(piece)).collect();
-            if !pieces.is_empty() {
+        let greeted = &blob.greeted;
+        for (_, trade) in blob.trades.iter_mut().filter(|(slot, _)| greeted.contains(slot)) {
+            trade.untold.extend_from_slice(&fresh);
+            if fresh.iter().any(|&piece| !trade.have.get(piece)) || trade.untold.len() >= MANY_UNTOLD {
+                let pieces = std::mem::take(&mut trade.untold);
                 self.actions.push(Action::SayHave { peer: trade.peer, digest, pieces });
             }
         }
@@ -463,10 +494,15 @@ impl Swarm {
     }
 
     fn tick(&mut self) {
-        let blobs = &self.blobs;
-        self.busy.retain(|digest| blobs.get(digest).is_some_and(BlobState::needs_ticks));
-        let digests: Vec<Digest> = self.busy.iter().copied().collect();
-        for digest in digests {
+        let blobs = &mut self.blobs;
+        self.busy.retain(|digest| {
+            blobs.get_mut(digest).is_some_and(|blob| {
+                blob.is_busy = blob.needs_ticks();
+                blob.is_busy
+            })
+        });
+        for at in 0..self.busy.len() {
+            let digest = self.busy[at];
             if let Some(blob) = self.blobs.get_mut(&digest) {
                 blob.return_peers(self.now);
             }

@@ -11,7 +11,33 @@ struct Flow<K, J> {
     key: K,
     jobs: VecDeque<(J, u64)>,
     /// When the quanta under way are with the receiver, oldest first.
-    under_way: VecDeque<u64>,
+    under_way: UnderWay,
+}
+
+/// Most quanta under way on one connection.
+const MAX_UNDER_WAY: usize = 4;
+
+/// When quanta are with the receiver, oldest first.
+#[derive(Debug, Default)]
+struct UnderWay {
+    at_ns: [u64; MAX_UNDER_WAY],
+    count: usize,
+}
+
+impl UnderWay {
+    fn known(&mut self) -> &mut [u64] {
+        &mut self.at_ns[..self.count]
+    }
+
+    /// Adds one, and forgets the oldest beyond the window.
+    fn push(&mut self, at_ns: u64, window: usize) {
+        if self.count == window {
+            self.at_ns.rotate_left(1);
+            self.count -= 1;
+        }
+        self.at_ns[self.count] = at_ns;
+        self.count += 1;
+    }
 }
 
 /// What one quantum brought to its end.
@@ -49,7 +75,7 @@ pub fn ps_per_byte(mbit: f64) -> u64 {
 impl<K: Copy + PartialEq, J: Copy> Pipe<K, J> {
     /// A pipe of that rate; at most `window_bytes`, or two quanta, are on the way to one receiver.
     pub fn new(ps_per_byte: u64, quantum: u64, window_bytes: u64) -> Self {
-        let window = (window_bytes / quantum).max(2) as usize;
+        let window = (window_bytes / quantum).clamp(2, MAX_UNDER_WAY as u64) as usize;
         Self { ps_per_byte, quantum, window, flows: VecDeque::new(), spare: Vec::new(), sending: None, timer_ns: None }
     }
 
@@ -61,7 +87,7 @@ impl<K: Copy + PartialEq, J: Copy> Pipe<K, J> {
                 let mut flow = self.spare.pop().unwrap_or_else(|| Flow {
                     key,
                     jobs: VecDeque::with_capacity(4),
-                    under_way: VecDeque::with_capacity(4),
+                    under_way: UnderWay::default(),
                 });
                 flow.key = key;
                 flow.jobs.push_back((job, bytes));
@@ -101,7 +127,7 @@ impl<K: Copy + PartialEq, J: Copy> Pipe<K, J> {
         }
         match flow.jobs.is_empty() {
             true => {
-                flow.under_way.clear();
+                flow.under_way.count = 0;
                 self.spare.push(flow);
             }
             false => self.flows.push_back(flow),
@@ -109,14 +135,21 @@ impl<K: Copy + PartialEq, J: Copy> Pipe<K, J> {
         Some(Some(quantum))
     }
 
-    /// Says when the quantum that has just left is with its receiver.
+    /// Says when the quantum that has just left is with its receiver, as far as the sender knows.
     pub fn delivered(&mut self, key: K, at_ns: u64) {
         let window = self.window;
         if let Some(flow) = self.flows.back_mut().filter(|flow| flow.key == key) {
-            flow.under_way.push_back(at_ns);
-            if flow.under_way.len() > window {
-                flow.under_way.pop_front();
-            }
+            flow.under_way.push(at_ns, window);
+        }
+    }
+
+    /// The receiver says that a quantum was with it later than expected.
+    pub fn late(&mut self, key: K, expected_ns: u64, at_ns: u64) {
+        let flow = self.flows.iter_mut().find(|flow| flow.key == key);
+        let quanta = flow.map_or(&mut [][..], |flow| flow.under_way.known());
+        // An earlier one may have been late until that very moment.
+        if let Some(known) = quanta.iter_mut().rfind(|known| **known == expected_ns) {
+            *known = at_ns;
         }
     }
 
@@ -125,8 +158,7 @@ impl<K: Copy + PartialEq, J: Copy> Pipe<K, J> {
         let mut earliest = u64::MAX;
         for _ in 0..self.flows.len() {
             let flow = self.flows.front()?;
-            let full = flow.under_way.len() >= self.window;
-            let ready = if full { flow.under_way.front().copied().unwrap_or_default() } else { 0 };
+            let ready = if flow.under_way.count >= self.window { flow.under_way.at_ns[0] } else { 0 };
             if ready <= now_ns {
                 let &(job, left) = flow.jobs.front()?;
                 let bytes = left.min(self.quantum);
@@ -170,6 +202,22 @@ mod tests {
         assert_eq!(timer, Some(1_000_000), "a megabyte a second");
         assert_eq!(pipe.send(0, 2, (), 3000), None);
         assert_eq!(ends(&mut pipe, timer, 0), [(1, 3000), (2, 5000)]);
+    }
+
+    #[test]
+    fn a_receiver_that_turns_out_slow_slows_its_connection() {
+        let mut pipe = Pipe::new(ps_per_byte(8.0), 1000, 1);
+        let mut timer = pipe.send(0, 1, (), 4000);
+        let mut left = Vec::new();
+        while let Some(now) = timer {
+            if let Some(quantum) = pipe.timer(now).expect("no timer is stale here") {
+                left.push(now / 1000);
+                pipe.delivered(quantum.key, now);
+                pipe.late(quantum.key, now, now + 10_000_000);
+            }
+            timer = pipe.start(now);
+        }
+        assert_eq!(left, [1000, 2000, 12_000, 13_000]);
     }
 
     #[test]

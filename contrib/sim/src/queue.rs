@@ -70,7 +70,7 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// Adds what is due at `at_ns`, which must not lie before what [`Self::pop`] gave last.
+    /// Adds what is due at `at_ns`, which must not lie before what was given last.
     pub fn push(&mut self, at_ns: u64, what: T) {
         self.sequence += 1;
         let entry = Entry { at_ns, sequence: self.sequence, what };
@@ -93,10 +93,23 @@ impl<T> Queue<T> {
 
     /// The next event and its time.
     pub fn pop(&mut self) -> Option<(u64, T)> {
+        self.pop_before(u64::MAX)
+    }
+
+    /// The same, if it is due before `end_ns`. What is added afterwards may be due from then on.
+    pub fn pop_before(&mut self, end_ns: u64) -> Option<(u64, T)> {
+        if self.next_ns()? >= end_ns {
+            return None;
+        }
+        self.present.pop().map(|entry| (entry.at_ns, entry.what))
+    }
+
+    /// When the next event is due.
+    pub fn next_ns(&mut self) -> Option<u64> {
         while self.present.is_empty() {
             self.advance()?;
         }
-        self.present.pop().map(|entry| (entry.at_ns, entry.what))
+        self.present.peek().map(|entry| entry.at_ns)
     }
 
     /// Moves on to the next bucket that may hold something.

@@ -90,6 +90,8 @@ impl Report {
             "hedges": measured.hedges,
             "haves_per_s_and_node": round(measured.haves as f64 / nodes / measured.last_s.max(1e-9)),
             "invitations_per_s_and_node": round(measured.invitations as f64 / nodes / measured.last_s.max(1e-9)),
+            "finds_per_s": round(measured.questions[0] as f64 / measured.last_s.max(1e-9)),
+            "lease_questions_per_s": round(measured.questions[1] as f64 / measured.last_s.max(1e-9)),
             "bans": measured.bans,
             "unfinished": measured.unfinished,
             "events": measured.events,
@@ -109,9 +111,11 @@ fn peak_mb() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
-/// For how long this thread has had a processor; zero where the kernel does not say.
+/// For how long this process has had a processor, to a hundredth of a second; zero where the kernel does not say. (proc(5):
+/// `utime` and `stime`, fields 14 and 15, in hundredths of a second; the second field ends with the last parenthesis.)
 fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds = stat.split(' ').next().and_then(|first| first.parse().ok());
-    Duration::from_nanos(nanoseconds.unwrap_or_default())
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(10 * ticks)
 }

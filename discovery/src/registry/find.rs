@@ -11,11 +11,15 @@ use super::nearness::{distance, is_far};
 use super::reachable;
 use crate::limits::{FAR_SHARE, MAX_HOLDERS_PER_ANSWER, MAX_HOLDERS_SCANNED, MAX_LESSEES, NEIGHBOURS};
 
+/// A holder that an answer may name. Small: of a popular blob there are thousands to choose from.
+#[derive(Clone, Copy)]
 struct Candidate {
     distance: u32,
     /// Shuffles equals.
     shuffle: u32,
-    holder: Holder,
+    node: u32,
+    holding: Holding,
+    far: bool,
 }
 
 impl Group {
@@ -37,22 +41,22 @@ impl Group {
             if index == asker || !node.serves(now) || asking.has_grudge(now, node.peer) {
                 continue;
             }
-            let address = reachable(node.address(), asking.place.address, reached_at);
             candidates.push(Candidate {
                 distance: distance(&asking.place, &node.place),
                 shuffle: random.u32(..),
-                holder: Holder {
-                    peer: node.peer,
-                    address,
-                    holding,
-                    seed: node.seed,
-                    far: is_far(&asking.place, &node.place),
-                },
+                node: index,
+                holding,
+                far: is_far(&asking.place, &node.place),
             });
         }
+        let holder = |Candidate { node, holding, far, .. }: Candidate| {
+            let node = self.nodes.get(node)?;
+            let address = reachable(node.address(), asking.place.address, reached_at);
+            Some(Holder { peer: node.peer, address, holding, seed: node.seed, far })
+        };
         let lessees = blob.books.iter().flat_map(|book| book.lessees()).copied().filter(|peer| *peer != asking.peer);
         Found {
-            holders: choose(candidates),
+            holders: choose(candidates).into_iter().filter_map(holder).collect(),
             votes: blob.votes.tally(digest),
             lessees: lessees.take(MAX_LESSEES).collect(),
         }
@@ -61,22 +65,36 @@ impl Group {
 
 /// The nearest first, and in every fourth place one from elsewhere, so that no neighbourhood is cut off however few an asker
 /// takes: one of another zone before others, and those that hold everything before those that hold a part.
-fn choose(mut candidates: Vec<Candidate>) -> Vec<Holder> {
-    candidates.sort_unstable_by_key(|candidate| (candidate.distance, candidate.shuffle));
-    let nearest = candidates.first().map_or(0, |candidate| candidate.distance);
-    let beyond = candidates.split_off(candidates.len().min(NEIGHBOURS - NEIGHBOURS / FAR_SHARE));
+fn choose(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let by_distance = |candidate: &Candidate| (candidate.distance, candidate.shuffle);
+    let nearest = candidates.iter().map(|candidate| candidate.distance).min().unwrap_or_default();
+    let beyond = split_least(&mut candidates, NEIGHBOURS - NEIGHBOURS / FAR_SHARE, by_distance);
     let (mut elsewhere, more): (Vec<_>, Vec<_>) = beyond.into_iter().partition(|other| other.distance > nearest);
-    elsewhere.sort_unstable_by_key(|other| (other.holder.holding != Holding::Complete, other.shuffle));
-    if let Some(at) = elsewhere.iter().position(|other| other.holder.far) {
-        elsewhere[..=at].rotate_right(1);
-    }
-    let mut beyond = elsewhere.split_off(elsewhere.len().min(MAX_HOLDERS_PER_ANSWER / FAR_SHARE));
+    let far = (0..elsewhere.len()).filter(|&at| elsewhere[at].far);
+    let first = far.min_by_key(|&at| by_completeness(&elsewhere[at])).map(|at| elsewhere.swap_remove(at));
+    let others = MAX_HOLDERS_PER_ANSWER / FAR_SHARE - usize::from(first.is_some());
+    let mut beyond = split_least(&mut elsewhere, others, by_completeness);
+    elsewhere.splice(..0, first);
     beyond.extend(more);
-    beyond.sort_unstable_by_key(|candidate| (candidate.distance, candidate.shuffle));
+    split_least(&mut beyond, MAX_HOLDERS_PER_ANSWER, by_distance);
     let (mut near, mut elsewhere) = (candidates.into_iter().chain(beyond), elsewhere.into_iter());
     let place = |place: usize| match place % FAR_SHARE {
         0 => elsewhere.next().or_else(|| near.next()),
         _ => near.next().or_else(|| elsewhere.next()),
     };
-    (1..=MAX_HOLDERS_PER_ANSWER).map_while(place).map(|candidate| candidate.holder).collect()
+    (1..=MAX_HOLDERS_PER_ANSWER).map_while(place).collect()
+}
+
+fn by_completeness(candidate: &Candidate) -> (bool, u32) {
+    (candidate.holding != Holding::Complete, candidate.shuffle)
+}
+
+/// Leaves the `count` least in `all`, in order, and gives the others in any order.
+fn split_least<K: Ord>(all: &mut Vec<Candidate>, count: usize, key: impl Fn(&Candidate) -> K) -> Vec<Candidate> {
+    if all.len() > count {
+        all.select_nth_unstable_by_key(count, &key);
+    }
+    let others = all.split_off(all.len().min(count));
+    all.sort_unstable_by_key(key);
+    others
 }

@@ -1,6 +1,7 @@
 //! The nodes and blobs of one group.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
@@ -8,12 +9,15 @@ use lapwing_p2p::discovery::{Holding, Statement, StatementKind};
 use lapwing_p2p::identity::PeerId;
 
 use super::blob::Blob;
+use super::nearness::Place;
 use super::node::Node;
 use super::slab::Slab;
 use super::votes::Cast;
 use super::{Caller, Refusal, Registration, Totals};
 use crate::lease::sites::{LeasePolicy, Sites};
-use crate::limits::{MAX_BLOBS_PER_NODE, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_NODES, MAX_STATEMENTS_PER_NODE};
+use crate::limits::{
+    MAX_BLOBS_PER_NODE, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_LABELS, MAX_NODES, MAX_STATEMENTS_PER_NODE,
+};
 
 /// One group. Nodes and blobs have small numbers here, which are used again; nothing refers to a number that is free.
 #[derive(Debug, Default)]
@@ -25,6 +29,8 @@ pub(super) struct Group {
     pub(super) blobs: Slab<Blob>,
     pub(super) by_digest: HashMap<Digest, u32>,
     pub(super) sites: Sites,
+    /// Labels of zones and racks, which many nodes share.
+    labels: HashSet<Arc<str>>,
 }
 
 impl Group {
@@ -45,7 +51,9 @@ impl Group {
         {
             if node.instance == caller.instance && !node.is_gone(now) {
                 node.heard(now);
-                node.place.clone_from(&caller.place);
+                if node.place != caller.place {
+                    node.place = share_labels(&mut self.labels, &caller.place);
+                }
                 (node.port, node.seed) = (caller.port, caller.seed);
                 let registration = node.registration;
                 self.note_seed(index, caller.seed_port);
@@ -56,7 +64,8 @@ impl Group {
         if totals.nodes >= MAX_NODES {
             return Err(Refusal::Full { what: "nodes", limit: MAX_NODES });
         }
-        let mut node = Node::new(caller.node, caller.instance, next, caller.place.clone(), caller.port);
+        let place = share_labels(&mut self.labels, &caller.place);
+        let mut node = Node::new(caller.node, caller.instance, next, place, caller.port);
         node.seed = caller.seed;
         node.heard(now);
         let index = self.nodes.insert(node);
@@ -246,4 +255,22 @@ impl Group {
             self.by_digest.remove(&blob.digest);
         }
     }
+}
+
+/// The same place with labels that others have, too, so that comparing thousands of places touches no text. Labels that no
+/// node has any more are forgotten when there are many.
+fn share_labels(labels: &mut HashSet<Arc<str>>, place: &Place) -> Place {
+    let mut share = |label: &Arc<str>| {
+        if let Some(known) = labels.get(label) {
+            return Arc::clone(known);
+        }
+        if labels.len() >= MAX_LABELS {
+            labels.retain(|label| Arc::strong_count(label) > 1);
+        }
+        if labels.len() < MAX_LABELS {
+            labels.insert(Arc::clone(label));
+        }
+        Arc::clone(label)
+    };
+    Place { zone: share(&place.zone), rack: share(&place.rack), address: place.address }
 }

@@ -1,14 +1,15 @@
 //! How far two nodes are from each other, as far as labels and addresses tell.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 /// Where a node stands; empty labels are unknown ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// Availability zone, data centre or building.
-    pub zone: Box<str>,
+    pub zone: Arc<str>,
     /// Rack or switch.
-    pub rack: Box<str>,
+    pub rack: Arc<str>,
     /// As seen on its connection.
     pub address: IpAddr,
 }
@@ -22,18 +23,23 @@ pub fn distance(a: &Place, b: &Place) -> u32 {
 
 /// Whether a zone's border lies between them, as far as is known.
 pub(crate) fn is_far(a: &Place, b: &Place) -> bool {
-    !a.zone.is_empty() && !b.zone.is_empty() && a.zone != b.zone
+    !a.zone.is_empty() && !b.zone.is_empty() && !is_same(&a.zone, &b.zone)
 }
 
 fn label_distance(a: &Place, b: &Place) -> u32 {
     if a.zone.is_empty() || b.zone.is_empty() {
         return 2;
     }
-    match (a.zone == b.zone, a.rack == b.rack && !a.rack.is_empty()) {
+    match (is_same(&a.zone, &b.zone), !a.rack.is_empty() && is_same(&a.rack, &b.rack)) {
         (false, _) => 3,
         (true, false) => 1,
         (true, true) => 0,
     }
+}
+
+/// Labels of a group are shared as far as they are equal; those of callers are not.
+fn is_same(a: &Arc<str>, b: &Arc<str>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
 }
 
 /// From 0 (same address) to 8 (nothing in common).

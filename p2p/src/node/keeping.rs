@@ -13,8 +13,6 @@ use crate::layout::PieceIndex;
 use crate::store::StoreError;
 use crate::swarm::Event;
 
-const BUSY_TICK: Duration = Duration::from_millis(20);
-const IDLE_TICK: Duration = Duration::from_millis(500);
 const FLUSH: Duration = Duration::from_secs(2);
 /// A blob that nobody holds stays open for so long, since peers often come back to it.
 const LINGER: Duration = Duration::from_secs(60);
@@ -33,9 +31,9 @@ pub(super) async fn accept(node: Arc<Node>, listener: TcpListener) {
 
 pub(super) async fn tick(node: Arc<Node>) {
     loop {
-        let busy = node.tick();
+        let (busy, pause) = node.tick();
         tokio::select! {
-            () = tokio::time::sleep(if busy { BUSY_TICK } else { IDLE_TICK }) => {}
+            () = tokio::time::sleep(pause) => {}
             () = node.wake.notified(), if !busy => {}
         }
     }
@@ -54,7 +52,8 @@ pub(super) async fn flush(node: Arc<Node>) {
 }
 
 impl Node {
-    fn tick(self: &Arc<Self>) -> bool {
+    /// Whether something is wanted, and when the next tick is due.
+    fn tick(self: &Arc<Self>) -> (bool, Duration) {
         self.drive(Event::Tick);
         let now = Instant::now();
         for blob in self.open_blobs() {
@@ -63,7 +62,7 @@ impl Node {
         self.count_throttled();
         let inner = lock(&self.inner);
         self.metrics.active_blobs.set(inner.swarm.active_blobs() as i64);
-        inner.swarm.is_busy()
+        (inner.swarm.is_busy(), inner.swarm.tick_pause())
     }
 
     /// Makes durable what has come. A failure is told to the blob's readers.

@@ -87,6 +87,8 @@ pub(super) struct BlobState {
     pub(super) metainfo_pending: bool,
     pub(super) wants: BTreeMap<WantId, Want>,
     pub(super) trades: Trades,
+    /// Those of the trades that count.
+    usable: Vec<Slot>,
     /// Whether discovery named peers of other zones. Then those that it did not name are taken for such, too.
     pub(super) has_far: bool,
     /// Of the trades that count. Kept while something is missing here.
@@ -109,6 +111,8 @@ pub(super) struct BlobState {
     pub(super) last_arrival: Option<Duration>,
     /// Nothing changes in whom to connect with before.
     pub(super) connect_next: Duration,
+    /// Whether it is among the scheduler's busy ones.
+    pub(super) is_busy: bool,
 }
 
 impl BlobState {
@@ -122,6 +126,7 @@ impl BlobState {
             metainfo_pending: false,
             wants: BTreeMap::new(),
             trades: Trades::default(),
+            usable: Vec::new(),
             has_far: false,
             availability: Availability::default(),
             next_return: Duration::MAX,
@@ -138,6 +143,7 @@ impl BlobState {
             last_progress: Duration::ZERO,
             last_arrival: None,
             connect_next: Duration::ZERO,
+            is_busy: false,
         }
     }
 
@@ -188,10 +194,15 @@ impl BlobState {
         if !far && !self.have.is_full() {
             self.availability.add(&have);
         }
-        let unasked = Duration::ZERO;
-        let trade =
-            Trade { peer, have, unusable_until: unasked, counts: !far, far, last_request: now, invited: unasked };
+        let (unusable_until, untold) = (Duration::ZERO, Vec::new());
+        let trade = Trade { peer, have, unusable_until, counts: !far, far, untold, last_request: now };
         self.trades.insert(slot, trade);
+        self.list_usable();
+    }
+
+    fn list_usable(&mut self) {
+        self.usable.clear();
+        self.usable.extend(self.trades.iter().filter(|(_, trade)| trade.counts).map(|(slot, _)| slot));
     }
 
     fn is_far(&self, peer: &PeerId) -> bool {
@@ -212,6 +223,7 @@ impl BlobState {
                 _ => self.next_return = self.next_return.min(trade.unusable_until),
             }
         }
+        self.list_usable();
     }
 
     /// A peer takes part no more; false if it did not.
@@ -220,17 +232,23 @@ impl BlobState {
         if trade.counts {
             self.availability.remove(&trade.have);
         }
+        self.list_usable();
         true
     }
 
-    /// A peer has got pieces.
-    pub(super) fn they_have(&mut self, slot: Slot, pieces: &[PieceIndex]) {
-        let Some(trade) = self.trades.get_mut(slot) else { return };
+    /// A peer has got pieces. Whether that changes what it can be asked for.
+    pub(super) fn they_have(&mut self, slot: Slot, pieces: &[PieceIndex]) -> bool {
+        let Some(trade) = self.trades.get_mut(slot) else { return false };
+        let mut news = false;
         for &piece in pieces {
-            if trade.have.set(piece) && trade.counts {
-                self.availability.add_piece(piece);
+            if trade.have.set(piece) {
+                news |= !self.have.get(piece) && !self.flights.contains_key(&piece.0);
+                if trade.counts {
+                    self.availability.add_piece(piece);
+                }
             }
         }
+        news
     }
 
     /// A peer does not have a piece any more.
@@ -248,6 +266,7 @@ impl BlobState {
         self.next_return = self.next_return.min(until);
         if std::mem::replace(&mut trade.counts, false) {
             self.availability.remove(&trade.have);
+            self.list_usable();
         }
     }
 
@@ -267,6 +286,7 @@ impl BlobState {
                 self.next_return = self.next_return.min(trade.unusable_until);
             }
         }
+        self.list_usable();
     }
 
     /// Whether peers can be asked for pieces at all.
@@ -275,9 +295,8 @@ impl BlobState {
     }
 
     /// The peers that can be asked for pieces now.
-    pub(super) fn usable(&self) -> impl Iterator<Item = (Slot, &Trade)> + '_ {
-        let open = self.takes_from_peers();
-        self.trades.iter().filter(move |(_, trade)| open && trade.counts)
+    pub(super) fn usable(&self) -> &[Slot] {
+        if self.takes_from_peers() { &self.usable } else { &[] }
     }
 
     /// Whether a transfer from the origin brings `piece` soon.
@@ -300,6 +319,25 @@ impl BlobState {
         words.any(|index| self.unasked(index, &range) & self.availability.word(index) != 0)
     }
 
+    /// Whether nothing can come of considering the origin for a pull before it, or discovery, has answered, or a pause is
+    /// over; unless all is served, or has stalled. A read that waits is always considered.
+    pub(super) fn is_waiting_for_origin(&self, now: Duration) -> bool {
+        !self.has_reads() && !self.origin_only && !self.has_far && self.origin.is_waiting(now)
+    }
+
+    /// Whether a read waits for something.
+    pub(super) fn has_reads(&self) -> bool {
+        self.wants.values().any(|want| want.priority == Priority::Fault)
+    }
+
+    /// Whether [`Self::unserved`] would find anything. Looked for from the end, where it usually is.
+    pub(super) fn has_unserved(&self) -> bool {
+        self.wants.values().any(|want| {
+            let range = want.open();
+            (range.start / 64..range.end.div_ceil(64)).rev().any(|index| self.unserved_word(index, &range, false) != 0)
+        })
+    }
+
     /// Missing pieces of wants that nobody has and nothing brings, ascending runs; only those that `select` affirms.
     pub(super) fn unserved(&self, now: Duration, max_runs: usize, select: impl Fn(&Want) -> bool) -> Vec<Range<u32>> {
         let mut runs: Vec<Range<u32>> = Vec::new();
@@ -317,19 +355,24 @@ impl BlobState {
         runs
     }
 
+    /// One word of it; of a read that has waited long also what peers have or were asked for.
+    fn unserved_word(&self, index: u32, range: &Range<u32>, late: bool) -> u64 {
+        let mut word = mask_of(index, range) & !self.have.word(index);
+        if !late {
+            let served = if self.takes_from_peers() { self.availability.word(index) } else { 0 };
+            word &= !(served | self.flights.word(index));
+        }
+        for transfer in self.origin.transfers.values() {
+            word &= !mask_of(index, &transfer.pieces);
+        }
+        word
+    }
+
     /// Adds at most `max_runs` runs of one want.
     fn unserved_of(&self, range: &Range<u32>, late: bool, max_runs: usize, runs: &mut Vec<Range<u32>>) {
         let begins = runs.len();
         for index in range.start / 64..range.end.div_ceil(64) {
-            let mut word = mask_of(index, range) & !self.have.word(index);
-            if !late {
-                let served = if self.takes_from_peers() { self.availability.word(index) } else { 0 };
-                word &= !(served | self.flights.word(index));
-            }
-            for transfer in self.origin.transfers.values() {
-                word &= !mask_of(index, &transfer.pieces);
-            }
-            for piece in pieces_of(index, word) {
+            for piece in pieces_of(index, self.unserved_word(index, range, late)) {
                 let full = runs.len() - begins == max_runs;
                 match runs[begins..].last_mut() {
                     Some(run) if run.end == piece.0 => run.end += 1,

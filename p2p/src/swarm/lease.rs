@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use self::asking::Pace;
 use self::imports::Import;
-use super::blob::{BlobState, FAULT_PATIENCE, Transfer, Transfers};
-use super::{Action, FoundPeers, Swarm, TransferId};
+use super::blob::{BlobState, FAULT_PATIENCE, FindState, Transfer, Transfers};
+use super::{Action, FoundPeers, MANY, Swarm, TransferId};
 use crate::digest::Digest;
 use crate::discovery::{Holding, Lease, LeaseKind, LeaseReply, Settlement, Trouble};
 use crate::identity::PeerId;
@@ -29,6 +29,8 @@ use crate::origin::OriginError;
 /// Pauses between questions to discovery while a blob arrives: the swarm forms in the first moments.
 const FIND_PAUSES: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
+/// The last of these pauses for who trades with as many peers as it may: more names would not help it.
+const SETTLED_PAUSE: Duration = Duration::from_secs(10);
 /// Shortest pause between two questions about one blob.
 const FIND_FLOOR: Duration = Duration::from_millis(100);
 /// How long complete holders may take to connect before the origin is asked; also how long metainfo may take.
@@ -55,6 +57,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 const WAIT_FLOOR: Duration = Duration::from_millis(20);
 const WAIT_CEILING: Duration = Duration::from_secs(5);
 const EXHAUSTED_PAUSE: Duration = Duration::from_secs(1);
+const EXHAUSTED_PAUSE_OF_MANY: Duration = Duration::from_secs(3);
 /// Pause before a further copy is asked for again where none is allowed, or it does not pay.
 const NO_COPY_PAUSE: Duration = Duration::from_secs(3);
 
@@ -94,6 +97,13 @@ pub(super) struct OriginSide {
     pace: Pace,
 }
 
+impl FindState {
+    /// A peer is gone: others may be wanted soon.
+    pub(super) fn unsettle(&mut self) {
+        self.next = self.next.min(self.last + FIND_PAUSES[FIND_PAUSES.len() - 1]);
+    }
+}
+
 impl OriginSide {
     pub(super) fn progress(&mut self, piece: PieceIndex, now: Duration) {
         let transfer = self.transfers.values_mut().find(|transfer| transfer.pieces.contains(&piece.0));
@@ -110,6 +120,13 @@ impl OriginSide {
         let patient = self.patient_until.max(its_turn).min(last_progress + PATIENCE);
         let paused = (self.paused_until + STALL).min(last_progress + 2 * MAX_RETRY_AFTER);
         now >= patient.max(paused).max(last_progress + STALL)
+    }
+
+    /// Whether transfers, an answer or a pause keep a pull from being considered, and nobody need be told of a refusal.
+    pub(super) fn is_waiting(&self, now: Duration) -> bool {
+        let forsaken = self.forsaken_since.is_some_and(|since| now >= since + STALL);
+        let busy = self.transfers.len() + self.imports.len() >= self.streams();
+        self.known && self.refused.is_none() && !forsaken && (busy || self.asking || now < self.ask_after)
     }
 
     /// Discovery asks for patience: others fetch, or the origin asked for a pause, which then is longer than others.
@@ -191,7 +208,12 @@ impl Swarm {
         let now = self.now;
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let first = !blob.find.answered;
-        let pause = FIND_PAUSES[(blob.find.count as usize).min(FIND_PAUSES.len() - 1)];
+        let settled = blob.trades.len() >= self.config.max_peers_per_blob;
+        let pause = match FIND_PAUSES.get(blob.find.count as usize) {
+            Some(pause) => *pause,
+            None if settled => SETTLED_PAUSE,
+            None => FIND_PAUSES[FIND_PAUSES.len() - 1],
+        };
         blob.find.asking = false;
         blob.find.answered = true;
         blob.find.count += 1;
@@ -217,7 +239,7 @@ impl Swarm {
     /// Decides whether the origin, or another zone, is to be asked for something now.
     pub(super) fn consider_origin(&mut self, digest: Digest) {
         let (now, down, last_arrival) = (self.now, self.discovery_is_down(), self.last_arrival_besides(&digest));
-        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        let Some(blob) = self.blobs.get(&digest) else { return };
         let origin = &blob.origin;
         let informed = blob.find.answered || down || blob.origin_only;
         let pending = blob.metainfo_pending && now < origin.metainfo_until;
@@ -226,6 +248,14 @@ impl Swarm {
         }
         if blob.have.is_full() || (blob.is_left_to_seed(now) && !blob.origin_only) {
             return;
+        }
+        if !down && blob.is_waiting_for_origin(now) {
+            if !blob.has_unserved() {
+                return self.ask_copy(digest);
+            }
+            if !blob.origin.is_stalled(now, blob.last_progress, last_arrival) {
+                return;
+            }
         }
         let missing = blob.unserved(now, MAX_RUNS, |_| true);
         let importable = blob.importable(&missing, now, MAX_RUNS);
@@ -264,6 +294,7 @@ impl Swarm {
             }
             return;
         }
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.origin.asking = true;
         blob.origin.asked_copy = false;
         blob.origin.urgent_told = !urgent.is_empty();
@@ -353,7 +384,9 @@ impl Swarm {
             Some(LeaseReply::Exhausted) if asked_copy => origin.copy_after = now + NO_COPY_PAUSE * jitter / 1000,
             Some(LeaseReply::Exhausted) => {
                 origin.forsaken_since.get_or_insert(now);
-                origin.ask_after = now + EXHAUSTED_PAUSE * jitter / 1000;
+                // In a large swarm what only others have takes its time, and a node that is lost is noticed by many.
+                let pause = if blob.known.len() >= MANY { EXHAUSTED_PAUSE_OF_MANY } else { EXHAUSTED_PAUSE };
+                origin.ask_after = now + pause * jitter / 1000;
             }
             None => {
                 let pause = SILENT_PAUSE * jitter / 1000;
@@ -361,7 +394,7 @@ impl Swarm {
                 return self.consider_origin(digest);
             }
         }
-        if !asked_copy {
+        if !asked_copy && blob.trades.len() < self.config.max_peers_per_blob {
             // Others have or fetch what is missing here: find out who they are.
             self.find_again(digest);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::blob::{BlobState, Known};
 use super::pick::Mean;
 use super::table::Slot;
-use super::upload::Granted;
+use super::upload::{Granted, RECENT};
 use super::{Action, CloseReason, Swarm};
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
@@ -39,6 +39,8 @@ pub(super) struct Peer {
     pub(super) last_active: Duration,
     /// Requests that timed out since it last delivered.
     pub(super) strikes: u32,
+    /// When it was last told of a free upload slot.
+    invited: Duration,
 }
 
 /// What a peer did, kept over its connections.
@@ -56,7 +58,8 @@ impl Swarm {
             return;
         }
         if !self.peers.contains_key(&peer) {
-            let state = Peer { in_flight: 0, mean: Mean::default(), last_active: self.now, strikes: 0 };
+            let (last_active, invited) = (self.now, Duration::ZERO);
+            let state = Peer { in_flight: 0, mean: Mean::default(), last_active, strikes: 0, invited };
             self.peers.insert(peer, state);
         }
         let joined = self.blobs.iter().filter(|(_, blob)| blob.is_active() && blob.known.contains_key(&peer));
@@ -74,12 +77,12 @@ impl Swarm {
     }
 
     fn forget(&mut self, peer: PeerId, slot: Slot) {
-        let digests: Vec<Digest> = self.blobs.keys().copied().collect();
-        for digest in digests {
+        for digest in self.blobs.digests() {
             self.leave_trade(slot, digest);
             if let Some(blob) = self.blobs.get_mut(&digest) {
                 blob.greeted.remove(&slot);
                 blob.connect_next = Duration::ZERO;
+                blob.find.unsettle();
             }
         }
         self.uploads.peer_gone(slot);
@@ -164,8 +167,9 @@ impl Swarm {
 
     pub(super) fn peer_has(&mut self, peer: PeerId, digest: Digest, pieces: &[PieceIndex]) {
         let Some(slot) = self.touch(&peer) else { return };
-        if let Some(blob) = self.blobs.get_mut(&digest) {
-            blob.they_have(slot, pieces);
+        let news = self.blobs.get_mut(&digest).is_some_and(|blob| blob.they_have(slot, pieces));
+        if news {
+            self.ask_for_news(slot, digest);
         }
     }
 
@@ -206,39 +210,57 @@ impl Swarm {
     }
 
     pub(super) fn grant_uploads(&mut self) {
-        let (now, blobs) = (self.now, &self.blobs);
-        let pieces_of = |slot: Slot, digest: Digest| {
-            let trade = blobs.get(&digest).and_then(|blob| blob.trades.get(slot));
-            trade.map_or(0, |trade| trade.have.count())
-        };
+        let now = self.now;
         loop {
+            let blobs = &self.blobs;
+            let pieces_of = |slot: Slot, digest: Digest| {
+                let trade = blobs.get(&digest).and_then(|blob| blob.trades.get(slot));
+                trade.map_or(0, |trade| trade.have.count())
+            };
             let limit = &self.upload_limit;
             let open = |peer, digest| limit.is_open(now, &digest) && limit.is_open_to(now, &peer);
             let Some(granted) = self.uploads.grant(now, &mut self.rng, pieces_of, open) else { break };
             let Granted { peer, digest, piece } = granted;
             let bytes = blobs.get(&digest).map_or(0, |blob| blob.piece_bytes(piece));
+            if let (Some(slot), Some(blob)) = (self.peers.slot(&peer), self.blobs.get_mut(&digest)) {
+                // It will not say so, since the piece is here.
+                blob.they_have(slot, &[piece]);
+            }
             self.upload_limit.take(now, &digest, Some(&peer), bytes);
             self.actions.push(Action::Upload { peer, digest, piece });
         }
         self.upload_limit.account(now);
     }
 
-    /// Tells peers of an upload slot that nobody asks for: those that have fewest of the pieces of a blob that was served
-    /// last, or of which there is news here. Requests are bound to a peer when they are made; this brings those to an idle
-    /// uplink that wait at a busy one.
+    /// Tells peers of upload slots that nobody asks for: those that lack something of a blob of which there is news here, or
+    /// else of those that were served last, one blob after the other: an image's layers are complete at different times.
     pub(super) fn invite(&mut self, news: Option<Digest>) {
-        let free = self.uploads.free() * self.config.policy.invitations;
+        let mut free = self.uploads.free() * self.config.policy.invitations;
+        for at in 0..RECENT {
+            if free == 0 {
+                return;
+            }
+            let Some(digest) = news.or_else(|| self.uploads.recent(at)) else { return };
+            free -= self.invite_to(digest, free);
+            if news.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Invites those that have fewest of the pieces of that blob, at most so many. Requests are bound to a peer when they
+    /// are made; this brings those to an idle uplink that wait at a busy one. How many were invited.
+    fn invite_to(&mut self, digest: Digest, most: u32) -> u32 {
         let (now, uploads) = (self.now, &self.uploads);
-        let Some(digest) = news.or(uploads.last_blob).filter(|_| free > 0) else { return };
         let Some(blob) = self.blobs.get_mut(&digest).filter(|blob| !blob.origin_only && !blob.have.is_empty()) else {
-            return;
+            return 0;
         };
         let mut lot = self.rng.u32(..) | 1;
         let mut lacking: Vec<(u32, u32, Slot)> = Vec::new();
         for (slot, trade) in blob.trades.iter() {
             lot = lot.wrapping_mul(0x9e37_79b1);
-            let waits = now >= trade.invited + INVITATION || trade.invited.is_zero();
-            if waits
+            let waits = |peer: &Peer| now >= peer.invited + INVITATION || peer.invited.is_zero();
+            if self.peers.at(slot).is_some_and(waits)
                 && !trade.far
                 && blob.greeted.contains(&slot)
                 && uploads.has_room_for(slot)
@@ -248,12 +270,14 @@ impl Swarm {
             }
         }
         lacking.sort_unstable();
-        for (_, _, slot) in lacking.into_iter().take(free as usize) {
-            if let Some(trade) = blob.trades.get_mut(slot) {
-                trade.invited = now;
+        lacking.truncate(most as usize);
+        for &(_, _, slot) in &lacking {
+            if let (Some(peer), Some(trade)) = (self.peers.at_mut(slot), blob.trades.get(slot)) {
+                peer.invited = now;
                 self.actions.push(Action::SayFree { peer: trade.peer, digest });
             }
         }
+        lacking.len() as u32
     }
 
     pub(super) fn bad(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex) {
@@ -279,8 +303,9 @@ impl Swarm {
     }
 
     /// Whether the peer gave wrong pieces before.
-    pub(super) fn is_charged(&self, peer: &PeerId) -> bool {
-        self.offences.get(peer).is_some_and(|offence| offence.charges > 0)
+    pub(super) fn is_charged(&self, slot: Slot) -> bool {
+        let offence = || self.offences.get(&self.peers.name(slot)?);
+        !self.offences.is_empty() && offence().is_some_and(|offence| offence.charges > 0)
     }
 
     pub(super) fn unusable(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex) {

@@ -39,6 +39,9 @@ impl Mean {
     }
 }
 
+/// A want of which something is missing; in the order in which they are served.
+pub(super) type OpenWant = (Priority, Duration, Digest, u32, WantId);
+
 /// A peer that could be asked, and when it should have delivered one more piece; less is better.
 type Candidate = (Duration, u32, Slot);
 
@@ -48,23 +51,61 @@ impl Swarm {
         if !self.has_budget(Priority::Fault) {
             return;
         }
-        let mut wants: Vec<(Priority, Duration, Digest, u32, WantId)> = Vec::new();
+        let pulls = self.has_budget(Priority::Bulk);
+        let mut wants = std::mem::take(&mut self.open_wants);
+        wants.clear();
         for digest in &self.busy {
             let Some(blob) = self.blobs.get_mut(digest) else { continue };
             blob.return_peers(self.now);
             let blob = &*blob;
             if blob.takes_from_peers() && !blob.trades.is_empty() {
-                let open = blob.wants.iter().filter(|(_, want)| !want.open().is_empty());
+                let may_go = |want: &Want| !want.open().is_empty() && (pulls || want.priority == Priority::Fault);
+                let open = blob.wants.iter().filter(|(_, want)| may_go(want));
                 wants.extend(open.map(|(&id, want)| (want.priority, want.since, *digest, want.pieces.start, id)));
             }
         }
         wants.sort_unstable();
-        for (priority, _, digest, _, id) in wants {
+        for &(priority, _, digest, _, id) in &wants {
             while self.has_budget(priority) && self.download_limit.is_open(self.now, &digest) {
                 let Some((piece, slot)) = self.choose(&digest, id) else { break };
                 self.request(digest, piece, slot, priority == Priority::Fault, false);
             }
         }
+        self.open_wants = wants;
+    }
+
+    /// A peer has got something that is missing here: it is asked for it if there is budget. What others have has not
+    /// changed.
+    pub(super) fn ask_for_news(&mut self, slot: Slot, digest: Digest) {
+        if self.blobs.get(&digest).is_some_and(|blob| blob.has_far) {
+            self.fill_requests();
+        }
+        while self.has_budget(Priority::Fault)
+            && let Some((piece, urgent)) = self.choose_of(slot, digest, self.has_budget(Priority::Bulk))
+        {
+            self.request(digest, piece, slot, urgent, false);
+        }
+        self.download_limit.account(self.now);
+    }
+
+    /// What that peer should be asked for next, for a pull or only for a read that waits: of the most urgent want of which
+    /// it has something. Whether it is urgent.
+    fn choose_of(&mut self, slot: Slot, digest: Digest, pulls: bool) -> Option<(PieceIndex, bool)> {
+        let blob = self.blobs.get(&digest)?;
+        let may_go = |want: &Want| !want.open().is_empty() && (pulls || want.priority == Priority::Fault);
+        let goes = blob.usable().contains(&slot) && blob.wants.values().any(may_go);
+        if !goes || !self.download_limit.is_open(self.now, &digest) {
+            return None;
+        }
+        let due = self.when_due(slot, !pulls)?;
+        let salt = self.rng.u32(..) | 1;
+        let blob = self.blobs.get(&digest)?;
+        let mut wants: Vec<&Want> = blob.wants.values().filter(|want| may_go(want)).collect();
+        wants.sort_by_key(|want| (want.priority, want.since));
+        wants.iter().find_map(|want| {
+            let (piece, _) = self.choose_from(blob, want, &[(due, 0, slot)], salt)?;
+            Some((piece, want.priority == Priority::Fault))
+        })
     }
 
     /// A peer has an upload slot that nobody asks for: it is asked for one more, even a little beyond the budget, since the
@@ -73,24 +114,11 @@ impl Swarm {
         let Some(slot) = self.peers.slot(&peer) else { return };
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.return_peers(self.now);
-        let usable = blob.takes_from_peers() && blob.trades.get(slot).is_some_and(|trade| trade.counts);
         let policy = &self.config.policy;
         let overdraft_bytes = blob.layout.piece_length() * u64::from(policy.overdraft);
         let has_budget = self.in_flight < policy.budget_pieces + policy.overdraft
             || self.in_flight_bytes < policy.budget_bytes + overdraft_bytes;
-        if !usable || !has_budget || !self.download_limit.is_open(self.now, &digest) {
-            return;
-        }
-        let Some(due) = self.when_due(slot, &peer, false) else { return };
-        let salt = self.rng.u32(..) | 1;
-        let Some(blob) = self.blobs.get(&digest) else { return };
-        let mut wants: Vec<&Want> = blob.wants.values().filter(|want| !want.open().is_empty()).collect();
-        wants.sort_by_key(|want| (want.priority, want.since));
-        let chosen = wants.iter().find_map(|want| {
-            let (piece, slot) = self.choose_from(blob, want, &[(due, 0, slot)], salt)?;
-            Some((piece, slot, want.priority == Priority::Fault))
-        });
-        if let Some((piece, slot, urgent)) = chosen {
+        if has_budget && let Some((piece, urgent)) = self.choose_of(slot, digest, true) {
             self.request(digest, piece, slot, urgent, false);
         }
     }
@@ -116,8 +144,8 @@ impl Swarm {
         let mut salt = self.rng.u32(..) | 1;
         let mut open = std::mem::take(&mut self.candidates);
         open.clear();
-        for (slot, trade) in blob.usable() {
-            if let Some(due) = self.when_due(slot, &trade.peer, urgent) {
+        for &slot in blob.usable() {
+            if let Some(due) = self.when_due(slot, urgent) {
                 salt = salt.wrapping_mul(0x9e37_79b1);
                 open.push((due, salt, slot));
             }
@@ -196,22 +224,25 @@ impl Swarm {
     /// be asked for more. A peer that has given nothing yet gets few requests at a time, and one that gave wrong pieces or
     /// let requests time out a single one, so that it costs little. What is urgent may be asked of the former beside these: pieces
     /// may wait for it, as they do for metainfo.
-    pub(super) fn when_due(&self, slot: Slot, peer: &PeerId, urgent: bool) -> Option<Duration> {
+    pub(super) fn when_due(&self, slot: Slot, urgent: bool) -> Option<Duration> {
         let state = self.peers.at(slot)?;
         let limit = match state.mean.get() {
-            _ if state.strikes > 0 || self.is_charged(peer) => 1,
+            _ if state.strikes > 0 || self.is_charged(slot) => 1,
             None => UNPROVEN_REQUESTS + u32::from(urgent),
             Some(_) => u32::MAX,
         };
         let mean = state.mean.get().or(self.mean.get()).unwrap_or(FIRST_GUESS);
-        let open = state.in_flight < limit && self.download_limit.is_open_to(self.now, peer);
+        let per_peer = self.download_limit.rates().per_peer > 0;
+        let may_go = |peer: PeerId| self.download_limit.is_open_to(self.now, &peer);
+        let open = state.in_flight < limit && (!per_peer || self.peers.name(slot).is_some_and(may_go));
         open.then(|| mean * (state.in_flight + 1))
     }
 
     /// Another holder that should deliver first.
     fn another(&self, blob: &BlobState, piece: PieceIndex, than: Slot) -> Option<Slot> {
-        let holders = blob.usable().filter(|(slot, trade)| *slot != than && trade.have.get(piece));
-        let due = holders.filter_map(|(slot, trade)| Some((self.when_due(slot, &trade.peer, false)?, slot)));
+        let has = |slot: Slot| blob.trades.get(slot).is_some_and(|trade| trade.have.get(piece));
+        let holders = blob.usable().iter().filter(|slot| **slot != than && has(**slot));
+        let due = holders.filter_map(|&slot| Some((self.when_due(slot, false)?, slot)));
         due.min().map(|(_, slot)| slot)
     }
 

@@ -38,7 +38,7 @@ impl Default for Policy {
             window: 64,
             hedge_after: 3,
             have_batch: Duration::from_millis(50),
-            have_batch_of_many: Duration::from_millis(150),
+            have_batch_of_many: Duration::from_millis(250),
             pipeline: 2,
             spread: 64,
             invitations: 2,

@@ -20,6 +20,10 @@ struct SimNode {
     alive: bool,
     /// Sends wrong bytes.
     corrupt: bool,
+    /// Sends nothing, though its connections stay.
+    mute: bool,
+    /// To whom it has not sent what it should have.
+    owed: Vec<PeerId>,
     uplink_free: Duration,
     opened: BTreeSet<Digest>,
     links: BTreeSet<usize>,
@@ -58,6 +62,8 @@ impl Simulation {
             swarm: Swarm::new(id(index), SwarmConfig { seed: seed + index as u64, ..SwarmConfig::default() }),
             alive: true,
             corrupt: false,
+            mute: false,
+            owed: Vec::new(),
             uplink_free: Duration::ZERO,
             opened: BTreeSet::new(),
             links: BTreeSet::new(),
@@ -194,6 +200,18 @@ impl Simulation {
         longest
     }
 
+    /// How many pieces have come to the first node from that one.
+    fn pieces_from(&self, node: usize) -> usize {
+        let from_it = |arrival: &&(_, _, _, PieceSource)| arrival.3 == PieceSource::Peer(id(node));
+        self.nodes[0].arrivals.iter().filter(from_it).count()
+    }
+
+    /// How often the first node asked that one for a piece.
+    fn requests_to(&self, node: usize) -> usize {
+        let asks = |action: &Action| matches!(action, Action::Request { peer, .. } if *peer == id(node));
+        self.trace.iter().filter(|(_, by, action)| *by == 0 && asks(action)).count()
+    }
+
     fn kill(&mut self, node: usize) {
         self.nodes[node].alive = false;
         self.holders.values_mut().for_each(|holders| {
@@ -234,6 +252,7 @@ impl Simulation {
             Action::Cancel { peer, digest, piece } => {
                 self.after(LATENCY, index(peer), Event::Cancel { peer: me, digest, piece });
             }
+            Action::Upload { peer, .. } if self.nodes[node].mute => self.nodes[node].owed.push(peer),
             Action::Upload { peer, digest, piece } => {
                 let range = self.layouts[&digest].range(piece);
                 let takes = Duration::from_secs(1) * (range.end - range.start) as u32 / self.uplink_bytes_per_s as u32;
@@ -434,6 +453,54 @@ fn a_holder_that_vanishes_without_a_word_delays_few_reads() {
     assert!(first < Duration::from_secs(4), "{first:?} until the origin was asked");
     let later = simulation.read_one_by_one(0, digest, 30..60);
     assert!(later < Duration::from_millis(500), "{later:?} for a read after the peer was found silent");
+}
+
+/// Two holders of a blob and one who pulls it; after some pieces the first holder stops in the middle of one, and says
+/// nothing any more. When that was.
+fn stalled(simulation: &mut Simulation, length: u64) -> (Digest, Duration) {
+    let digest = simulation.blob("layer", length);
+    simulation.open(1, digest, true, false);
+    simulation.open(2, digest, true, false);
+    simulation.open(0, digest, false, false);
+    simulation.want_all(0, digest, Priority::Bulk);
+    let from_first = |now: &Simulation| now.pieces_from(1) > 10;
+    simulation.run_until(Duration::from_secs(10), from_first);
+    simulation.nodes[1].mute = true;
+    (digest, simulation.now)
+}
+
+#[test]
+fn a_peer_that_stops_in_the_middle_of_a_piece_holds_up_nothing() {
+    let mut simulation = Simulation::new(3, 20);
+    let (digest, since) = stalled(&mut simulation, 64 * MIB);
+    let asked = simulation.requests_to(1);
+    simulation.run_until(Duration::from_secs(30), |now| now.has_all(0, &digest));
+    // The other one alone has an uplink of 25 MiB/s.
+    let took = simulation.now - since;
+    assert!(took < Duration::from_secs_f64(64.0 / 25.0 * 1.2), "{took:?}");
+    assert!(simulation.requests_to(1) <= asked + 8, "it was asked again and again");
+}
+
+#[test]
+fn a_peer_that_stalls_is_left_alone_and_has_its_full_share_again_once_it_sends() {
+    let mut simulation = Simulation::new(3, 21);
+    let (digest, since) = stalled(&mut simulation, 1024 * MIB);
+    let until = |simulation: &mut Simulation, seconds: u64| {
+        let end = since + Duration::from_secs(seconds);
+        simulation.run_until(end + Duration::from_secs(1), |now| now.now >= end);
+    };
+    until(&mut simulation, 16);
+    let (asked, had) = (simulation.requests_to(1), simulation.pieces_from(1));
+    until(&mut simulation, 24);
+    assert_eq!(simulation.requests_to(1), asked, "what was asked of it had timed out");
+    simulation.nodes[1].mute = false;
+    for peer in std::mem::take(&mut simulation.nodes[1].owed) {
+        simulation.happen(1, Event::Sent { peer });
+    }
+    until(&mut simulation, 37);
+    assert!(!simulation.has_all(0, &digest));
+    let (first, second) = (simulation.pieces_from(1) - had, simulation.pieces_from(2));
+    assert!(first > 10, "{first} pieces since, {second} from the other one");
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! given again only after nothing refers to it any more.
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use super::peers::Peer;
@@ -15,11 +17,75 @@ use crate::layout::PieceIndex;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Slot(pub(super) u32);
 
+/// Hashes names of peers: keys that look random already, and that nobody can choose freely and use. Products with secret
+/// numbers are enough for them, and an event costs one such hash.
+#[derive(Debug, Clone)]
+struct NameHash([u64; 4]);
+
+impl Default for NameHash {
+    fn default() -> Self {
+        let random = RandomState::new();
+        Self([0_u8, 1, 2, 3].map(|key| random.hash_one(key)))
+    }
+}
+
+impl BuildHasher for NameHash {
+    type Hasher = NameHasher;
+
+    fn build_hasher(&self) -> NameHasher {
+        NameHasher { keys: self.0, words: 0, sum: 0 }
+    }
+}
+
+struct NameHasher {
+    keys: [u64; 4],
+    words: usize,
+    sum: u64,
+}
+
+impl Hasher for NameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for pair in bytes.chunks(16) {
+            let word = |at: usize| {
+                let bytes = pair.iter().skip(at).take(8);
+                bytes.fold(0_u64, |word, &byte| word << 8 | u64::from(byte))
+            };
+            let (low, high) = match pair.first_chunk::<16>() {
+                Some(pair) => {
+                    let both = u128::from_ne_bytes(*pair);
+                    (both as u64, (both >> 64) as u64)
+                }
+                None => (word(0), word(8)),
+            };
+            self.mix(low, high);
+        }
+    }
+
+    fn write_usize(&mut self, _: usize) {
+        // The length of a name, which is the same for all.
+    }
+
+    fn finish(&self) -> u64 {
+        self.sum
+    }
+}
+
+impl NameHasher {
+    fn mix(&mut self, low: u64, high: u64) {
+        let at = self.words % 4;
+        let product = u128::from(low ^ self.keys[at]) * u128::from(high ^ self.keys[at + 1]);
+        self.sum ^= (product as u64 ^ (product >> 64) as u64).rotate_left(self.words as u32);
+        self.words += 2;
+    }
+}
+
 /// Connected peers. Iteration is in the order of their numbers, so that it does not depend on hashes.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    slots: HashMap<PeerId, Slot>,
-    states: Vec<Option<(PeerId, Peer)>>,
+    slots: HashMap<PeerId, Slot, NameHash>,
+    names: Vec<Option<PeerId>>,
+    /// Apart from the names: every choice of a peer goes through the states of many.
+    states: Vec<Option<Peer>>,
     free: Vec<Slot>,
 }
 
@@ -37,24 +103,26 @@ impl Peers {
     }
 
     pub(super) fn name(&self, slot: Slot) -> Option<PeerId> {
-        self.states.get(slot.0 as usize)?.as_ref().map(|(peer, _)| *peer)
+        *self.names.get(slot.0 as usize)?
     }
 
     pub(super) fn at(&self, slot: Slot) -> Option<&Peer> {
-        self.states.get(slot.0 as usize)?.as_ref().map(|(_, state)| state)
+        self.states.get(slot.0 as usize)?.as_ref()
     }
 
     pub(super) fn at_mut(&mut self, slot: Slot) -> Option<&mut Peer> {
-        self.states.get_mut(slot.0 as usize)?.as_mut().map(|(_, state)| state)
+        self.states.get_mut(slot.0 as usize)?.as_mut()
     }
 
     /// Adds a peer that is not there.
     pub(super) fn insert(&mut self, peer: PeerId, state: Peer) -> Slot {
         let slot = self.free.pop().unwrap_or(Slot(self.states.len() as u32));
         if slot.0 as usize == self.states.len() {
+            self.names.push(None);
             self.states.push(None);
         }
-        self.states[slot.0 as usize] = Some((peer, state));
+        self.names[slot.0 as usize] = Some(peer);
+        self.states[slot.0 as usize] = Some(state);
         self.slots.insert(peer, slot);
         slot
     }
@@ -62,11 +130,13 @@ impl Peers {
     pub(super) fn remove(&mut self, peer: &PeerId) -> Option<Peer> {
         let slot = self.slots.remove(peer)?;
         self.free.push(slot);
-        self.states[slot.0 as usize].take().map(|(_, state)| state)
+        self.names[slot.0 as usize] = None;
+        self.states[slot.0 as usize].take()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> + '_ {
-        self.states.iter().flatten().map(|(peer, state)| (*peer, state))
+        let both = self.names.iter().zip(&self.states);
+        both.filter_map(|(peer, state)| Some(((*peer)?, state.as_ref()?)))
     }
 }
 
@@ -81,10 +151,10 @@ pub(super) struct Trade {
     pub(super) counts: bool,
     /// In another zone: it does not count, and is asked for what is under import.
     pub(super) far: bool,
+    /// Pieces that came here and that it was not told of, since it had them: with the next ones that are news to it.
+    pub(super) untold: Vec<PieceIndex>,
     /// When it last asked for a piece.
     pub(super) last_request: Duration,
-    /// When it was last told of a free upload slot.
-    pub(super) invited: Duration,
 }
 
 impl Trade {
@@ -145,6 +215,10 @@ impl Trades {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, &Trade)> + '_ {
         self.slots.iter().copied().zip(&self.list)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (Slot, &mut Trade)> + '_ {
+        self.slots.iter().copied().zip(&mut self.list)
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &Trade> + '_ {
@@ -261,5 +335,24 @@ impl Availability {
     /// The pieces that somebody has, as [`Bitfield::word`] gives them.
     pub(super) fn word(&self, index: u32) -> u64 {
         self.any.as_ref().map_or(0, |any| any.word(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_a_name_counts_for_its_hash() {
+        let hash = NameHash::default();
+        let hashes: std::collections::BTreeSet<u64> = (0..=255_u8)
+            .flat_map(|bit| {
+                let mut name = [7; 32];
+                name[usize::from(bit / 8)] ^= 1 << (bit % 8);
+                [hash.hash_one(PeerId::from_bytes(name)), hash.hash_one(PeerId::from_bytes([bit; 32]))]
+            })
+            .collect();
+        // [7; 32] itself is among the second ones; the others differ.
+        assert_eq!(hashes.len(), 512);
     }
 }

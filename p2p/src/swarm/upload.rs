@@ -17,6 +17,8 @@ use crate::limits::MAX_QUEUED_REQUESTS;
 
 /// Urgent pieces under way beyond the slots.
 const URGENT_EXTRA: u32 = 2;
+/// Blobs served last that are remembered.
+pub(super) const RECENT: usize = 8;
 /// After this long a request counts as starved.
 const STARVED: Duration = Duration::from_secs(2);
 
@@ -64,8 +66,8 @@ pub(super) struct Uploads {
     /// Pieces that wait, over all queues.
     waiting: u32,
     grants: u64,
-    /// The blob that a piece was granted of last.
-    pub(super) last_blob: Option<Digest>,
+    /// The blobs that pieces were granted of last, the latest first.
+    recent: VecDeque<Digest>,
     /// Used by every grant: queue, its first request that may be served, the age of that, pieces of its peer.
     candidates: Vec<(usize, usize, Duration, u32)>,
 }
@@ -80,7 +82,7 @@ impl Uploads {
             queues: Vec::new(),
             waiting: 0,
             grants: 0,
-            last_blob: None,
+            recent: VecDeque::new(),
             candidates: Vec::new(),
         }
     }
@@ -189,11 +191,24 @@ impl Uploads {
         let (at, index) = self.urgent(total, &open).or_else(|| self.next(now, rng, pieces_of, &open))?;
         let Waiting { digest, piece, .. } = self.remove(at, index)?;
         self.grants += 1;
-        self.last_blob = Some(digest);
+        self.note_grant(digest);
         let queue = &mut self.queues[at];
         queue.active += 1;
         queue.served = self.grants;
         Some(Granted { peer: queue.peer, digest, piece })
+    }
+
+    fn note_grant(&mut self, digest: Digest) {
+        if self.recent.front() != Some(&digest) {
+            self.recent.retain(|recent| *recent != digest);
+            self.recent.push_front(digest);
+            self.recent.truncate(RECENT);
+        }
+    }
+
+    /// The blobs that pieces were granted of last, the latest first.
+    pub(super) fn recent(&self, at: usize) -> Option<Digest> {
+        self.recent.get(at).copied()
     }
 
     /// The oldest of the reads that wait, if one more may be served.

@@ -2,10 +2,9 @@
 
 use lapwing_p2p::bitfield::Bitfield;
 use lapwing_p2p::identity::PeerId;
-use lapwing_p2p::layout::PieceLayout;
 use lapwing_p2p::swarm::Swarm;
 
-use super::Part;
+use super::due::Part;
 use crate::pipe::Pipe;
 
 /// A node: the production scheduler, and what the simulation keeps of its links and its store.
@@ -14,7 +13,6 @@ pub(super) struct Node {
     pub(super) alive: bool,
     /// Sends wrong bytes.
     pub(super) corrupt: bool,
-    pub(super) zone: u8,
     /// Whether the run waits for it.
     pub(super) counts: bool,
     pub(super) up: Pipe<u32, Part>,
@@ -29,17 +27,16 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(swarm: Swarm, up: Pipe<u32, Part>, layouts: &[PieceLayout]) -> Self {
+    pub(super) fn new(swarm: Swarm, up: Pipe<u32, Part>, have: Vec<Bitfield>) -> Self {
         Self {
             swarm,
             alive: true,
             corrupt: false,
-            zone: 0,
             counts: true,
             up,
             down_free_ns: 0,
             links: Vec::new(),
-            have: layouts.iter().map(|layout| Bitfield::empty(layout.piece_count())).collect(),
+            have,
             started_ns: 0,
             done_ns: None,
             arrivals_ns: Vec::new(),

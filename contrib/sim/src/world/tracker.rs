@@ -1,6 +1,7 @@
 //! The tracker's end of the simulation: the production registry, asked over a link with a latency.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapwing_discovery::lease::sites::{LeasePolicy, SitePolicy};
@@ -9,14 +10,13 @@ use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::swarm::{Event, FoundPeers};
 
-use super::node::Node;
-use super::{Call, Due, World, nanos};
+use super::due::{Call, HubDue};
+use super::hub::Hub;
+use super::plan::Plan;
 use crate::scenario::Scenario;
 
 /// Between a node's signs of life.
 const HEARTBEAT_NS: u64 = 15_000_000_000;
-/// How long a client collects announcements: so long, and up to twice as long.
-const ANNOUNCE_BATCH_NS: u64 = 50_000_000;
 
 /// The tracker, and what its clients remember.
 pub(super) struct Tracker {
@@ -29,13 +29,14 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    pub(super) fn new(scenario: &Scenario, seed: u64, ids: &[PeerId], nodes: &[Node]) -> Self {
-        let caller = |(index, (&node, state)): (usize, (&PeerId, &Node))| Caller {
+    pub(super) fn new(plan: &Plan, seed: u64) -> Self {
+        let (scenario, ids) = (&plan.scenario, &plan.ids);
+        let caller = |(index, &node): (usize, &PeerId)| Caller {
             node,
             instance: 1,
             group: String::new(),
             place: Place {
-                zone: if state.zone == 0 { "near" } else { "far" }.into(),
+                zone: if plan.zone(index as u32) == 0 { "near" } else { "far" }.into(),
                 rack: "".into(),
                 address: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 | index as u32)),
             },
@@ -46,9 +47,9 @@ impl Tracker {
         };
         Self {
             registry: Some(registry(scenario, seed)),
-            callers: ids.iter().zip(nodes).enumerate().map(caller).collect(),
+            callers: ids.iter().enumerate().map(caller).collect(),
             registrations: vec![None; ids.len()],
-            announced: nodes.iter().map(|node| vec![None; node.have.len()]).collect(),
+            announced: vec![vec![None; plan.digests.len()]; ids.len()],
         }
     }
 
@@ -70,41 +71,33 @@ fn registry(scenario: &Scenario, seed: u64) -> Registry {
     Registry::with_policy(seed, LeasePolicy { usual, ..LeasePolicy::default() })
 }
 
-impl World {
-    pub(super) fn ask(&mut self, me: u32, call: Call) {
-        self.queue.push(self.now_ns + nanos(self.scenario.latency), Due::Call(me, call));
-    }
-
-    pub(super) fn announce(&mut self, me: u32, blob: u16, holding: Holding) {
-        let batch = ANNOUNCE_BATCH_NS + self.random.u64(..ANNOUNCE_BATCH_NS);
-        self.queue.push(self.now_ns + batch, Due::Call(me, Call::Announce(blob, holding)));
-    }
-
+impl Hub {
     /// A call reaches the tracker, or would.
     pub(super) fn call(&mut self, me: u32, call: Call) {
-        if !self.nodes[me as usize].alive {
+        if self.dead[me as usize] {
             return;
         }
         if matches!(call, Call::Heartbeat) {
-            self.queue.push(self.now_ns + HEARTBEAT_NS, Due::Call(me, Call::Heartbeat));
+            self.queue.push(self.now_ns + HEARTBEAT_NS, HubDue::Call(me, Call::Heartbeat));
         }
-        let now = Duration::from_nanos(self.now_ns);
+        let (now, plan) = (Duration::from_nanos(self.now_ns), Arc::clone(&self.plan));
         let tracker = &mut self.tracker;
         let caller = &tracker.callers[me as usize];
         if let Call::Announce(blob, holding) = &call {
             tracker.announced[me as usize][usize::from(*blob)] = Some(*holding);
         }
+        let digest = |blob: u16| plan.digests[usize::from(blob)];
         let Some(registry) = &mut tracker.registry else {
             let event = match call {
-                Call::Find(blob) => Event::Found { digest: self.digests[usize::from(blob)], found: None },
+                Call::Find(blob) => Event::Found { digest: digest(blob), found: None },
                 Call::Lease(request) => Event::Leased { digest: request.digest, reply: None },
                 Call::Announce(..) | Call::Settle(_) | Call::Report(_) | Call::Heartbeat => return,
             };
             return self.answer(me, event);
         };
-        let digest = |blob: u16| self.digests[usize::from(blob)];
         let (registration, event) = match call {
             Call::Find(blob) => {
+                self.measured.questions[0] += 1;
                 let Ok((registration, found)) = registry.find(now, caller, digest(blob)) else { return };
                 // No statements are made here, so that nothing keeps a peer's pieces from being checked.
                 let found = FoundPeers { holders: found.holders, verifiable: true, metainfo_pending: false };
@@ -112,9 +105,8 @@ impl World {
             }
             Call::Announce(blob, holding) => (registry.announce(now, caller, &[(digest(blob), Some(holding))]), None),
             Call::Lease(request) => {
-                let layout = self.layouts[usize::from(
-                    self.digests.iter().position(|known| *known == request.digest).unwrap_or_default() as u16,
-                )];
+                self.measured.questions[1] += 1;
+                let layout = plan.layouts[usize::from(plan.blob(&request.digest))];
                 let Ok((registration, reply)) = registry.lease(now, caller, &request, layout) else { return };
                 (Ok(registration), Some(Event::Leased { digest: request.digest, reply: Some(reply) }))
             }
@@ -137,16 +129,12 @@ impl World {
         if before.is_none_or(|before| before == registration) {
             return;
         }
-        let announced = tracker.announced[me as usize].iter().zip(&self.digests);
+        let announced = tracker.announced[me as usize].iter().zip(&self.plan.digests);
         let holdings: Vec<_> = announced.filter_map(|(holding, &digest)| Some((digest, (*holding)?))).collect();
         if let Some(registry) = &mut tracker.registry {
             let caller = &tracker.callers[me as usize];
             let listed = registry.sync(Duration::from_nanos(self.now_ns), caller, &holdings, &[]);
             listed.expect("a few holdings are below every limit of the tracker");
         }
-    }
-
-    fn answer(&mut self, me: u32, event: Event) {
-        self.queue.push(self.now_ns + nanos(self.scenario.latency), Due::Answer(me, Box::new(event)));
     }
 }

@@ -85,24 +85,30 @@ impl Swarm {
         if busy || down || blob.origin_only || origin.refused.is_some() || now < origin.copy_after {
             return;
         }
+        if !blob.knows_pace() {
+            return;
+        }
         let request = blob.request(digest);
-        if request.rare.is_empty() || request.remaining.is_none() {
+        if request.rare.is_empty() {
             return;
         }
         (blob.origin.asking, blob.origin.asked_copy) = (true, true);
         self.actions.push(Action::Lease(request));
     }
 
-    /// The peers that discovery named and that give nothing of the blob: out of reach, refused, or without it.
+    /// The peers that discovery named and that give nothing of the blob: banned here, out of reach, or without it. Who trades
+    /// with as many as it may does not count those that it could not reach or that had no room for it: what they have
+    /// comes through others.
     fn useless(&self, digest: &Digest) -> Vec<PeerId> {
         let Some(blob) = self.blobs.get(digest) else { return Vec::new() };
+        let settled = blob.trades.len() >= self.config.max_peers_per_blob;
         let failed = blob.known.iter().filter(|(peer, known)| {
-            (known.failed && !blob.trades.contains_key(peer)) || self.is_banned(self.now, peer)
+            (known.failed && !settled && !blob.trades.contains_key(peer)) || self.is_banned(self.now, peer)
         });
         let late = blob.trades.iter().filter(|(slot, trade)| {
             !trade.counts && !trade.far && self.peers.at(*slot).is_some_and(|state| state.strikes > 0)
         });
-        let said = blob.origin.useless.iter().filter(|(_, until)| **until > self.now);
+        let said = blob.origin.useless.iter().filter(|(_, until)| !settled && **until > self.now);
         let mut useless: Vec<PeerId> = failed.map(|(peer, _)| *peer).chain(said.map(|(peer, _)| *peer)).collect();
         useless.extend(late.map(|(_, trade)| trade.peer));
         useless.sort_unstable();
@@ -113,6 +119,11 @@ impl Swarm {
 }
 
 impl BlobState {
+    /// Whether it is known how long the rest will take.
+    fn knows_pace(&self) -> bool {
+        self.origin.pace.time_for(1).is_some()
+    }
+
     /// What every request tells.
     fn request(&mut self, digest: Digest) -> LeaseRequest {
         let unshared = self.count_unshared();
@@ -152,6 +163,12 @@ impl BlobState {
             let pieces = words.flat_map(|index| pieces_of(index, self.unasked(index, &range)));
             let pieces = pieces.filter(|piece| !coming(piece.0));
             rarest.extend(pieces.map(|piece| (self.availability.of(piece), piece)));
+        }
+        // One want may lie within another.
+        let most = MAX_RUNS * self.wants.len();
+        if rarest.len() > most {
+            rarest.select_nth_unstable(most);
+            rarest.truncate(most);
         }
         rarest.sort_unstable();
         rarest.dedup();

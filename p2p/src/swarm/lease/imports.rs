@@ -123,7 +123,7 @@ impl Swarm {
     pub(in crate::swarm) fn importer_of(&self, digest: Digest, piece: PieceIndex) -> Option<Slot> {
         let blob = self.blobs.get(&digest)?;
         let holders = blob.usable_far(self.now).filter(|(_, trade)| trade.have.get(piece));
-        let due = holders.filter_map(|(slot, trade)| Some((self.when_due(slot, &trade.peer, false)?, slot)));
+        let due = holders.filter_map(|(slot, _)| Some((self.when_due(slot, false)?, slot)));
         due.min().map(|(_, slot)| slot)
     }
 }
