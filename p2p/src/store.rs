@@ -288,6 +288,11 @@ impl ChunkStore {
         blob.inspect(|blob| blob.touch())
     }
 
+    /// Whether a blob is here whole and matched its digest. Neither opens it nor counts as a use.
+    pub fn is_verified(&self, digest: &Digest) -> bool {
+        self.summary(digest).is_some_and(|blob| blob.verified)
+    }
+
     /// A blob of that length, with the pieces that are here or none.
     ///
     /// Nothing on disk is durable before its first flush.

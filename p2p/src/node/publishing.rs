@@ -61,7 +61,7 @@ impl Node {
             known.iter().any(|(known, standing)| known.object == *object && *standing == Standing::Refuted)
         };
         let believed = || known.iter().map(|(statement, _)| *statement).filter(|known| !refuted(&known.object));
-        let here = |known: &Statement| self.store.get(&known.object).is_some_and(|blob| blob.is_verified());
+        let here = |known: &Statement| self.store.is_verified(&known.object);
         if let Some(known) = believed().find(here) {
             return self.open(known.object, known.length, None).ok();
         }
@@ -127,7 +127,7 @@ impl Node {
             }
         }
         for statement in self.derived.own() {
-            if self.is_here(&statement.object) {
+            if self.store.is_verified(&statement.object) {
                 self.proclaim(statement).await;
             }
         }
@@ -136,17 +136,14 @@ impl Node {
         }
     }
 
-    fn is_here(&self, digest: &Digest) -> bool {
-        self.store.get(digest).is_some_and(|blob| blob.is_verified())
-    }
-
     /// A process that dies, or a store that is full, between the proof of a blob and the publication of its metainfo
     /// leaves peers without.
     async fn make_missing_metainfo(self: &Arc<Self>, blob: &BlobSummary) {
         let digest = blob.digest;
         let single = !digest.is_name() && PieceLayout::new(blob.length).is_ok_and(|layout| layout.piece_count() <= 1);
         let known = self.derived.get(digest, StatementKind::Metainfo);
-        let there = known.iter().any(|(known, standing)| *standing == Standing::Own && self.is_here(&known.object));
+        let there =
+            known.iter().any(|(known, standing)| *standing == Standing::Own && self.store.is_verified(&known.object));
         if single || there {
             return;
         }

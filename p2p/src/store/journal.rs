@@ -77,7 +77,10 @@ impl Journal {
         options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
         let file = Arc::new(options.open(directory.join(JOURNAL))?);
         failpoint::reach("journal.created");
-        file.write_all_at(&encode_header(digest, layout), 0)?;
+        let header = encode_header(digest, layout);
+        failpoint::reach_half("journal.header", || drop(file.write_all_at(&header[..20], 0)));
+        file.write_all_at(&header, 0)?;
+        failpoint::reach("journal.begun");
         self.notes.store(0, Ordering::Relaxed);
         *slot = Some(Arc::clone(&file));
         Ok(file)
@@ -94,7 +97,10 @@ impl Journal {
             }
             return Ok(());
         };
-        let erased = file.set_len(0).and_then(|()| file.sync_all());
+        let erased = file.set_len(0).and_then(|()| {
+            failpoint::reach("journal.emptied");
+            file.sync_all()
+        });
         erased.map_err(|error| StoreError::io("erase", &path, error))
     }
 
@@ -103,6 +109,7 @@ impl Journal {
         if lock(&self.file).take().is_some() {
             failpoint::reach("journal.ending");
             let _ = disk::remove(&directory.join(JOURNAL));
+            failpoint::reach("journal.ended");
         }
     }
 }

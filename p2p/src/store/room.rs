@@ -242,7 +242,7 @@ impl ChunkStore {
         candidates.sort_unstable_by_key(|candidate| (candidate.last_use, candidate.digest));
         let old = oldest(&candidates, self.used_bytes().saturating_sub(self.room.low()));
         let unknown = candidates[..old].iter().filter(|candidate| candidate.replicas.is_none());
-        let verified = |digest: &Digest| self.summary(digest).is_some_and(|blob| blob.verified);
+        let verified = |digest: &Digest| self.is_verified(digest);
         Ok(unknown.map(|candidate| candidate.digest).filter(verified).take(limit).collect())
     }
 

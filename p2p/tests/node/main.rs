@@ -17,6 +17,7 @@ mod metainfo;
 #[allow(dead_code, reason = "the store's own tests use the rest of it")]
 mod mounts;
 mod named;
+mod points;
 mod raw;
 mod room;
 mod support;
