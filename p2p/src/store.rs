@@ -36,8 +36,8 @@
 //! writing may fail with [`StoreError::Removed`].
 //!
 //! Locks, outermost first: the turn to evict, a shard's turn to open or remove, a blob's turn to replace its bitmap,
-//! a shard's table, a blob's bits. The last two are held for memory operations only; no lock is held while data are
-//! read or written. Everything blocks the calling thread while the disk works: async callers use `spawn_blocking`.
+//! a shard's table, the pins, a blob's bits. The last three are held for memory operations only; no lock is held while
+//! data are read or written. Everything blocks the calling thread while the disk works: async callers use `spawn_blocking`.
 //!
 //! # After a crash
 //!
@@ -90,6 +90,8 @@ use pins::Pins;
 use room::Room;
 
 const SHARDS: usize = 64;
+/// How often a blob is inserted that others keep changing.
+const INSERT_TRIES: u32 = 8;
 
 /// Where the bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -306,7 +308,7 @@ impl ChunkStore {
         let pin = match self.try_open(digest, layout) {
             Err(StoreError::LengthMismatch { .. }) if self.is_unwritten(digest) => {
                 // Whoever stated the other length must not be able to keep the blob out.
-                self.discard(digest, false)?;
+                self.discard(digest, false, false)?;
                 self.try_open(digest, layout)?
             }
             opened => opened?,
@@ -345,11 +347,14 @@ impl ChunkStore {
         if let Some(pin) = self.opened(digest, checked) {
             return pin;
         }
+        // Before the shard's turn: what makes way may be of the same shard.
+        if !lock(&self.shard(digest).entries).contains_key(digest) {
+            self.spare_descriptors()?;
+        }
         let _turn = lock(&self.shard(digest).lifecycle);
         if let Some(pin) = self.existing(digest, checked)? {
             return pin;
         }
-        self.spare_descriptors()?;
         let data = self.root.create(digest, layout.length())?;
         let bitmap = bitmap::Bitmap { layout, have: Bitfield::empty(layout.piece_count()), verified: false };
         self.admit(*digest, disk::Found { data, bitmap, last_use: SystemTime::now() }, checked)
@@ -438,17 +443,16 @@ impl ChunkStore {
         if blob.is_verified() {
             return Ok(blob);
         }
-        let layout = blob.layout();
-        for piece in (0..layout.piece_count()).map(PieceIndex) {
-            let range = layout.range(piece);
-            let right = &bytes[range.start as usize..range.end as usize];
-            if blob.has(piece) && blob.read_piece(piece)? != right {
-                blob.drop_pieces(&[piece])?;
+        for _ in 0..INSERT_TRIES {
+            // Others may be writing it, too, and what they write is not known to be right.
+            let drops = blob.drops();
+            fill(&blob, bytes)?;
+            match blob.mark_verified(drops) {
+                Err(StoreError::Changed(_) | StoreError::Missing { .. }) => {}
+                marked => return marked.map(|()| blob),
             }
-            blob.write(piece, right, false)?;
         }
-        blob.mark_verified()?;
-        Ok(blob)
+        Err(StoreError::Changed(*digest))
     }
 
     /// Every blob that is here, in no order.
@@ -469,21 +473,17 @@ impl ChunkStore {
     }
 
     fn take_out(&self, digest: &Digest, evicted: bool) -> Result<bool, StoreError> {
-        if self.pins.is_pinned(digest) {
-            return Err(StoreError::Pinned(*digest));
-        }
-        if self.pins.is_held(digest) {
-            return Err(StoreError::InUse(*digest));
-        }
-        self.discard(digest, evicted)
+        self.discard(digest, evicted, true)
     }
 
-    /// Removes a blob that nobody has open, whoever pinned it.
-    fn discard(&self, digest: &Digest, evicted: bool) -> Result<bool, StoreError> {
+    /// Removes a blob that nobody has open; `spared` if one that is pinned or held stays.
+    fn discard(&self, digest: &Digest, evicted: bool, spared: bool) -> Result<bool, StoreError> {
         let shard = self.shard(digest);
         let _turn = lock(&shard.lifecycle);
         let (entry, have_bytes) = {
             let mut entries = lock(&shard.entries);
+            // Until it is out of the table nobody gets a pin on it who would then believe that it stays.
+            let _unpinned = if spared { Some(self.pins.none_on(digest)?) } else { None };
             let Some(entry) = entries.get(digest) else { return Ok(false) };
             let have_bytes = match entry {
                 Entry::Closed(summary) => summary.have_bytes,
@@ -530,6 +530,24 @@ impl ChunkStore {
     pub fn used_bytes(&self) -> u64 {
         self.root.used.load(Ordering::Relaxed)
     }
+}
+
+/// Sees to it that every piece that is there is one of `bytes`.
+fn fill(blob: &StoredBlob, bytes: &[u8]) -> Result<(), StoreError> {
+    let layout = blob.layout();
+    for piece in (0..layout.piece_count()).map(PieceIndex) {
+        let range = layout.range(piece);
+        let right = &bytes[range.start as usize..range.end as usize];
+        while !blob.write(piece, right, false)? {
+            match blob.read_piece(piece) {
+                Ok(there) if there == right => break,
+                Ok(_) => blob.drop_pieces(&[piece])?,
+                Err(StoreError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -93,7 +93,6 @@ impl Node {
         let have = blob.stored.have();
         let lost: Vec<PieceIndex> =
             (0..blob.layout.piece_count()).map(PieceIndex).filter(|piece| !have.get(*piece)).collect();
-        blob.drops.fetch_add(1, Ordering::AcqRel);
         blob.progress.send_modify(|progress| progress.verified &= lost.is_empty());
         lock(&blob.trust).forget(&lost);
         self.drive(Event::Dropped { digest: blob.digest, pieces: lost, origin_only: false });

@@ -30,6 +30,9 @@ use crate::verify::{Metainfo, StreamVerifier, VerifyError};
 /// How old the last use on disk may be before a use is written down.
 const LAST_USE_GRANULARITY: Duration = Duration::from_secs(60);
 
+/// How often a piece is written whose blob fails to be synced meanwhile.
+const WRITE_TRIES: u32 = 3;
+
 /// A blob of the store, whole or in part. All of it may be called from any thread; what touches the disk blocks.
 pub struct StoredBlob {
     digest: Digest,
@@ -169,20 +172,38 @@ impl StoredBlob {
             return Err(StoreError::NoSpace { path, reason });
         }
         self.reserve(found)?;
-        if let Err(error) = self.write_data(bytes, range.start) {
+        if let Err(error) = self.write_claimed(&claim, piece, bytes, noted) {
             self.root.used.fetch_sub(found, Ordering::Relaxed);
             return Err(error);
         }
-        failpoint::reach("data.written");
-        if noted && !self.root.is_memory() {
-            // Before readers see it: what was seen is not lost.
-            self.journal.note(&self.directory, &self.digest, self.layout, piece, bytes);
-            failpoint::reach("journal.noted");
-        }
-        claim.set();
         failpoint::reach("piece.shown");
         self.touch();
         Ok(true)
+    }
+
+    /// Writes a piece and shows it to readers.
+    fn write_claimed(
+        &self,
+        claim: &PieceClaim<'_>,
+        piece: PieceIndex,
+        bytes: &[u8],
+        noted: bool,
+    ) -> Result<(), StoreError> {
+        for _ in 0..WRITE_TRIES {
+            let failed_syncs = claim.failed_syncs();
+            self.write_data(bytes, self.layout.range(piece).start)?;
+            failpoint::reach("data.written");
+            if noted && !self.root.is_memory() {
+                // Before readers see it: what was seen is not lost.
+                self.journal.note(&self.directory, &self.digest, self.layout, piece, bytes);
+                failpoint::reach("journal.noted");
+            }
+            if claim.set(failed_syncs) {
+                return Ok(());
+            }
+        }
+        let refused = std::io::Error::other("the disk fails to write it");
+        Err(StoreError::io("write", &self.directory.join(disk::DATA), refused))
     }
 
     fn reserve(&self, bytes: u64) -> Result<(), StoreError> {
@@ -330,6 +351,10 @@ impl StoredBlob {
         let (claim, dropped) =
             self.state.claim_for_drop(pieces, self.layout).ok_or(StoreError::Removed(self.digest))?;
         self.root.used.fetch_sub(byte_count(self.layout, &dropped), Ordering::Relaxed);
+        // The journal goes with them: the others that it speaks of must not depend on it any more.
+        if let Err(error) = self.flush() {
+            tracing::debug!(digest = %self.digest, %error, "pieces are dropped before others are durable");
+        }
         self.persist_without(&claim)
     }
 
@@ -337,7 +362,7 @@ impl StoredBlob {
     /// remembered on disk. On [`StoreError::DigestMismatch`] the pieces stay: which of them lie is for the caller to
     /// find out, and to [`Self::drop_pieces`].
     pub fn verify(&self) -> Result<Metainfo, StoreError> {
-        let drops = self.state.lock().drops;
+        let drops = self.drops();
         let mut verifier = StreamVerifier::new(self.digest, self.layout);
         let mut buffer = vec![0; self.layout.piece_length().min(self.layout.length()) as usize];
         for piece in 0..self.layout.piece_count() {
@@ -348,13 +373,13 @@ impl StoredBlob {
             verifier.push_piece(bytes);
         }
         let outcome = verifier.finish();
-        if self.state.lock().drops != drops {
+        if self.drops() != drops {
             return Err(StoreError::Changed(self.digest));
         }
         match outcome {
             Ok(metainfo) => {
                 self.save_metainfo(&metainfo)?;
-                self.set_verified(Some(drops))?;
+                self.mark_verified(drops)?;
                 Ok(metainfo)
             }
             Err(VerifyError::DigestMismatch { expected: digest, actual }) => {
@@ -368,12 +393,14 @@ impl StoredBlob {
         }
     }
 
-    /// Remembers on disk that the whole blob matches its digest: for callers that hashed the stream while it came.
-    pub fn mark_verified(&self) -> Result<(), StoreError> {
-        self.set_verified(None)
+    /// How often pieces were taken away: what was hashed before the last time may not be what is there.
+    pub fn drops(&self) -> u64 {
+        self.state.lock().drops
     }
 
-    fn set_verified(&self, drops: Option<u64>) -> Result<(), StoreError> {
+    /// Remembers on disk that the whole blob matches its digest: for callers that hashed it by themselves, and asked for
+    /// [`Self::drops`] before they began. [`StoreError::Changed`] if pieces were taken away since.
+    pub fn mark_verified(&self, drops: u64) -> Result<(), StoreError> {
         self.need(0..self.layout.piece_count())?;
         if !self.state.verify(drops) {
             return Err(StoreError::Changed(self.digest));

@@ -70,6 +70,9 @@ impl BlobRoot {
         for directory in [&real, &blobs, &path] {
             make_private(directory)?;
         }
+        for directory in [&real, &blobs] {
+            sync_directory(directory)?;
+        }
         Ok(Self { place: Place::Disk { lock: lock(&blobs.join(LOCK))? }, used: AtomicU64::new(0), path })
     }
 

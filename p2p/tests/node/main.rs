@@ -13,6 +13,7 @@ mod hostile;
 mod killed;
 mod limits;
 mod metainfo;
+mod many;
 #[path = "../store/mounts.rs"]
 #[allow(dead_code, reason = "the store's own tests use the rest of it")]
 mod mounts;

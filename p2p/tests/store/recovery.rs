@@ -172,8 +172,15 @@ fn wrong_bytes_are_found_by_verify_and_taken_back(medium: Medium) {
     assert!(!stored.is_verified());
     stored.drop_pieces(&[liar]).unwrap();
     assert!(matches!(stored.verify(), Err(StoreError::Missing { piece: 4, .. })));
-    assert!(matches!(stored.mark_verified(), Err(StoreError::Missing { piece: 4, .. })));
+    assert!(matches!(stored.mark_verified(stored.drops()), Err(StoreError::Missing { piece: 4, .. })));
+    let drops = stored.drops();
     assert!(stored.write_piece(liar, blob.piece(liar)).unwrap());
+    stored.drop_pieces(&[PieceIndex(0)]).unwrap();
+    assert!(stored.write_piece(PieceIndex(0), blob.piece(PieceIndex(0))).unwrap());
+    assert!(
+        matches!(stored.mark_verified(drops), Err(StoreError::Changed(_))),
+        "whoever hashed it did not see that piece"
+    );
     let metainfo = stored.verify().unwrap();
     assert!(blob.pieces().all(|piece| metainfo.matches(piece, blob.piece(piece))));
     assert!(stored.is_verified());
@@ -194,6 +201,35 @@ fn dropped_pieces_are_gone_after_a_restart_without_a_flush() {
     assert!(!stored.is_verified());
     assert_eq!(blob.pieces().filter(|&piece| !stored.has(piece)).collect::<Vec<_>>(), [PieceIndex(2), PieceIndex(9)]);
     assert_eq!(store.used_bytes(), LENGTH as u64 - 2 * 65_536);
+}
+
+/// The journal goes with what is dropped. What it said of other pieces went, too, so that a killed process lost them.
+#[test]
+fn pieces_beside_a_dropped_one_survive_a_kill_without_a_flush() {
+    let (root, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let blob = Reference::new(1, LENGTH);
+    let store = open(root.path());
+    let stored = store.open_blob(&blob.digest, blob.length()).unwrap();
+    for piece in blob.pieces().take(4) {
+        stored.write_piece(piece, blob.piece(piece)).unwrap();
+    }
+    stored.drop_pieces(&[PieceIndex(1)]).unwrap();
+    // What a killed process leaves is what is in its files.
+    copy_tree(root.path(), copy.path());
+    let have = open(copy.path()).get(&blob.digest).unwrap().have();
+    assert_eq!(have.iter().collect::<Vec<_>>(), [0, 2, 3].map(PieceIndex));
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
 }
 
 fn insert_replaces_wrong_pieces_of_a_partial_blob(medium: Medium) {
