@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, pread};
 
 use super::ChunkStore;
@@ -246,13 +247,25 @@ impl StoredBlob {
                 length: self.layout.length(),
             });
         }
-        self.need(self.layout.pieces(range.clone()))?;
         let length = (range.end - range.start) as usize;
         // Not set to zero first: a piece is read a few times for each time that it is written.
         let mut bytes = Vec::with_capacity(length);
+        loop {
+            let drops = self.need(self.layout.pieces(range.clone()))?;
+            self.read_to(&mut bytes, length, range.start)?;
+            // What was taken away meanwhile may have been read in part, or as what came in its place.
+            if self.drops() == drops {
+                return Ok(Bytes::from(bytes));
+            }
+        }
+    }
+
+    /// Gives `bytes` these many bytes of the file instead of what is in it.
+    fn read_to(&self, bytes: &mut Vec<u8>, length: usize, offset: u64) -> Result<(), StoreError> {
+        bytes.clear();
         while bytes.len() < length {
-            let offset = range.start + bytes.len() as u64;
-            match pread(&self.data, spare_capacity(&mut bytes), offset) {
+            let offset = offset + bytes.len() as u64;
+            match pread(&self.data, spare_capacity(bytes), offset) {
                 Ok(0) => return Err(self.unreadable(io::ErrorKind::UnexpectedEof.into())),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(self.unreadable(error.into())),
@@ -260,7 +273,7 @@ impl StoredBlob {
         }
         // More than asked for may have been allocated.
         bytes.truncate(length);
-        Ok(Bytes::from(bytes))
+        Ok(())
     }
 
     fn read_exact(&self, bytes: &mut [u8], offset: u64) -> Result<(), StoreError> {
@@ -271,11 +284,12 @@ impl StoredBlob {
         StoreError::io("read", &self.directory.join(disk::DATA), error)
     }
 
-    fn need(&self, pieces: Range<u32>) -> Result<(), StoreError> {
+    /// An error if one of the pieces is not there. Gives what [`Self::drops`] would.
+    fn need(&self, pieces: Range<u32>) -> Result<u64, StoreError> {
         let state = self.state.lock();
         match pieces.into_iter().find(|&piece| !state.have.get(PieceIndex(piece))) {
             Some(piece) => Err(StoreError::Missing { digest: self.digest, piece }),
-            None => Ok(()),
+            None => Ok(state.drops),
         }
     }
 
@@ -355,7 +369,22 @@ impl StoredBlob {
         if let Err(error) = self.flush() {
             tracing::debug!(digest = %self.digest, %error, "pieces are dropped before others are durable");
         }
-        self.persist_without(&claim)
+        self.persist_without(&claim)?;
+        self.punch_out(&dropped);
+        Ok(())
+    }
+
+    /// Gives the space of pieces back that no bitmap speaks of any more: nothing else would, if they never came again.
+    fn punch_out(&self, pieces: &Bitfield) {
+        for piece in pieces.iter() {
+            let range = self.layout.range(piece);
+            // Best effort: not every filesystem can.
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            if fallocate(&self.data, flags, range.start, range.end - range.start).is_err() {
+                return;
+            }
+            failpoint::reach("data.punched");
+        }
     }
 
     /// Hashes the whole blob in one read: against its digest, and every piece for the metainfo. The success is

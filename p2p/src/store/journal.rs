@@ -246,6 +246,17 @@ mod tests {
         assert_eq!(blob.replayed(), [0; 0]);
     }
 
+    /// As when the disk is full in the middle of it, or the process is killed there.
+    #[test]
+    fn a_torn_note_takes_no_other_with_it() {
+        let blob = Blob::new();
+        (0..3).for_each(|piece| blob.write(piece, 1));
+        let mut bytes = std::fs::read(blob.path()).unwrap();
+        bytes[HEADER_LENGTH + NOTE_LENGTH + 7..HEADER_LENGTH + 2 * NOTE_LENGTH].fill(0);
+        std::fs::write(blob.path(), bytes).unwrap();
+        assert_eq!(blob.replayed(), [0, 2]);
+    }
+
     #[test]
     fn erased_is_erased_and_it_goes_on_after_that() {
         let blob = Blob::new();

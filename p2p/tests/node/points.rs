@@ -90,7 +90,7 @@ fn production(source: &Path) -> String {
 }
 
 /// What changes files.
-const CHANGES: [&str; 13] = [
+const CHANGES: [&str; 14] = [
     ".write_all_at(",
     ".write_all(",
     ".set_len(",
@@ -104,6 +104,7 @@ const CHANGES: [&str; 13] = [
     "fs::write(",
     "File::create",
     "fs::create_dir",
+    "fallocate(",
 ];
 
 /// Functions that change files and may do without a point: whoever calls them names one, or nothing depends on it.

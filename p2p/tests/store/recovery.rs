@@ -27,6 +27,7 @@ crate::on_disk_and_in_memory![
     insert_replaces_wrong_pieces_of_a_partial_blob,
     pieces_and_ranges_are_held_to_the_layout,
     a_length_that_differs_is_refused_unless_nothing_is_written,
+    the_space_of_dropped_pieces_comes_back,
 ];
 
 fn directory_of(root: &Path, digest: &Digest) -> PathBuf {
@@ -230,6 +231,23 @@ fn copy_tree(from: &Path, to: &Path) {
             fs::copy(entry.path(), to).unwrap();
         }
     }
+}
+
+/// A blob that was found wrong and given up kept its space: it was not counted, and so never evicted.
+fn the_space_of_dropped_pieces_comes_back(medium: Medium) {
+    use std::os::unix::fs::MetadataExt as _;
+    let root = tempfile::tempdir().unwrap();
+    let blob = Reference::new(1, 3 << 20);
+    let store = open_in(medium, root.path());
+    let stored = store.insert(&blob.digest, &blob.bytes).unwrap();
+    let space = || stored.file().metadata().unwrap().blocks() * 512;
+    assert!(space() >= blob.length());
+    stored.drop_pieces(&blob.pieces().skip(1).collect::<Vec<_>>()).unwrap();
+    assert_eq!(store.used_bytes(), blob.layout.piece_length());
+    // Filesystems round to their blocks.
+    assert!(space() <= blob.layout.piece_length() + (64 << 10), "{} bytes are taken", space());
+    assert!(stored.read_piece(PieceIndex(0)).unwrap() == blob.piece(PieceIndex(0)));
+    assert_eq!(stored.file().metadata().unwrap().len(), blob.length());
 }
 
 fn insert_replaces_wrong_pieces_of_a_partial_blob(medium: Medium) {
