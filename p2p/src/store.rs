@@ -53,7 +53,7 @@
 //! Not guaranteed:
 //! * after a loss of power, pieces written since the last flush: those whose bytes are not what the journal says are
 //!   fetched again;
-//! * a blob of which no piece was written: its directory is removed at the next start;
+//! * a blob of which no piece is there: its directory is removed at the next start;
 //! * the last minute of the order of uses;
 //! * that nobody else changed a `data` file in place: reads do not hash. Receivers check what they are sent.
 
@@ -189,7 +189,25 @@ enum Entry {
     Open(Arc<StoredBlob>),
 }
 
+/// Why a blob goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Removal {
+    /// To make room. A pinned or held one stays.
+    Evicted,
+    /// Somebody wants it to go. A pinned or held one stays.
+    Demanded,
+    /// Nothing of it is here, so that no pin is of any use.
+    Unwritten,
+}
+
 impl Entry {
+    fn is_unwritten(&self) -> bool {
+        match self {
+            Self::Closed(summary) => summary.length > 0 && summary.have_bytes == 0,
+            Self::Open(blob) => blob.layout().length() > 0 && blob.state.lock().have.is_empty(),
+        }
+    }
+
     fn summary(&self) -> BlobSummary {
         match self {
             Self::Closed(summary) => summary.clone(),
@@ -239,7 +257,8 @@ impl ChunkStore {
             return Ok(store);
         }
         for digest in disk::scan(&store.root.path)? {
-            match disk::recover(&store.root.blob(&digest), &digest) {
+            match disk::recover(&store.root.blob(&digest), &digest).and_then(|found| store.unless_empty(&digest, found))
+            {
                 Ok(found) => found.into_iter().for_each(|found| store.adopt(digest, &found)),
                 Err(error) => tracing::warn!(%digest, %error, "stored blob is left alone"),
             }
@@ -251,6 +270,17 @@ impl ChunkStore {
     pub fn root(&self) -> &Path {
         // BlobRoot adds two directories.
         self.root.path.ancestors().nth(2).unwrap_or(&self.root.path)
+    }
+
+    /// What was found, unless no piece of it is there: it may still take the space of those that were dropped, which
+    /// nothing counts. What a full disk kept from being taken up stays in the journal for the next start.
+    fn unless_empty(&self, digest: &Digest, found: Option<disk::Found>) -> Result<Option<disk::Found>, StoreError> {
+        let is_empty = |found: &disk::Found| found.bitmap.layout.length() > 0 && found.bitmap.have.is_empty();
+        if found.as_ref().is_some_and(is_empty) && journal::is_empty(&self.root.blob(digest)) {
+            self.root.discard(digest)?;
+            return Ok(None);
+        }
+        Ok(found)
     }
 
     fn adopt(&self, digest: Digest, found: &disk::Found) {
@@ -306,9 +336,8 @@ impl ChunkStore {
     pub fn open_pinned(&self, digest: &Digest, length: u64) -> Result<Pin, StoreError> {
         let layout = PieceLayout::new(length)?;
         let pin = match self.try_open(digest, layout) {
-            Err(StoreError::LengthMismatch { .. }) if self.is_unwritten(digest) => {
-                // Whoever stated the other length must not be able to keep the blob out.
-                self.discard(digest, false, false)?;
+            // Whoever stated the other length must not be able to keep the blob out.
+            Err(StoreError::LengthMismatch { .. }) if self.remove_unwritten(digest).unwrap_or(false) => {
                 self.try_open(digest, layout)?
             }
             opened => opened?,
@@ -325,10 +354,6 @@ impl ChunkStore {
         let bitmap = bitmap::Bitmap { layout, have: Bitfield::empty(layout.piece_count()), verified: false };
         let found = disk::Found { data, bitmap, last_use: SystemTime::now() };
         Ok(Arc::new(StoredBlob::new(*digest, found, root, Weak::new())).pin())
-    }
-
-    fn is_unwritten(&self, digest: &Digest) -> bool {
-        self.summary(digest).is_some_and(|blob| blob.have_bytes == 0 && !blob.in_use)
     }
 
     fn summary(&self, digest: &Digest) -> Option<BlobSummary> {
@@ -469,22 +494,27 @@ impl ChunkStore {
     /// Removes a blob; false if it was not here. Refused while it is in use, or pinned by an operator. Who has a handle to
     /// it can still read, and its space comes back when the last handle is gone.
     pub fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
-        self.take_out(digest, false)
+        self.discard(digest, Removal::Demanded)
     }
 
-    fn take_out(&self, digest: &Digest, evicted: bool) -> Result<bool, StoreError> {
-        self.discard(digest, evicted, true)
+    /// Removes a blob that has pieces and none of them is here; false if it was not here, or one is. Refused while it is
+    /// in use.
+    pub fn remove_unwritten(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.discard(digest, Removal::Unwritten)
     }
 
-    /// Removes a blob that nobody has open; `spared` if one that is pinned or held stays.
-    fn discard(&self, digest: &Digest, evicted: bool, spared: bool) -> Result<bool, StoreError> {
+    /// Removes a blob that nobody uses.
+    fn discard(&self, digest: &Digest, removal: Removal) -> Result<bool, StoreError> {
         let shard = self.shard(digest);
         let _turn = lock(&shard.lifecycle);
         let (entry, have_bytes) = {
             let mut entries = lock(&shard.entries);
             // Until it is out of the table nobody gets a pin on it who would then believe that it stays.
-            let _unpinned = if spared { Some(self.pins.none_on(digest)?) } else { None };
+            let _unpinned = if removal == Removal::Unwritten { None } else { Some(self.pins.none_on(digest)?) };
             let Some(entry) = entries.get(digest) else { return Ok(false) };
+            if removal == Removal::Unwritten && !entry.is_unwritten() {
+                return Ok(false);
+            }
             let have_bytes = match entry {
                 Entry::Closed(summary) => summary.have_bytes,
                 Entry::Open(blob) => {
@@ -499,7 +529,7 @@ impl ChunkStore {
             (entries.remove(digest), have_bytes)
         };
         self.root.used.fetch_sub(have_bytes, Ordering::Relaxed);
-        self.tell_removed(Removed { digest: *digest, bytes: have_bytes, evicted });
+        self.tell_removed(Removed { digest: *digest, bytes: have_bytes, evicted: removal == Removal::Evicted });
         let Some(Entry::Open(blob)) = entry else {
             self.root.discard(digest)?;
             return Ok(true);

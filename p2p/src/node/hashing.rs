@@ -159,13 +159,29 @@ impl Node {
         pieces: Vec<PieceIndex>,
         origin_only: bool,
     ) -> Result<(), StoreError> {
+        self.drop_selected(blob, |_| pieces, origin_only).await
+    }
+
+    /// The same; which pieces is asked at the last moment.
+    async fn drop_selected(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        select: impl FnOnce(&Blob) -> Vec<PieceIndex> + Send + 'static,
+        origin_only: bool,
+    ) -> Result<(), StoreError> {
         blob.progress.send_modify(|progress| progress.verified = false);
-        lock(&blob.trust).forget(&pieces);
-        let (stored, dropping) = (Arc::clone(&blob.stored), pieces.clone());
-        let dropped = tokio::task::spawn_blocking(move || stored.drop_pieces(&dropping)).await;
+        let dropping = Arc::clone(blob);
+        let dropped = tokio::task::spawn_blocking(move || {
+            let pieces = select(&dropping);
+            lock(&dropping.trust).forget(&pieces);
+            let dropped = dropping.stored.drop_pieces(&pieces);
+            (pieces, dropped)
+        });
+        // Fails only when the process ends.
+        let Ok((pieces, dropped)) = dropped.await else { return Ok(()) };
         // Out of readers' sight they are even where the disk refuses to forget them.
         self.drive(Event::Dropped { digest: blob.digest, pieces, origin_only });
-        dropped.unwrap_or(Ok(()))
+        dropped
     }
 
     /// A piece on this node's disk cannot be read, or is not what it was. It is fetched again; after a few the readers
@@ -218,12 +234,16 @@ impl Node {
     /// The origin contradicts the metainfo of a blob that has no digest to tell who is right: what came from others is
     /// dropped, and the rest comes from the origin alone.
     pub(super) async fn distrust(self: &Arc<Self>, blob: &Arc<Blob>) -> Result<(), StoreError> {
-        let digest = blob.digest;
-        let pieces = pieces_of_others(blob, self.id());
+        let (digest, me) = (blob.digest, self.id());
         self.metrics.digest_mismatches.inc();
-        tracing::warn!(%digest, dropped = pieces.len(), "the origin contradicts what was stated of this content");
         blob.progress.send_modify(|progress| progress.revocations += 1);
-        self.drop_pieces(blob, pieces, true).await
+        // Pieces of the origin's own that come meanwhile have this node's word before they are written.
+        let select = move |blob: &Blob| {
+            let pieces = pieces_of_others(blob, me);
+            tracing::warn!(%digest, dropped = pieces.len(), "the origin contradicts what was stated of this content");
+            pieces
+        };
+        self.drop_selected(blob, select, true).await
     }
 }
 

@@ -119,6 +119,11 @@ pub(super) fn layout(directory: &Path, digest: &Digest) -> Option<PieceLayout> {
     decode_header(digest, &disk::read(&directory.join(JOURNAL), MAX_JOURNAL_FILE_LENGTH).ok()?)
 }
 
+/// Whether nothing is noted.
+pub(super) fn is_empty(directory: &Path) -> bool {
+    directory.join(JOURNAL).symlink_metadata().map_or(true, |journal| journal.len() <= HEADER_LENGTH as u64)
+}
+
 /// Adds the pieces that are noted, and whose bytes are as they were noted, to `have`; whether there were any.
 pub(super) fn replay(directory: &Path, digest: &Digest, layout: PieceLayout, data: &File, have: &mut Bitfield) -> bool {
     let Ok(journal) = disk::read(&directory.join(JOURNAL), MAX_JOURNAL_FILE_LENGTH) else { return false };

@@ -12,8 +12,8 @@ mod full;
 mod hostile;
 mod killed;
 mod limits;
-mod metainfo;
 mod many;
+mod metainfo;
 #[path = "../store/mounts.rs"]
 #[allow(dead_code, reason = "the store's own tests use the rest of it")]
 mod mounts;

@@ -188,6 +188,19 @@ fn wrong_bytes_are_found_by_verify_and_taken_back(medium: Medium) {
 }
 
 #[test]
+fn a_blob_of_which_nothing_is_left_is_gone_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let blob = Reference::new(1, LENGTH);
+    let store = open(root.path());
+    let stored = store.insert(&blob.digest, &blob.bytes).unwrap();
+    stored.drop_pieces(&blob.pieces().collect::<Vec<_>>()).unwrap();
+    drop((stored, store));
+    assert!(directory_of(root.path(), &blob.digest).join("data").exists());
+    assert!(open(root.path()).list().is_empty());
+    assert!(!directory_of(root.path(), &blob.digest).exists());
+}
+
+#[test]
 fn dropped_pieces_are_gone_after_a_restart_without_a_flush() {
     let root = tempfile::tempdir().unwrap();
     let blob = Reference::new(1, LENGTH);
