@@ -239,7 +239,9 @@ impl Node {
         blob.progress.send_modify(|progress| progress.revocations += 1);
         // Pieces of the origin's own that come meanwhile have this node's word before they are written.
         let select = move |blob: &Blob| {
-            let pieces = pieces_of_others(blob, me);
+            let mut pieces = pieces_of_others(blob, me);
+            // What is on its way is not to be asked for again.
+            pieces.retain(|&piece| blob.stored.has(piece));
             tracing::warn!(%digest, dropped = pieces.len(), "the origin contradicts what was stated of this content");
             pieces
         };

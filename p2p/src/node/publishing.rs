@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::derived::Standing;
 use super::{Blob, Node, NodeError};
 use crate::digest::Digest;
-use crate::discovery::{Holding, Statement, StatementKind};
+use crate::discovery::{DiscoveryError, Holding, Statement, StatementKind};
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::store::{BlobSummary, StoreError};
 use crate::swarm::PieceSource;
@@ -111,18 +111,27 @@ impl Node {
             tracing::warn!(%digest, length, limit, "derived object is too long for others, kept here only");
             return;
         }
-        let announced = self.discovery.announce(digest, Some(Holding::Complete)).await;
+        let announced = self.announce_complete(digest).await;
         let stated = self.discovery.state(statement).await;
         if let Err(error) = announced.and(stated) {
             tracing::debug!(%digest, %error, "derived object is not known to discovery yet");
         }
     }
 
+    /// Tells discovery of a complete blob, unless it has been evicted: who withdrew it may have come first.
+    async fn announce_complete(&self, digest: Digest) -> Result<(), DiscoveryError> {
+        self.discovery.announce(digest, Some(Holding::Complete)).await?;
+        if self.store.is_verified(&digest) {
+            return Ok(());
+        }
+        self.discovery.announce(digest, None).await
+    }
+
     /// Tells discovery what a former process left, and makes the metainfo that it did not come to.
     pub(super) async fn announce_stored(self: Arc<Self>) {
         let verified: Vec<BlobSummary> = self.store.list().into_iter().filter(|blob| blob.verified).collect();
         for blob in &verified {
-            if let Err(error) = self.discovery.announce(blob.digest, Some(Holding::Complete)).await {
+            if let Err(error) = self.announce_complete(blob.digest).await {
                 tracing::debug!(digest = %blob.digest, %error, "announcement failed");
             }
         }
