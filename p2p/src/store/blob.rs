@@ -203,7 +203,7 @@ impl StoredBlob {
                 return Ok(());
             }
         }
-        let refused = std::io::Error::other("the disk fails to write it");
+        let refused = io::Error::other("the disk fails to write it");
         Err(StoreError::io("write", &self.directory.join(disk::DATA), refused))
     }
 
