@@ -19,8 +19,8 @@ test: packages tools image ## Everything: unit, crate and whole-system tests (as
 	contrib/setup/test.sh
 
 .PHONY: test-long
-test-long: ## What takes too long for every run: a download killed at 200 random moments
-	LAPWING_TEST_KILLS=200 cargo test --package lapwing-p2p --test node -- --nocapture killed
+test-long: ## What takes too long for every run: a download killed at 200 random moments, 50,000 blobs on one node
+	LAPWING_TEST_KILLS=200 LAPWING_TEST_BLOBS=50000 cargo test --package lapwing-p2p --test node -- --nocapture killed thousands
 
 .PHONY: lint
 lint: packages deny ## Formatting, clippy, dependency rules, shell scripts

@@ -39,6 +39,9 @@ pub const MAX_EVIDENCE: usize = 1 << 16;
 /// Most derived objects that are remembered as refuted.
 pub const MAX_REFUTED_OBJECTS: usize = 1024;
 
+/// Most derived objects that are remembered: one or two for each blob of a large cache.
+pub const MAX_DERIVED_OBJECTS: usize = 1 << 17;
+
 /// Most pieces announced in one `Have` frame.
 pub const MAX_HAVES: usize = 1024;
 

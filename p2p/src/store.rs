@@ -36,8 +36,8 @@
 //! writing may fail with [`StoreError::Removed`].
 //!
 //! Locks, outermost first: the turn to evict, a shard's turn to open or remove, a blob's turn to replace its bitmap,
-//! a shard's table, a blob's bits. The last two are held for memory operations only; no lock is held while data are
-//! read or written. Everything blocks the calling thread while the disk works: async callers use `spawn_blocking`.
+//! a shard's table, the pins, a blob's bits. The last three are held for memory operations only; no lock is held while
+//! data are read or written. Everything blocks the calling thread while the disk works: async callers use `spawn_blocking`.
 //!
 //! # After a crash
 //!
@@ -53,7 +53,7 @@
 //! Not guaranteed:
 //! * after a loss of power, pieces written since the last flush: those whose bytes are not what the journal says are
 //!   fetched again;
-//! * a blob of which no piece was written: its directory is removed at the next start;
+//! * a blob of which no piece is there: its directory is removed at the next start;
 //! * the last minute of the order of uses;
 //! * that nobody else changed a `data` file in place: reads do not hash. Receivers check what they are sent.
 
@@ -90,6 +90,8 @@ use pins::Pins;
 use room::Room;
 
 const SHARDS: usize = 64;
+/// How often a blob is inserted that others keep changing.
+const INSERT_TRIES: u32 = 8;
 
 /// Where the bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -187,7 +189,25 @@ enum Entry {
     Open(Arc<StoredBlob>),
 }
 
+/// Why a blob goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Removal {
+    /// To make room. A pinned or held one stays.
+    Evicted,
+    /// Somebody wants it to go. A pinned or held one stays.
+    Demanded,
+    /// Nothing of it is here, so that no pin is of any use.
+    Unwritten,
+}
+
 impl Entry {
+    fn is_unwritten(&self) -> bool {
+        match self {
+            Self::Closed(summary) => summary.length > 0 && summary.have_bytes == 0,
+            Self::Open(blob) => blob.layout().length() > 0 && blob.state.lock().have.is_empty(),
+        }
+    }
+
     fn summary(&self) -> BlobSummary {
         match self {
             Self::Closed(summary) => summary.clone(),
@@ -237,7 +257,8 @@ impl ChunkStore {
             return Ok(store);
         }
         for digest in disk::scan(&store.root.path)? {
-            match disk::recover(&store.root.blob(&digest), &digest) {
+            match disk::recover(&store.root.blob(&digest), &digest).and_then(|found| store.unless_empty(&digest, found))
+            {
                 Ok(found) => found.into_iter().for_each(|found| store.adopt(digest, &found)),
                 Err(error) => tracing::warn!(%digest, %error, "stored blob is left alone"),
             }
@@ -249,6 +270,17 @@ impl ChunkStore {
     pub fn root(&self) -> &Path {
         // BlobRoot adds two directories.
         self.root.path.ancestors().nth(2).unwrap_or(&self.root.path)
+    }
+
+    /// What was found, unless no piece of it is there: it may still take the space of those that were dropped, which
+    /// nothing counts. What a full disk kept from being taken up stays in the journal for the next start.
+    fn unless_empty(&self, digest: &Digest, found: Option<disk::Found>) -> Result<Option<disk::Found>, StoreError> {
+        let is_empty = |found: &disk::Found| found.bitmap.layout.length() > 0 && found.bitmap.have.is_empty();
+        if found.as_ref().is_some_and(is_empty) && journal::is_empty(&self.root.blob(digest)) {
+            self.root.discard(digest)?;
+            return Ok(None);
+        }
+        Ok(found)
     }
 
     fn adopt(&self, digest: Digest, found: &disk::Found) {
@@ -288,6 +320,11 @@ impl ChunkStore {
         blob.inspect(|blob| blob.touch())
     }
 
+    /// Whether a blob is here whole and matched its digest. Neither opens it nor counts as a use.
+    pub fn is_verified(&self, digest: &Digest) -> bool {
+        self.summary(digest).is_some_and(|blob| blob.verified)
+    }
+
     /// A blob of that length, with the pieces that are here or none.
     ///
     /// Nothing on disk is durable before its first flush.
@@ -299,9 +336,8 @@ impl ChunkStore {
     pub fn open_pinned(&self, digest: &Digest, length: u64) -> Result<Pin, StoreError> {
         let layout = PieceLayout::new(length)?;
         let pin = match self.try_open(digest, layout) {
-            Err(StoreError::LengthMismatch { .. }) if self.is_unwritten(digest) => {
-                // Whoever stated the other length must not be able to keep the blob out.
-                self.discard(digest, false)?;
+            // Whoever stated the other length must not be able to keep the blob out.
+            Err(StoreError::LengthMismatch { .. }) if self.remove_unwritten(digest).unwrap_or(false) => {
                 self.try_open(digest, layout)?
             }
             opened => opened?,
@@ -320,10 +356,6 @@ impl ChunkStore {
         Ok(Arc::new(StoredBlob::new(*digest, found, root, Weak::new())).pin())
     }
 
-    fn is_unwritten(&self, digest: &Digest) -> bool {
-        self.summary(digest).is_some_and(|blob| blob.have_bytes == 0 && !blob.in_use)
-    }
-
     fn summary(&self, digest: &Digest) -> Option<BlobSummary> {
         lock(&self.shard(digest).entries).get(digest).map(Entry::summary)
     }
@@ -340,11 +372,14 @@ impl ChunkStore {
         if let Some(pin) = self.opened(digest, checked) {
             return pin;
         }
+        // Before the shard's turn: what makes way may be of the same shard.
+        if !lock(&self.shard(digest).entries).contains_key(digest) {
+            self.spare_descriptors()?;
+        }
         let _turn = lock(&self.shard(digest).lifecycle);
         if let Some(pin) = self.existing(digest, checked)? {
             return pin;
         }
-        self.spare_descriptors()?;
         let data = self.root.create(digest, layout.length())?;
         let bitmap = bitmap::Bitmap { layout, have: Bitfield::empty(layout.piece_count()), verified: false };
         self.admit(*digest, disk::Found { data, bitmap, last_use: SystemTime::now() }, checked)
@@ -433,17 +468,16 @@ impl ChunkStore {
         if blob.is_verified() {
             return Ok(blob);
         }
-        let layout = blob.layout();
-        for piece in (0..layout.piece_count()).map(PieceIndex) {
-            let range = layout.range(piece);
-            let right = &bytes[range.start as usize..range.end as usize];
-            if blob.has(piece) && blob.read_piece(piece)? != right {
-                blob.drop_pieces(&[piece])?;
+        for _ in 0..INSERT_TRIES {
+            // Others may be writing it, too, and what they write is not known to be right.
+            let drops = blob.drops();
+            fill(&blob, bytes)?;
+            match blob.mark_verified(drops) {
+                Err(StoreError::Changed(_) | StoreError::Missing { .. }) => {}
+                marked => return marked.map(|()| blob),
             }
-            blob.write(piece, right, false)?;
         }
-        blob.mark_verified()?;
-        Ok(blob)
+        Err(StoreError::Changed(*digest))
     }
 
     /// Every blob that is here, in no order.
@@ -460,26 +494,27 @@ impl ChunkStore {
     /// Removes a blob; false if it was not here. Refused while it is in use, or pinned by an operator. Who has a handle to
     /// it can still read, and its space comes back when the last handle is gone.
     pub fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
-        self.take_out(digest, false)
+        self.discard(digest, Removal::Demanded)
     }
 
-    fn take_out(&self, digest: &Digest, evicted: bool) -> Result<bool, StoreError> {
-        if self.pins.is_pinned(digest) {
-            return Err(StoreError::Pinned(*digest));
-        }
-        if self.pins.is_held(digest) {
-            return Err(StoreError::InUse(*digest));
-        }
-        self.discard(digest, evicted)
+    /// Removes a blob that has pieces and none of them is here; false if it was not here, or one is. Refused while it is
+    /// in use.
+    pub fn remove_unwritten(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.discard(digest, Removal::Unwritten)
     }
 
-    /// Removes a blob that nobody has open, whoever pinned it.
-    fn discard(&self, digest: &Digest, evicted: bool) -> Result<bool, StoreError> {
+    /// Removes a blob that nobody uses.
+    fn discard(&self, digest: &Digest, removal: Removal) -> Result<bool, StoreError> {
         let shard = self.shard(digest);
         let _turn = lock(&shard.lifecycle);
         let (entry, have_bytes) = {
             let mut entries = lock(&shard.entries);
+            // Until it is out of the table nobody gets a pin on it who would then believe that it stays.
+            let _unpinned = if removal == Removal::Unwritten { None } else { Some(self.pins.none_on(digest)?) };
             let Some(entry) = entries.get(digest) else { return Ok(false) };
+            if removal == Removal::Unwritten && !entry.is_unwritten() {
+                return Ok(false);
+            }
             let have_bytes = match entry {
                 Entry::Closed(summary) => summary.have_bytes,
                 Entry::Open(blob) => {
@@ -494,7 +529,7 @@ impl ChunkStore {
             (entries.remove(digest), have_bytes)
         };
         self.root.used.fetch_sub(have_bytes, Ordering::Relaxed);
-        self.tell_removed(Removed { digest: *digest, bytes: have_bytes, evicted });
+        self.tell_removed(Removed { digest: *digest, bytes: have_bytes, evicted: removal == Removal::Evicted });
         let Some(Entry::Open(blob)) = entry else {
             self.root.discard(digest)?;
             return Ok(true);
@@ -525,6 +560,24 @@ impl ChunkStore {
     pub fn used_bytes(&self) -> u64 {
         self.root.used.load(Ordering::Relaxed)
     }
+}
+
+/// Sees to it that every piece that is there is one of `bytes`.
+fn fill(blob: &StoredBlob, bytes: &[u8]) -> Result<(), StoreError> {
+    let layout = blob.layout();
+    for piece in (0..layout.piece_count()).map(PieceIndex) {
+        let range = layout.range(piece);
+        let right = &bytes[range.start as usize..range.end as usize];
+        while !blob.write(piece, right, false)? {
+            match blob.read_piece(piece) {
+                Ok(there) if there == right => break,
+                Ok(_) => blob.drop_pieces(&[piece])?,
+                Err(StoreError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -295,6 +295,11 @@ impl Swarm {
         })
     }
 
+    /// When a piece of that blob came last, if something of it is wanted and missing.
+    pub fn waits_since(&self, digest: &Digest) -> Option<Duration> {
+        self.blobs.get(digest).filter(|blob| blob.is_active()).map(|blob| blob.last_progress)
+    }
+
     /// Number of connected peers that take part in that blob.
     pub fn peers_of(&self, digest: &Digest) -> usize {
         self.blobs.get(digest).map_or(0, |blob| blob.trades.len())

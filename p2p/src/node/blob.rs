@@ -72,8 +72,6 @@ pub struct Blob {
     pub(super) packable: OnceLock<bool>,
     pub(super) hashing: AtomicBool,
     pub(super) loading_metainfo: AtomicBool,
-    /// Counts how often pieces were taken back.
-    pub(super) drops: AtomicU64,
     pub(super) disk_faults: AtomicU32,
     /// Pieces of a former process that nobody has held against their hash since.
     pub(super) unchecked: Mutex<Bitfield>,
@@ -128,7 +126,6 @@ impl Blob {
             packable: OnceLock::new(),
             hashing: AtomicBool::new(false),
             loading_metainfo: AtomicBool::new(false),
-            drops: AtomicU64::new(0),
             disk_faults: AtomicU32::new(0),
             unchecked: Mutex::new(stored.have()),
             first_lessee: AtomicBool::new(false),

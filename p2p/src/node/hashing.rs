@@ -52,12 +52,14 @@ impl Node {
         let saved = tokio::task::spawn_blocking({
             let (blob, metainfo) = (Arc::clone(blob), metainfo.clone());
             move || {
-                if blob.drops.load(Ordering::Acquire) != drops {
+                if blob.stored.drops() != drops {
                     return Ok(false);
                 }
                 unless_full(&blob.stored, blob.stored.save_metainfo(&metainfo))?;
-                unless_full(&blob.stored, blob.stored.mark_verified())?;
-                Ok::<_, StoreError>(true)
+                match blob.stored.mark_verified(drops) {
+                    Err(StoreError::Changed(_) | StoreError::Missing { .. }) => Ok(false),
+                    marked => unless_full(&blob.stored, marked).map(|()| true),
+                }
             }
         });
         if let Ok(saved) = saved.await
@@ -157,16 +159,29 @@ impl Node {
         pieces: Vec<PieceIndex>,
         origin_only: bool,
     ) -> Result<(), StoreError> {
-        blob.drops.fetch_add(1, Ordering::AcqRel);
+        self.drop_selected(blob, |_| pieces, origin_only).await
+    }
+
+    /// The same; which pieces is asked at the last moment.
+    async fn drop_selected(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        select: impl FnOnce(&Blob) -> Vec<PieceIndex> + Send + 'static,
+        origin_only: bool,
+    ) -> Result<(), StoreError> {
         blob.progress.send_modify(|progress| progress.verified = false);
-        lock(&blob.trust).forget(&pieces);
-        let (stored, dropping) = (Arc::clone(&blob.stored), pieces.clone());
-        let dropped = tokio::task::spawn_blocking(move || stored.drop_pieces(&dropping));
-        if let Ok(dropped) = dropped.await {
-            dropped?;
-        }
+        let dropping = Arc::clone(blob);
+        let dropped = tokio::task::spawn_blocking(move || {
+            let pieces = select(&dropping);
+            lock(&dropping.trust).forget(&pieces);
+            let dropped = dropping.stored.drop_pieces(&pieces);
+            (pieces, dropped)
+        });
+        // Fails only when the process ends.
+        let Ok((pieces, dropped)) = dropped.await else { return Ok(()) };
+        // Out of readers' sight they are even where the disk refuses to forget them.
         self.drive(Event::Dropped { digest: blob.digest, pieces, origin_only });
-        Ok(())
+        dropped
     }
 
     /// A piece on this node's disk cannot be read, or is not what it was. It is fetched again; after a few the readers
@@ -219,12 +234,18 @@ impl Node {
     /// The origin contradicts the metainfo of a blob that has no digest to tell who is right: what came from others is
     /// dropped, and the rest comes from the origin alone.
     pub(super) async fn distrust(self: &Arc<Self>, blob: &Arc<Blob>) -> Result<(), StoreError> {
-        let digest = blob.digest;
-        let pieces = pieces_of_others(blob, self.id());
+        let (digest, me) = (blob.digest, self.id());
         self.metrics.digest_mismatches.inc();
-        tracing::warn!(%digest, dropped = pieces.len(), "the origin contradicts what was stated of this content");
         blob.progress.send_modify(|progress| progress.revocations += 1);
-        self.drop_pieces(blob, pieces, true).await
+        // Pieces of the origin's own that come meanwhile have this node's word before they are written.
+        let select = move |blob: &Blob| {
+            let mut pieces = pieces_of_others(blob, me);
+            // What is on its way is not to be asked for again.
+            pieces.retain(|&piece| blob.stored.has(piece));
+            tracing::warn!(%digest, dropped = pieces.len(), "the origin contradicts what was stated of this content");
+            pieces
+        };
+        self.drop_selected(blob, select, true).await
     }
 }
 
@@ -237,17 +258,29 @@ enum Hashed {
     Unreadable(PieceIndex, StoreError),
 }
 
+impl Hashed {
+    /// What it is worth when pieces were dropped meanwhile.
+    fn or_changed(self) -> Self {
+        match self {
+            Self::More(_) | Self::Proven(_) | Self::Mismatch(..) => Self::Changed,
+            changed => changed,
+        }
+    }
+}
+
 async fn prove(node: Weak<Node>, blob: Weak<Blob>, stored: Arc<StoredBlob>, mut progress: watch::Receiver<Progress>) {
     // The hash of the prefix, and how often pieces had been dropped when it was begun.
     let mut begun: Option<(StreamVerifier, u64)> = None;
     loop {
         progress.borrow_and_update();
-        let Some(drops) = blob.upgrade().map(|blob| blob.drops.load(Ordering::Acquire)) else { return };
+        let drops = stored.drops();
         // After a drop, what was hashed may not be what is there.
         let verifier = begun.take().filter(|(_, before)| *before == drops).map(|(verifier, _)| verifier);
         let verifier = verifier.unwrap_or_else(|| StreamVerifier::new(stored.digest(), stored.layout()));
         let (before, hashing) = (verifier.next_piece(), Arc::clone(&stored));
         let Ok(hashed) = tokio::task::spawn_blocking(move || hash_more(&hashing, verifier)).await else { return };
+        // Right bytes may have taken the place of wrong ones, or the other way round.
+        let hashed = if stored.drops() == drops { hashed } else { hashed.or_changed() };
         let (Some(node), Some(blob)) = (node.upgrade(), blob.upgrade()) else { return };
         let outcome = match hashed {
             Hashed::More(more) => {

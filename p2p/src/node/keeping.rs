@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use super::Node;
 use super::blob::{Blob, lock};
+use super::{Inner, Node};
+use crate::digest::Digest;
 use crate::layout::PieceIndex;
 use crate::store::StoreError;
 use crate::swarm::Event;
@@ -16,6 +17,8 @@ use crate::swarm::Event;
 const FLUSH: Duration = Duration::from_secs(2);
 /// A blob that nobody holds stays open for so long, since peers often come back to it.
 const LINGER: Duration = Duration::from_secs(60);
+/// A blob that nobody holds and of which nothing comes for so long, and for as long as blobs linger, is not fetched further.
+const STALLED: Duration = Duration::from_secs(5);
 
 pub(super) async fn accept(node: Arc<Node>, listener: TcpListener) {
     loop {
@@ -55,9 +58,11 @@ impl Node {
     /// Whether something is wanted, and when the next tick is due.
     fn tick(self: &Arc<Self>) -> (bool, Duration) {
         self.drive(Event::Tick);
-        let now = Instant::now();
-        for blob in self.open_blobs() {
-            self.drop_expired_aside(&blob, now);
+        if self.aside_bytes.load(Ordering::Relaxed) > 0 {
+            let now = Instant::now();
+            for blob in self.open_blobs() {
+                self.drop_expired_aside(&blob, now);
+            }
         }
         self.count_throttled();
         let inner = lock(&self.inner);
@@ -92,7 +97,6 @@ impl Node {
         let have = blob.stored.have();
         let lost: Vec<PieceIndex> =
             (0..blob.layout.piece_count()).map(PieceIndex).filter(|piece| !have.get(*piece)).collect();
-        blob.drops.fetch_add(1, Ordering::AcqRel);
         blob.progress.send_modify(|progress| progress.verified &= lost.is_empty());
         lock(&blob.trust).forget(&lost);
         self.drive(Event::Dropped { digest: blob.digest, pieces: lost, origin_only: false });
@@ -102,22 +106,65 @@ impl Node {
     /// Closes blobs that nobody has held for so long, wants or trades, so that their pieces may be evicted.
     pub(super) fn close_unused(self: &Arc<Self>, linger: Duration) {
         let mut inner = lock(&self.inner);
+        self.give_up_stalled(&mut inner, linger.max(STALLED));
         let now = Instant::now();
-        let unused = |blob: &Arc<Blob>| {
-            // The map's own handle is the only one, and new ones are given out under this lock alone.
-            Arc::strong_count(blob) == 1
-                && now >= *lock(&blob.last_open) + linger
-                && blob.unflushed_bytes.load(Ordering::Relaxed) == 0
-        };
+        let unused =
+            |blob: &Arc<Blob>| is_unheld(blob, now, linger) && blob.unflushed_bytes.load(Ordering::Relaxed) == 0;
         let closing: Vec<_> = inner
             .blobs
             .iter()
             .filter(|(digest, blob)| unused(blob) && inner.swarm.is_quiet(digest))
             .map(|(&digest, _)| digest)
             .collect();
+        let mut barren = Vec::new();
         for digest in closing {
-            inner.blobs.remove(&digest);
+            let blob = inner.blobs.remove(&digest);
+            if blob.is_some_and(|blob| blob.layout.piece_count() > 0 && blob.stored.have().is_empty()) {
+                barren.push(digest);
+            }
             self.dispatch(&mut inner, Event::Closed(digest));
         }
+        drop(inner);
+        self.remove_barren(barren);
     }
+
+    /// Wants no more of blobs that nobody has held for so long and of which nothing came for as long: whoever asked for all
+    /// of them has been told why it does not come, or is gone.
+    fn give_up_stalled(self: &Arc<Self>, inner: &mut Inner, patience: Duration) {
+        let (now, elapsed) = (Instant::now(), self.elapsed());
+        let stalled =
+            |digest: &Digest| inner.swarm.waits_since(digest).is_some_and(|since| elapsed >= since + patience);
+        let vain: Vec<_> = inner
+            .blobs
+            .iter()
+            .filter(|(digest, blob)| is_unheld(blob, now, patience) && stalled(digest))
+            .map(|(&digest, blob)| (digest, blob.forget_want()))
+            .collect();
+        for (digest, id) in vain {
+            tracing::debug!(%digest, "nobody waits for this blob and it does not come, given up");
+            self.dispatch(inner, Event::Unwant { digest, id });
+        }
+    }
+
+    /// Removes blobs of which no piece came: failed pulls would leave a directory each, which nothing evicts.
+    fn remove_barren(self: &Arc<Self>, digests: Vec<Digest>) {
+        if digests.is_empty() {
+            return;
+        }
+        let node = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            for digest in digests {
+                // Somebody may have come back to it.
+                if let Err(error) = node.store.remove_unwritten(&digest) {
+                    tracing::debug!(%digest, %error, "a blob without a piece stays");
+                }
+            }
+        });
+    }
+}
+
+/// Whether nobody has held the blob for so long. The node's own handle is the only one then, and new ones are given out
+/// under the node's lock alone, which the caller has.
+fn is_unheld(blob: &Arc<Blob>, now: Instant, linger: Duration) -> bool {
+    Arc::strong_count(blob) == 1 && now >= *lock(&blob.last_open) + linger
 }

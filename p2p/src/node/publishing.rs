@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::derived::Standing;
 use super::{Blob, Node, NodeError};
 use crate::digest::Digest;
-use crate::discovery::{Holding, Statement, StatementKind};
+use crate::discovery::{DiscoveryError, Holding, Statement, StatementKind};
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::store::{BlobSummary, StoreError};
 use crate::swarm::PieceSource;
@@ -61,7 +61,7 @@ impl Node {
             known.iter().any(|(known, standing)| known.object == *object && *standing == Standing::Refuted)
         };
         let believed = || known.iter().map(|(statement, _)| *statement).filter(|known| !refuted(&known.object));
-        let here = |known: &Statement| self.store.get(&known.object).is_some_and(|blob| blob.is_verified());
+        let here = |known: &Statement| self.store.is_verified(&known.object);
         if let Some(known) = believed().find(here) {
             return self.open(known.object, known.length, None).ok();
         }
@@ -111,23 +111,32 @@ impl Node {
             tracing::warn!(%digest, length, limit, "derived object is too long for others, kept here only");
             return;
         }
-        let announced = self.discovery.announce(digest, Some(Holding::Complete)).await;
+        let announced = self.announce_complete(digest).await;
         let stated = self.discovery.state(statement).await;
         if let Err(error) = announced.and(stated) {
             tracing::debug!(%digest, %error, "derived object is not known to discovery yet");
         }
     }
 
+    /// Tells discovery of a complete blob, unless it has been evicted: who withdrew it may have come first.
+    async fn announce_complete(&self, digest: Digest) -> Result<(), DiscoveryError> {
+        self.discovery.announce(digest, Some(Holding::Complete)).await?;
+        if self.store.is_verified(&digest) {
+            return Ok(());
+        }
+        self.discovery.announce(digest, None).await
+    }
+
     /// Tells discovery what a former process left, and makes the metainfo that it did not come to.
     pub(super) async fn announce_stored(self: Arc<Self>) {
         let verified: Vec<BlobSummary> = self.store.list().into_iter().filter(|blob| blob.verified).collect();
         for blob in &verified {
-            if let Err(error) = self.discovery.announce(blob.digest, Some(Holding::Complete)).await {
+            if let Err(error) = self.announce_complete(blob.digest).await {
                 tracing::debug!(digest = %blob.digest, %error, "announcement failed");
             }
         }
         for statement in self.derived.own() {
-            if self.is_here(&statement.object) {
+            if self.store.is_verified(&statement.object) {
                 self.proclaim(statement).await;
             }
         }
@@ -136,17 +145,14 @@ impl Node {
         }
     }
 
-    fn is_here(&self, digest: &Digest) -> bool {
-        self.store.get(digest).is_some_and(|blob| blob.is_verified())
-    }
-
     /// A process that dies, or a store that is full, between the proof of a blob and the publication of its metainfo
     /// leaves peers without.
     async fn make_missing_metainfo(self: &Arc<Self>, blob: &BlobSummary) {
         let digest = blob.digest;
         let single = !digest.is_name() && PieceLayout::new(blob.length).is_ok_and(|layout| layout.piece_count() <= 1);
         let known = self.derived.get(digest, StatementKind::Metainfo);
-        let there = known.iter().any(|(known, standing)| *standing == Standing::Own && self.is_here(&known.object));
+        let there =
+            known.iter().any(|(known, standing)| *standing == Standing::Own && self.store.is_verified(&known.object));
         if single || there {
             return;
         }

@@ -88,3 +88,24 @@ async fn a_length_of_zero_is_refused_for_all_but_the_empty_blob() {
     node.open(Digest::of(b""), 0, None).unwrap().verified().await.unwrap();
     node.shutdown().await;
 }
+
+/// It was wanted for ever: the node never idled again, and its directory was never evicted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_does_not_come_and_that_nobody_waits_for_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path()).await;
+    let digest = Digest::of(b"blob");
+    node.open(digest, 1 << 20, None).unwrap().want_all(Priority::Bulk);
+    assert!(node.is_busy());
+    let path = directory.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
+    assert!(path.exists());
+    let gone = async {
+        while node.is_busy() || !node.store().list().is_empty() || path.exists() {
+            node.close_unused(Duration::ZERO);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("it stays");
+    assert!(node.open_blobs().is_empty());
+    node.shutdown().await;
+}

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, pread};
 
 use super::ChunkStore;
@@ -29,6 +30,9 @@ use crate::verify::{Metainfo, StreamVerifier, VerifyError};
 
 /// How old the last use on disk may be before a use is written down.
 const LAST_USE_GRANULARITY: Duration = Duration::from_secs(60);
+
+/// How often a piece is written whose blob fails to be synced meanwhile.
+const WRITE_TRIES: u32 = 3;
 
 /// A blob of the store, whole or in part. All of it may be called from any thread; what touches the disk blocks.
 pub struct StoredBlob {
@@ -169,20 +173,38 @@ impl StoredBlob {
             return Err(StoreError::NoSpace { path, reason });
         }
         self.reserve(found)?;
-        if let Err(error) = self.write_data(bytes, range.start) {
+        if let Err(error) = self.write_claimed(&claim, piece, bytes, noted) {
             self.root.used.fetch_sub(found, Ordering::Relaxed);
             return Err(error);
         }
-        failpoint::reach("data.written");
-        if noted && !self.root.is_memory() {
-            // Before readers see it: what was seen is not lost.
-            self.journal.note(&self.directory, &self.digest, self.layout, piece, bytes);
-            failpoint::reach("journal.noted");
-        }
-        claim.set();
         failpoint::reach("piece.shown");
         self.touch();
         Ok(true)
+    }
+
+    /// Writes a piece and shows it to readers.
+    fn write_claimed(
+        &self,
+        claim: &PieceClaim<'_>,
+        piece: PieceIndex,
+        bytes: &[u8],
+        noted: bool,
+    ) -> Result<(), StoreError> {
+        for _ in 0..WRITE_TRIES {
+            let failed_syncs = claim.failed_syncs();
+            self.write_data(bytes, self.layout.range(piece).start)?;
+            failpoint::reach("data.written");
+            if noted && !self.root.is_memory() {
+                // Before readers see it: what was seen is not lost.
+                self.journal.note(&self.directory, &self.digest, self.layout, piece, bytes);
+                failpoint::reach("journal.noted");
+            }
+            if claim.set(failed_syncs) {
+                return Ok(());
+            }
+        }
+        let refused = io::Error::other("the disk fails to write it");
+        Err(StoreError::io("write", &self.directory.join(disk::DATA), refused))
     }
 
     fn reserve(&self, bytes: u64) -> Result<(), StoreError> {
@@ -225,13 +247,25 @@ impl StoredBlob {
                 length: self.layout.length(),
             });
         }
-        self.need(self.layout.pieces(range.clone()))?;
         let length = (range.end - range.start) as usize;
         // Not set to zero first: a piece is read a few times for each time that it is written.
         let mut bytes = Vec::with_capacity(length);
+        loop {
+            let drops = self.need(self.layout.pieces(range.clone()))?;
+            self.read_to(&mut bytes, length, range.start)?;
+            // What was taken away meanwhile may have been read in part, or as what came in its place.
+            if self.drops() == drops {
+                return Ok(Bytes::from(bytes));
+            }
+        }
+    }
+
+    /// Gives `bytes` these many bytes of the file instead of what is in it.
+    fn read_to(&self, bytes: &mut Vec<u8>, length: usize, offset: u64) -> Result<(), StoreError> {
+        bytes.clear();
         while bytes.len() < length {
-            let offset = range.start + bytes.len() as u64;
-            match pread(&self.data, spare_capacity(&mut bytes), offset) {
+            let offset = offset + bytes.len() as u64;
+            match pread(&self.data, spare_capacity(bytes), offset) {
                 Ok(0) => return Err(self.unreadable(io::ErrorKind::UnexpectedEof.into())),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(self.unreadable(error.into())),
@@ -239,7 +273,7 @@ impl StoredBlob {
         }
         // More than asked for may have been allocated.
         bytes.truncate(length);
-        Ok(Bytes::from(bytes))
+        Ok(())
     }
 
     fn read_exact(&self, bytes: &mut [u8], offset: u64) -> Result<(), StoreError> {
@@ -250,11 +284,12 @@ impl StoredBlob {
         StoreError::io("read", &self.directory.join(disk::DATA), error)
     }
 
-    fn need(&self, pieces: Range<u32>) -> Result<(), StoreError> {
+    /// An error if one of the pieces is not there. Gives what [`Self::drops`] would.
+    fn need(&self, pieces: Range<u32>) -> Result<u64, StoreError> {
         let state = self.state.lock();
         match pieces.into_iter().find(|&piece| !state.have.get(PieceIndex(piece))) {
             Some(piece) => Err(StoreError::Missing { digest: self.digest, piece }),
-            None => Ok(()),
+            None => Ok(state.drops),
         }
     }
 
@@ -330,14 +365,33 @@ impl StoredBlob {
         let (claim, dropped) =
             self.state.claim_for_drop(pieces, self.layout).ok_or(StoreError::Removed(self.digest))?;
         self.root.used.fetch_sub(byte_count(self.layout, &dropped), Ordering::Relaxed);
-        self.persist_without(&claim)
+        // The journal goes with them: the others that it speaks of must not depend on it any more.
+        if let Err(error) = self.flush() {
+            tracing::debug!(digest = %self.digest, %error, "pieces are dropped before others are durable");
+        }
+        self.persist_without(&claim)?;
+        self.punch_out(&dropped);
+        Ok(())
+    }
+
+    /// Gives the space of pieces back that no bitmap speaks of any more: nothing else would, if they never came again.
+    fn punch_out(&self, pieces: &Bitfield) {
+        for piece in pieces.iter() {
+            let range = self.layout.range(piece);
+            // Best effort: not every filesystem can.
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            if fallocate(&self.data, flags, range.start, range.end - range.start).is_err() {
+                return;
+            }
+            failpoint::reach("data.punched");
+        }
     }
 
     /// Hashes the whole blob in one read: against its digest, and every piece for the metainfo. The success is
     /// remembered on disk. On [`StoreError::DigestMismatch`] the pieces stay: which of them lie is for the caller to
     /// find out, and to [`Self::drop_pieces`].
     pub fn verify(&self) -> Result<Metainfo, StoreError> {
-        let drops = self.state.lock().drops;
+        let drops = self.drops();
         let mut verifier = StreamVerifier::new(self.digest, self.layout);
         let mut buffer = vec![0; self.layout.piece_length().min(self.layout.length()) as usize];
         for piece in 0..self.layout.piece_count() {
@@ -348,13 +402,13 @@ impl StoredBlob {
             verifier.push_piece(bytes);
         }
         let outcome = verifier.finish();
-        if self.state.lock().drops != drops {
+        if self.drops() != drops {
             return Err(StoreError::Changed(self.digest));
         }
         match outcome {
             Ok(metainfo) => {
                 self.save_metainfo(&metainfo)?;
-                self.set_verified(Some(drops))?;
+                self.mark_verified(drops)?;
                 Ok(metainfo)
             }
             Err(VerifyError::DigestMismatch { expected: digest, actual }) => {
@@ -368,12 +422,14 @@ impl StoredBlob {
         }
     }
 
-    /// Remembers on disk that the whole blob matches its digest: for callers that hashed the stream while it came.
-    pub fn mark_verified(&self) -> Result<(), StoreError> {
-        self.set_verified(None)
+    /// How often pieces were taken away: what was hashed before the last time may not be what is there.
+    pub fn drops(&self) -> u64 {
+        self.state.lock().drops
     }
 
-    fn set_verified(&self, drops: Option<u64>) -> Result<(), StoreError> {
+    /// Remembers on disk that the whole blob matches its digest: for callers that hashed it by themselves, and asked for
+    /// [`Self::drops`] before they began. [`StoreError::Changed`] if pieces were taken away since.
+    pub fn mark_verified(&self, drops: u64) -> Result<(), StoreError> {
         self.need(0..self.layout.piece_count())?;
         if !self.state.verify(drops) {
             return Err(StoreError::Changed(self.digest));

@@ -70,6 +70,9 @@ impl BlobRoot {
         for directory in [&real, &blobs, &path] {
             make_private(directory)?;
         }
+        for directory in [&real, &blobs] {
+            sync_directory(directory)?;
+        }
         Ok(Self { place: Place::Disk { lock: lock(&blobs.join(LOCK))? }, used: AtomicU64::new(0), path })
     }
 
@@ -230,6 +233,7 @@ fn replay_journal(directory: &Path, digest: &Digest, found: &mut Found) {
         return;
     }
     let synced = found.data.sync_data().map_err(|error| StoreError::io("sync", &directory.join(DATA), error));
+    failpoint::reach("replayed.synced");
     let ancestors = || directory.ancestors().skip(1).take(2).try_for_each(sync_directory);
     match synced.and_then(|()| ancestors()).and_then(|()| replace(directory, PIECES, &bitmap.encode(digest))) {
         Ok(()) => {
@@ -276,6 +280,7 @@ fn open_data(directory: &Path, digest: &Digest, mut bitmap: Bitmap) -> Result<Re
         // The bits go before the hole comes that would read as zeros.
         replace(directory, PIECES, &bitmap.encode(digest))?;
         data.set_len(expected).map_err(failed)?;
+        failpoint::reach("data.lengthened");
     }
     Ok(Ok(Found { data, bitmap, last_use: metadata.modified().map_err(failed)? }))
 }
@@ -326,10 +331,12 @@ fn discard(directory: &Path) -> Result<(), StoreError> {
         failpoint::reach_step("discarded", name);
     }
     // Also what somebody else put there: the directory is the store's own.
-    match fs::remove_dir_all(directory) {
+    let removed = match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", directory, error)),
         _ => Ok(()),
-    }
+    };
+    failpoint::reach_step("discarded", "directory");
+    removed
 }
 
 /// Removes a file; a directory in its place, or nothing, is left to [`discard`].

@@ -77,7 +77,10 @@ impl Journal {
         options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
         let file = Arc::new(options.open(directory.join(JOURNAL))?);
         failpoint::reach("journal.created");
-        file.write_all_at(&encode_header(digest, layout), 0)?;
+        let header = encode_header(digest, layout);
+        failpoint::reach_half("journal.header", || drop(file.write_all_at(&header[..20], 0)));
+        file.write_all_at(&header, 0)?;
+        failpoint::reach("journal.begun");
         self.notes.store(0, Ordering::Relaxed);
         *slot = Some(Arc::clone(&file));
         Ok(file)
@@ -94,7 +97,10 @@ impl Journal {
             }
             return Ok(());
         };
-        let erased = file.set_len(0).and_then(|()| file.sync_all());
+        let erased = file.set_len(0).and_then(|()| {
+            failpoint::reach("journal.emptied");
+            file.sync_all()
+        });
         erased.map_err(|error| StoreError::io("erase", &path, error))
     }
 
@@ -103,6 +109,7 @@ impl Journal {
         if lock(&self.file).take().is_some() {
             failpoint::reach("journal.ending");
             let _ = disk::remove(&directory.join(JOURNAL));
+            failpoint::reach("journal.ended");
         }
     }
 }
@@ -110,6 +117,11 @@ impl Journal {
 /// The layout of a blob that was killed before its bitmap file was written first.
 pub(super) fn layout(directory: &Path, digest: &Digest) -> Option<PieceLayout> {
     decode_header(digest, &disk::read(&directory.join(JOURNAL), MAX_JOURNAL_FILE_LENGTH).ok()?)
+}
+
+/// Whether nothing is noted.
+pub(super) fn is_empty(directory: &Path) -> bool {
+    directory.join(JOURNAL).symlink_metadata().map_or(true, |journal| journal.len() <= HEADER_LENGTH as u64)
 }
 
 /// Adds the pieces that are noted, and whose bytes are as they were noted, to `have`; whether there were any.
@@ -237,6 +249,17 @@ mod tests {
         let range = blob.layout.range(PieceIndex(1));
         blob.data.write_all_at(&vec![9; (range.end - range.start) as usize], range.start).unwrap();
         assert_eq!(blob.replayed(), [0; 0]);
+    }
+
+    /// As when the disk is full in the middle of it, or the process is killed there.
+    #[test]
+    fn a_torn_note_takes_no_other_with_it() {
+        let blob = Blob::new();
+        (0..3).for_each(|piece| blob.write(piece, 1));
+        let mut bytes = std::fs::read(blob.path()).unwrap();
+        bytes[HEADER_LENGTH + NOTE_LENGTH + 7..HEADER_LENGTH + 2 * NOTE_LENGTH].fill(0);
+        std::fs::write(blob.path(), bytes).unwrap();
+        assert_eq!(blob.replayed(), [0, 2]);
     }
 
     #[test]

@@ -73,6 +73,18 @@ impl Pins {
         lock(&self.held).contains_key(digest)
     }
 
+    /// As long as the answer lives no blob gets a pin or hold; an error if this one has one.
+    pub(super) fn none_on(&self, digest: &Digest) -> Result<impl Sized + use<'_>, StoreError> {
+        let (pinned, held) = (lock(&self.pinned), lock(&self.held));
+        if pinned.contains(digest) {
+            return Err(StoreError::Pinned(*digest));
+        }
+        if held.contains_key(digest) {
+            return Err(StoreError::InUse(*digest));
+        }
+        Ok((pinned, held))
+    }
+
     fn hold(&self, digest: Digest) -> Hold {
         *lock(&self.held).entry(digest).or_default() += 1;
         Hold { digest, held: Arc::clone(&self.held) }

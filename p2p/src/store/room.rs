@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::error::StoreError;
 use super::order::{Candidate, eviction_order, oldest};
-use super::{BlobSummary, ChunkStore, StoreConfig, lock};
+use super::{BlobSummary, ChunkStore, Removal, StoreConfig, lock};
 use crate::digest::Digest;
 use crate::discovery::Replicas;
 
@@ -208,7 +208,7 @@ impl ChunkStore {
 
     fn evict(&self, candidate: &Candidate) {
         let digest = candidate.digest;
-        match self.take_out(&digest, true) {
+        match self.discard(&digest, Removal::Evicted) {
             Ok(_) => tracing::info!(%digest, bytes = candidate.bytes, "evicted"),
             Err(StoreError::InUse(_) | StoreError::Pinned(_)) => {}
             Err(error) => tracing::warn!(%digest, %error, "not evicted"),
@@ -242,7 +242,7 @@ impl ChunkStore {
         candidates.sort_unstable_by_key(|candidate| (candidate.last_use, candidate.digest));
         let old = oldest(&candidates, self.used_bytes().saturating_sub(self.room.low()));
         let unknown = candidates[..old].iter().filter(|candidate| candidate.replicas.is_none());
-        let verified = |digest: &Digest| self.summary(digest).is_some_and(|blob| blob.verified);
+        let verified = |digest: &Digest| self.is_verified(digest);
         Ok(unknown.map(|candidate| candidate.digest).filter(verified).take(limit).collect())
     }
 

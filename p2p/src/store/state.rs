@@ -26,6 +26,8 @@ pub(super) struct State {
     changes: u64,
     flushed: u64,
     claimed: HashSet<PieceIndex>,
+    /// Counts syncs that failed: what was written before one of them may not be what the kernel shows.
+    failed_syncs: u64,
 }
 
 impl State {
@@ -81,6 +83,7 @@ impl SharedState {
             changes: 0,
             flushed: 0,
             claimed: HashSet::new(),
+            failed_syncs: 0,
         };
         Self { state: Mutex::new(state), claims_ended: Condvar::new() }
     }
@@ -182,6 +185,7 @@ impl SharedState {
     /// more.
     pub(super) fn forget_unflushed(&self) -> Bitfield {
         let mut state = self.lock();
+        state.failed_syncs += 1;
         let mut forgotten = Bitfield::empty(state.have.len());
         if state.removed {
             return forgotten;
@@ -197,10 +201,10 @@ impl SharedState {
         forgotten
     }
 
-    /// Notes that the whole blob is right, unless a piece is missing or, given a count, pieces were dropped since.
-    pub(super) fn verify(&self, drops: Option<u64>) -> bool {
+    /// Notes that the whole blob is right, unless a piece is missing or pieces were dropped since they were counted.
+    pub(super) fn verify(&self, drops: u64) -> bool {
         let mut state = self.lock();
-        if !state.have.is_full() || drops.is_some_and(|drops| drops != state.drops) {
+        if !state.have.is_full() || drops != state.drops {
             return false;
         }
         if !state.verified {
@@ -227,13 +231,23 @@ impl PieceClaim<'_> {
         self.pieces.iter().any(|&piece| state.on_disk.get(piece))
     }
 
-    /// Shows the pieces, now written, to readers.
-    pub(super) fn set(self) {
+    /// To be asked before the pieces are written, and given to [`Self::set`].
+    pub(super) fn failed_syncs(&self) -> u64 {
+        self.shared.lock().failed_syncs
+    }
+
+    /// Shows the pieces, now written, to readers. False, and nothing shown, if a sync failed since they were begun: the
+    /// kernel may have given up on their bytes, and would say nothing of it at the next one. They have to be written again.
+    pub(super) fn set(&self, failed_syncs: u64) -> bool {
         let mut state = self.shared.lock();
+        if state.failed_syncs != failed_syncs {
+            return false;
+        }
         for &piece in &self.pieces {
             state.have.set(piece);
         }
         state.changes += 1;
+        true
     }
 }
 
@@ -245,5 +259,27 @@ impl Drop for PieceClaim<'_> {
         }
         drop(state);
         self.shared.claims_ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_written_while_a_sync_failed_is_not_shown() {
+        let shared = SharedState::new(Bitfield::empty(3), false);
+        let claim = |piece| shared.claim_for_write(PieceIndex(piece)).unwrap().unwrap();
+        let (before, during) = (claim(0), claim(1));
+        assert!(before.set(before.failed_syncs()));
+        drop(before);
+        let begun = during.failed_syncs();
+        // Its bytes are in the kernel's hands, it is not shown yet: so it is not among those that are forgotten.
+        let forgotten = shared.forget_unflushed();
+        assert_eq!(forgotten.iter().collect::<Vec<_>>(), [PieceIndex(0)]);
+        assert!(!during.set(begun));
+        assert!(shared.lock().have.is_empty());
+        assert!(during.set(during.failed_syncs()), "written again");
+        assert!(shared.lock().have.get(PieceIndex(1)));
     }
 }

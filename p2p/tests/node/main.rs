@@ -12,11 +12,13 @@ mod full;
 mod hostile;
 mod killed;
 mod limits;
+mod many;
 mod metainfo;
 #[path = "../store/mounts.rs"]
 #[allow(dead_code, reason = "the store's own tests use the rest of it")]
 mod mounts;
 mod named;
+mod points;
 mod raw;
 mod room;
 mod support;

@@ -40,7 +40,8 @@ pub(crate) struct Tracker {
 struct State {
     addresses: HashMap<PeerId, SocketAddr>,
     holders: HashMap<Digest, BTreeMap<PeerId, Holding>>,
-    statements: Vec<(Statement, BTreeSet<PeerId>)>,
+    /// By subject, so that nodes with thousands of blobs do not wait for it.
+    statements: HashMap<Digest, Vec<(Statement, BTreeSet<PeerId>)>>,
     books: HashMap<Digest, Book>,
     next_lease: u64,
 }
@@ -80,13 +81,14 @@ impl Tracker {
 
     /// `peer` makes a statement, true or not.
     pub(crate) fn vote(&self, statement: Statement, peer: PeerId) {
-        self.state.lock().unwrap().statements.push((statement, BTreeSet::from([peer])));
+        let mut state = self.state.lock().unwrap();
+        state.statements.entry(statement.subject).or_default().push((statement, BTreeSet::from([peer])));
     }
 
     /// What is stated of a blob, and by whom.
     pub(crate) fn stated(&self, subject: &Digest) -> Vec<(Statement, BTreeSet<PeerId>)> {
         let state = self.state.lock().unwrap();
-        state.statements.iter().filter(|(statement, _)| statement.subject == *subject).cloned().collect()
+        state.statements.get(subject).cloned().unwrap_or_default()
     }
 
     /// As after a restart: nobody has stated anything.
@@ -151,7 +153,7 @@ impl Discovery for Client {
             let holders = state.holders.get(&digest).into_iter().flatten().filter(|(peer, _)| **peer != self.me);
             let holders =
                 holders.filter_map(|(&peer, &holding)| Some(Holder::new(peer, *state.addresses.get(&peer)?, holding)));
-            let votes = state.statements.iter().filter(|(statement, _)| statement.subject == digest);
+            let votes = state.statements.get(&digest).into_iter().flatten();
             let votes = votes.map(|(statement, nodes)| Vote { statement: *statement, nodes: nodes.len() as u32 });
             let lessees = state.books.get(&digest).map(|book| book.lessees.iter().copied().collect());
             Found { holders: holders.collect(), votes: votes.collect(), lessees: lessees.unwrap_or_default() }
@@ -172,11 +174,12 @@ impl Discovery for Client {
     fn state(&self, statement: Statement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         self.ask(|tracker| {
             let mut state = tracker.state.lock().unwrap();
-            match state.statements.iter_mut().find(|(known, _)| *known == statement) {
+            let stated = state.statements.entry(statement.subject).or_default();
+            match stated.iter_mut().find(|(known, _)| *known == statement) {
                 Some((_, nodes)) => {
                     nodes.insert(self.me);
                 }
-                None => state.statements.push((statement, BTreeSet::from([self.me]))),
+                None => stated.push((statement, BTreeSet::from([self.me]))),
             }
         })
     }

@@ -13,6 +13,8 @@ crate::on_disk_and_in_memory![
     writers_readers_and_flushes_do_not_disturb_each_other,
     pieces_dropped_and_written_at_once_are_never_mixed,
     everybody_gets_the_same_blob_while_others_remove_it,
+    what_is_inserted_is_right_whatever_others_write_meanwhile,
+    what_is_held_and_there_stays_there,
 ];
 
 fn roomy(medium: Medium) -> StoreConfig {
@@ -93,6 +95,16 @@ fn pieces_dropped_and_written_at_once_are_never_mixed(medium: Medium) {
                 }
             });
         }
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                // Read while it is dropped and written: all of one version, or not there.
+                match blob.read_piece(piece) {
+                    Ok(bytes) => assert!(versions.iter().any(|version| bytes == *version), "mixed"),
+                    Err(StoreError::Missing { .. }) => thread::yield_now(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
         start.wait();
         for _ in 0..300 {
             blob.flush().unwrap();
@@ -149,4 +161,69 @@ fn everybody_gets_the_same_blob_while_others_remove_it(medium: Medium) {
     });
     let left = store.get(&reference.digest).map_or(0, |blob| blob.have_bytes());
     assert_eq!(store.used_bytes(), left);
+}
+
+fn what_is_inserted_is_right_whatever_others_write_meanwhile(medium: Medium) {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let reference = Reference::new(1, 1 << 20);
+    let store = ChunkStore::open(root.path(), roomy(medium)).unwrap();
+    let mut inserted = 0;
+    for round in 0..150 {
+        let blob = store.open_blob(&reference.digest, reference.length()).unwrap();
+        let start = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                // Against the other's way, so that they meet.
+                for piece in (0..reference.layout.piece_count()).rev().map(PieceIndex) {
+                    let rubbish = vec![round as u8; reference.piece(piece).len()];
+                    blob.write_piece(piece, &rubbish).unwrap();
+                }
+            });
+            start.wait();
+            match store.insert(&reference.digest, &reference.bytes) {
+                Ok(blob) => {
+                    assert!(blob.is_verified());
+                    assert!(blob.read_at(0..reference.length()).unwrap() == reference.bytes, "round {round}");
+                    inserted += 1;
+                }
+                Err(StoreError::Changed(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        });
+        assert!(store.remove(&reference.digest).unwrap());
+    }
+    assert!(inserted > 0);
+}
+
+fn what_is_held_and_there_stays_there(medium: Medium) {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let reference = Reference::new(1, 64);
+    let store = ChunkStore::open(root.path(), roomy(medium)).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _done = SetOnDrop(&done);
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.insert(&reference.digest, &reference.bytes).unwrap();
+                match store.remove(&reference.digest) {
+                    Ok(_) | Err(StoreError::InUse(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+        let mut seen = 0;
+        while seen < 1000 {
+            let hold = store.hold(reference.digest);
+            if store.is_verified(&reference.digest) {
+                seen += 1;
+                for _ in 0..20 {
+                    thread::yield_now();
+                    assert!(store.is_verified(&reference.digest), "removed though it was held");
+                }
+            }
+            drop(hold);
+            thread::yield_now();
+        }
+    });
 }

@@ -1,5 +1,5 @@
 //! A process that writes into the chunk store is killed, or the machine loses power, again and again: what a set bit
-//! promises stays true, and nothing that was flushed is lost.
+//! promises stays true, and nothing that was flushed is lost. It is also killed at every point at which the store writes.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -12,6 +12,7 @@ use lapwing_p2p::layout::PieceIndex;
 use lapwing_p2p::store::{ChunkStore, StoreConfig, StoredBlob};
 
 use crate::mounts::Mount;
+use crate::points::{deaths, named, reached};
 use crate::reference::{Reference, random};
 
 const ROOT: &str = "LAPWING_TEST_STORE_ROOT";
@@ -24,13 +25,15 @@ fn writer() {
     let Ok(root) = std::env::var(ROOT) else { return };
     let mut random = fastrand::Rng::with_seed(std::env::var(SEED).unwrap().parse().unwrap());
     let store = ChunkStore::open(Path::new(&root), StoreConfig::default()).unwrap();
-    let reference = Reference::new(1, LENGTH);
+    let (reference, passer_by) = (Reference::new(1, LENGTH), Reference::new(2, 300_000));
     let blob = store.open_blob(&reference.digest, LENGTH as u64).unwrap();
     let mut say = std::io::stdout();
     loop {
         let count = blob.layout().piece_count();
-        for _ in 0..random.u32(1..12) {
-            let piece = PieceIndex(random.u32(0..count));
+        let some = (0..random.u32(1..12)).map(|_| random.u32(0..count)).collect::<Vec<_>>();
+        let whole = (0..count).filter(|_| random.u8(..) > 0).collect();
+        for piece in if random.u8(0..8) == 0 { whole } else { some } {
+            let piece = PieceIndex(piece);
             blob.write_piece(piece, reference.piece(piece)).unwrap();
         }
         // What is there before the flush begins is what the flush promises.
@@ -40,6 +43,10 @@ fn writer() {
         if have.is_full() {
             blob.verify().unwrap();
             writeln!(say, "\nverified").unwrap();
+        }
+        if random.u8(..) < 40 {
+            store.insert(&passer_by.digest, &passer_by.bytes).unwrap();
+            assert!(store.remove(&passer_by.digest).unwrap());
         }
         if have.is_full() || random.u8(..) < 40 {
             drop_some(&blob, &reference, &mut random, &mut say);
@@ -100,17 +107,42 @@ impl Promises {
     }
 }
 
-fn start_writer(root: &Path, seed: u64, errors: Stdio) -> (Child, BufReader<ChildStdout>) {
+fn start_writer(root: &Path, seed: u64, errors: Stdio, variable: (&str, &str)) -> (Child, BufReader<ChildStdout>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::writer", "--nocapture", "--test-threads=1"])
         .env(ROOT, root)
         .env(SEED, seed.to_string())
+        .env(variable.0, variable.1)
         .stdout(Stdio::piped())
         .stderr(errors)
         .spawn()
         .unwrap();
     let output = BufReader::new(child.stdout.take().unwrap());
     (child, output)
+}
+
+const NONE: (&str, &str) = ("LAPWING_TEST_NOTHING", "");
+const KILL: &str = "LAPWING_FAILPOINT";
+
+/// Lets the writer work until it dies by itself, and hears all that it says; false if it is still alive after many lines.
+fn hear_to_the_end(root: &Path, random: &mut fastrand::Rng, promises: &mut Promises, variable: (&str, &str)) -> bool {
+    const MANY: u32 = 2000;
+    let (mut child, mut output) = start_writer(root, random.u64(..), Stdio::inherit(), variable);
+    let mut line = String::new();
+    let mut lines = 0;
+    while output.read_line(&mut line).unwrap() > 0 {
+        if line.ends_with('\n') {
+            promises.hear(&line);
+        }
+        line.clear();
+        lines += 1;
+        if lines == MANY {
+            child.kill().unwrap();
+        }
+    }
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(9), "the writer failed by itself: {status}");
+    lines < MANY
 }
 
 /// Lets the writer work until it has said some lines and a little longer, then does `end`, and hears the rest.
@@ -121,7 +153,7 @@ fn run_writer(
     errors: Stdio,
     end: impl FnOnce(),
 ) -> ExitStatus {
-    let (mut child, mut output) = start_writer(root, random.u64(..), errors);
+    let (mut child, mut output) = start_writer(root, random.u64(..), errors, NONE);
     let mut line = String::new();
     let mut hear = |output: &mut BufReader<ChildStdout>| {
         line.clear();
@@ -166,7 +198,11 @@ fn check(root: &Path, reference: &Reference, promises: &mut Promises) {
     assert!(lost.is_empty(), "flushed and lost: {lost:?}");
     assert!(!promises.verified || blob.is_verified());
     assert!(!blob.is_verified() || blob.is_complete());
-    assert_eq!(store.used_bytes(), blob.have_bytes());
+    let all = store.list();
+    assert_eq!(store.used_bytes(), all.iter().map(|blob| blob.have_bytes).sum());
+    for other in all.iter().filter(|other| other.digest != reference.digest && other.verified) {
+        store.get(&other.digest).unwrap().verify().unwrap();
+    }
     if !spoilt.is_empty() {
         blob.drop_pieces(&spoilt).unwrap();
     }
@@ -185,6 +221,59 @@ fn a_killed_writer_leaves_no_lie_and_loses_nothing_flushed() {
         check(&root, &reference, &mut promises);
     }
     assert!(promises.flushes > 80, "only {} flushes: nothing was tried", promises.flushes);
+}
+
+/// Leaves a piece in the journal and not in the bitmap, which is no rubbish.
+fn leave_unflushed(root: &Path, reference: &Reference, random: &mut fastrand::Rng, promises: &mut Promises) {
+    loop {
+        assert!(hear_to_the_end(root, random, promises, (KILL, "journal.noted:1")));
+        if promises.in_doubt.is_empty() {
+            return;
+        }
+        check(root, reference, promises);
+    }
+}
+
+/// The end of the data file is gone, and with it the last piece.
+fn cut_short(root: &Path, reference: &Reference, promises: &mut Promises) {
+    let hex = reference.digest.hex();
+    let data = root.join("blobs/sha256").join(&hex[..2]).join(hex).join("data");
+    std::fs::File::options().write(true).open(data).unwrap().set_len(LENGTH as u64 - 1).unwrap();
+    promises.there.remove(&(reference.layout.piece_count() - 1));
+    promises.verified = false;
+}
+
+#[test]
+fn a_writer_killed_at_any_point_leaves_no_lie_and_loses_nothing_flushed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, log) = (directory.path().join("store"), directory.path().join("log"));
+    let reference = Reference::new(1, LENGTH);
+    let mut random = random();
+    let mut promises = Promises::default();
+    // Something to take up, and something to mend.
+    leave_unflushed(&root, &reference, &mut random, &mut promises);
+    cut_short(&root, &reference, &mut promises);
+    hear_to_the_end(&root, &mut random, &mut promises, ("LAPWING_FAILPOINT_LOG", log.to_str().unwrap()));
+    check(&root, &reference, &mut promises);
+    let points = reached(&log);
+    let missed: Vec<_> =
+        named("store").into_iter().filter(|named| !points.iter().any(|(point, _)| named.is(point))).collect();
+    assert!(missed.is_empty(), "the writer never comes by {missed:?}");
+    for (point, count) in deaths(&points) {
+        // A new one for each: some things are done once.
+        let directory = tempfile::tempdir().unwrap();
+        let (root, mut promises) = (directory.path().join("store"), Promises::default());
+        if ["replayed.synced", "data.lengthened"].contains(&point.as_str()) {
+            leave_unflushed(&root, &reference, &mut random, &mut promises);
+        }
+        if point == "data.lengthened" {
+            cut_short(&root, &reference, &mut promises);
+        }
+        // What it comes by thousands of times it comes by soon.
+        let at = format!("{point}:{}", count.min(5));
+        assert!(hear_to_the_end(&root, &mut random, &mut promises, (KILL, &at)), "{at} was not reached");
+        check(&root, &reference, &mut promises);
+    }
 }
 
 /// ext4 is shut down without writing its log or any page: what was not synced is gone, as after a loss of power.

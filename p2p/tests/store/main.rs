@@ -20,5 +20,8 @@ mod disk_full;
 mod eviction;
 mod memory;
 mod mounts;
+#[path = "../node/points.rs"]
+#[allow(dead_code, reason = "the tests of whole nodes use the rest of it")]
+mod points;
 mod recovery;
 mod reference;

@@ -84,3 +84,41 @@ fn more_blobs_than_are_kept_open_on_disk_are_kept() {
     assert!(blobs.iter().all(|blob| store.get(&blob.digest).unwrap().read_at(0..64).unwrap() == blob.bytes));
     assert!(store.get(&Digest::of(b"other")).is_none());
 }
+
+/// Not a test of its own: a process with few descriptors.
+#[test]
+fn crowd() {
+    let Ok(most) = std::env::var("LAPWING_TEST_CROWD") else { return };
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path(), MIB);
+    for seed in 0..2000 {
+        let blob = Reference::new(seed, 64);
+        store.insert(&blob.digest, &blob.bytes).unwrap();
+        assert!(store.list().len() <= most.parse().unwrap());
+    }
+}
+
+/// It waited for itself: a blob made room for another one of the same shard.
+#[test]
+fn blobs_beyond_the_descriptors_make_way() {
+    let limited = "ulimit -n 256; exec \"$0\" --exact memory::crowd --nocapture --test-threads=1";
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", limited])
+        .arg(std::env::current_exe().unwrap())
+        .env("LAPWING_TEST_CROWD", "128")
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break Some(status),
+            None if std::time::Instant::now() > deadline => break None,
+            None => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    };
+    if status.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(status.expect("it hangs").success());
+}

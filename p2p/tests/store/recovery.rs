@@ -27,6 +27,7 @@ crate::on_disk_and_in_memory![
     insert_replaces_wrong_pieces_of_a_partial_blob,
     pieces_and_ranges_are_held_to_the_layout,
     a_length_that_differs_is_refused_unless_nothing_is_written,
+    the_space_of_dropped_pieces_comes_back,
 ];
 
 fn directory_of(root: &Path, digest: &Digest) -> PathBuf {
@@ -172,11 +173,31 @@ fn wrong_bytes_are_found_by_verify_and_taken_back(medium: Medium) {
     assert!(!stored.is_verified());
     stored.drop_pieces(&[liar]).unwrap();
     assert!(matches!(stored.verify(), Err(StoreError::Missing { piece: 4, .. })));
-    assert!(matches!(stored.mark_verified(), Err(StoreError::Missing { piece: 4, .. })));
+    assert!(matches!(stored.mark_verified(stored.drops()), Err(StoreError::Missing { piece: 4, .. })));
+    let drops = stored.drops();
     assert!(stored.write_piece(liar, blob.piece(liar)).unwrap());
+    stored.drop_pieces(&[PieceIndex(0)]).unwrap();
+    assert!(stored.write_piece(PieceIndex(0), blob.piece(PieceIndex(0))).unwrap());
+    assert!(
+        matches!(stored.mark_verified(drops), Err(StoreError::Changed(_))),
+        "whoever hashed it did not see that piece"
+    );
     let metainfo = stored.verify().unwrap();
     assert!(blob.pieces().all(|piece| metainfo.matches(piece, blob.piece(piece))));
     assert!(stored.is_verified());
+}
+
+#[test]
+fn a_blob_of_which_nothing_is_left_is_gone_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let blob = Reference::new(1, LENGTH);
+    let store = open(root.path());
+    let stored = store.insert(&blob.digest, &blob.bytes).unwrap();
+    stored.drop_pieces(&blob.pieces().collect::<Vec<_>>()).unwrap();
+    drop((stored, store));
+    assert!(directory_of(root.path(), &blob.digest).join("data").exists());
+    assert!(open(root.path()).list().is_empty());
+    assert!(!directory_of(root.path(), &blob.digest).exists());
 }
 
 #[test]
@@ -194,6 +215,52 @@ fn dropped_pieces_are_gone_after_a_restart_without_a_flush() {
     assert!(!stored.is_verified());
     assert_eq!(blob.pieces().filter(|&piece| !stored.has(piece)).collect::<Vec<_>>(), [PieceIndex(2), PieceIndex(9)]);
     assert_eq!(store.used_bytes(), LENGTH as u64 - 2 * 65_536);
+}
+
+/// The journal goes with what is dropped. What it said of other pieces went, too, so that a killed process lost them.
+#[test]
+fn pieces_beside_a_dropped_one_survive_a_kill_without_a_flush() {
+    let (root, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let blob = Reference::new(1, LENGTH);
+    let store = open(root.path());
+    let stored = store.open_blob(&blob.digest, blob.length()).unwrap();
+    for piece in blob.pieces().take(4) {
+        stored.write_piece(piece, blob.piece(piece)).unwrap();
+    }
+    stored.drop_pieces(&[PieceIndex(1)]).unwrap();
+    // What a killed process leaves is what is in its files.
+    copy_tree(root.path(), copy.path());
+    let have = open(copy.path()).get(&blob.digest).unwrap().have();
+    assert_eq!(have.iter().collect::<Vec<_>>(), [0, 2, 3].map(PieceIndex));
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// A blob that was found wrong and given up kept its space: it was not counted, and so never evicted.
+fn the_space_of_dropped_pieces_comes_back(medium: Medium) {
+    use std::os::unix::fs::MetadataExt as _;
+    let root = tempfile::tempdir().unwrap();
+    let blob = Reference::new(1, 3 << 20);
+    let store = open_in(medium, root.path());
+    let stored = store.insert(&blob.digest, &blob.bytes).unwrap();
+    let space = || stored.file().metadata().unwrap().blocks() * 512;
+    assert!(space() >= blob.length());
+    stored.drop_pieces(&blob.pieces().skip(1).collect::<Vec<_>>()).unwrap();
+    assert_eq!(store.used_bytes(), blob.layout.piece_length());
+    // Filesystems round to their blocks.
+    assert!(space() <= blob.layout.piece_length() + (64 << 10), "{} bytes are taken", space());
+    assert!(stored.read_piece(PieceIndex(0)).unwrap() == blob.piece(PieceIndex(0)));
+    assert_eq!(stored.file().metadata().unwrap().len(), blob.length());
 }
 
 fn insert_replaces_wrong_pieces_of_a_partial_blob(medium: Medium) {

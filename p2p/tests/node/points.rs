@@ -1,0 +1,140 @@
+//! The points at which a process that writes may be killed, as the sources name them and as a process reaches them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A point, and how often it was reached.
+pub(crate) type Reached = Vec<(String, u32)>;
+
+/// What a process wrote to its `LAPWING_FAILPOINT_LOG`, in the order of the first arrivals.
+pub(crate) fn reached(log: &Path) -> Reached {
+    let mut reached = Reached::new();
+    for line in std::fs::read_to_string(log).unwrap().lines() {
+        match reached.iter_mut().find(|(point, _)| point == line) {
+            Some((_, count)) => *count += 1,
+            None => reached.push((line.to_owned(), 1)),
+        }
+    }
+    reached
+}
+
+/// Where to die, and at which arrival: the first at each point, and one in the middle where there are more.
+pub(crate) fn deaths(reached: &Reached) -> Vec<(String, u32)> {
+    let both = |(point, count): &(String, u32)| {
+        let middle = count.div_ceil(2);
+        [Some(1), Some(middle).filter(|&middle| middle > 1)]
+            .into_iter()
+            .flatten()
+            .map(|at| (point.clone(), at))
+            .collect()
+    };
+    reached.iter().flat_map(|reached: &(String, u32)| -> Vec<_> { both(reached) }).collect()
+}
+
+/// A point named in the sources. What comes before or after the dot may be a variable.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Named {
+    Whole(String),
+    AnyFile(String),
+    AnyStep(String),
+}
+
+impl Named {
+    pub(crate) fn is(&self, point: &str) -> bool {
+        match self {
+            Self::Whole(whole) => whole == point,
+            Self::AnyFile(step) => point.strip_suffix(step.as_str()).is_some_and(|rest| rest.ends_with('.')),
+            Self::AnyStep(file) => point.strip_prefix(file.as_str()).is_some_and(|rest| rest.starts_with('.')),
+        }
+    }
+}
+
+/// Every point that the sources below `src/<part>` name.
+pub(crate) fn named(part: &str) -> BTreeSet<Named> {
+    let mut named = BTreeSet::new();
+    for source in sources(part) {
+        for call in production(&source).split("failpoint::reach").skip(1) {
+            let literal = |text: &str| text.trim().strip_prefix('"')?.split('"').next().map(str::to_owned);
+            let arguments = call.split_once('(').unwrap().1;
+            let (first, second) = (literal(arguments), arguments.split_once(',').and_then(|(_, rest)| literal(rest)));
+            let half = || Some("half".to_owned());
+            let (file, step) = if call.starts_with("_step") { (first, second) } else { (first, half()) };
+            named.insert(match (call.starts_with('('), file, step) {
+                (true, Some(whole), _) => Named::Whole(whole),
+                (false, Some(file), Some(step)) => Named::Whole(format!("{file}.{step}")),
+                (false, None, Some(step)) => Named::AnyFile(step),
+                (false, Some(file), None) => Named::AnyStep(file),
+                _ => panic!("a point without a name in {}", source.display()),
+            });
+        }
+    }
+    assert!(!named.is_empty(), "nothing is found below {part}: has it moved?");
+    named
+}
+
+fn sources(part: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = vec![root.join(part).with_extension("rs")];
+    if let Ok(entries) = std::fs::read_dir(root.join(part)) {
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let modules = names.filter_map(|name| name.strip_suffix(".rs").map(|name| format!("{part}/{name}")));
+        sources.extend(modules.flat_map(|module| self::sources(&module)));
+    }
+    sources
+}
+
+/// A source without its tests.
+fn production(source: &Path) -> String {
+    let text = std::fs::read_to_string(source).unwrap();
+    text.split("#[cfg(test)]").next().unwrap().to_owned()
+}
+
+/// What changes files.
+const CHANGES: [&str; 14] = [
+    ".write_all_at(",
+    ".write_all(",
+    ".set_len(",
+    ".sync_all(",
+    ".sync_data(",
+    ".create(true",
+    ".create_new(true",
+    "DirBuilder::new",
+    "fs::rename(",
+    "fs::remove",
+    "fs::write(",
+    "File::create",
+    "fs::create_dir",
+    "fallocate(",
+];
+
+/// Functions that change files and may do without a point: whoever calls them names one, or nothing depends on it.
+const WITHOUT: [&str; 7] = [
+    // The store's own directories and its lock, before anything else is done.
+    "make_directory",
+    "make_private",
+    "open",
+    "lock",
+    // In memory.
+    "memory_file",
+    // A step of those who call it: each names a point after it.
+    "sync_directory",
+    "remove",
+];
+
+/// The functions below `src/<part>` that change files and name no point.
+pub(crate) fn pointless(part: &str) -> Vec<String> {
+    let mut pointless = Vec::new();
+    for source in sources(part) {
+        let text = production(&source);
+        let code: String =
+            text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
+        for function in code.split("fn ").skip(1) {
+            let name = function.split(['(', '<']).next().unwrap();
+            let changes = CHANGES.iter().any(|change| function.contains(change));
+            if changes && !function.contains("failpoint::") && !WITHOUT.contains(&name) {
+                pointless.push(format!("{name} in {}", source.display()));
+            }
+        }
+    }
+    pointless
+}
