@@ -6,6 +6,8 @@ use std::time::Duration;
 use lapwing_p2p::swarm::Policy;
 
 const MIB: u64 = 1 << 20;
+/// Fewer nodes are not worth a second thread.
+const MANY: usize = 500;
 
 /// Rates of the links, in Mbit/s.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +57,8 @@ pub struct Scenario {
     pub policy: Policy,
     /// Bytes of one turn of a link that serves several connections.
     pub quantum: u64,
+    /// Whether a second thread helps. It changes nothing in the outcome.
+    pub two_threads: bool,
     /// Whether to say once a simulated second how far the nodes are.
     pub progress: bool,
     /// Gives up after that time.
@@ -88,6 +92,7 @@ impl Scenario {
                 1000..10_000 => 256 << 10,
                 _ => 512 << 10,
             },
+            two_threads: nodes >= MANY,
             progress: false,
             limit: Duration::from_secs(3600),
             seed: 1,

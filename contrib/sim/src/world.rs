@@ -34,8 +34,6 @@ use crate::scenario::Scenario;
 
 /// The halves and the hub.
 const PARTS: usize = REGIONS as usize + 1;
-/// Fewer nodes are not worth a second thread.
-const MANY: usize = 500;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// A run.
@@ -94,7 +92,7 @@ impl World {
         };
         std::thread::scope(|scope| {
             let _end = lockstep.end();
-            let two = self.plan.scenario.nodes >= MANY;
+            let two = self.plan.scenario.two_threads;
             if two {
                 scope.spawn(|| lockstep.help(PARTS, &run));
             }

@@ -19,6 +19,15 @@ fn equal_seeds_give_equal_traces() {
 }
 
 #[test]
+fn a_second_thread_changes_nothing() {
+    let run = |two_threads| {
+        let measured = report::run(Scenario { deaths: 1, two_threads, ..small(1) }).measured;
+        (measured.trace, measured.events, measured.done_s)
+    };
+    assert_eq!(run(false), run(true));
+}
+
+#[test]
 fn a_cold_start_comes_near_the_bound_with_one_copy() {
     let report = report::run(small(3));
     assert_eq!(report.measured.unfinished, 0);

@@ -489,7 +489,7 @@ fn a_peer_that_stalls_is_left_alone_and_has_its_full_share_again_once_it_sends()
         let end = since + Duration::from_secs(seconds);
         simulation.run_until(end + Duration::from_secs(1), |now| now.now >= end);
     };
-    until(&mut simulation, 16);
+    until(&mut simulation, 14);
     let (asked, had) = (simulation.requests_to(1), simulation.pieces_from(1));
     until(&mut simulation, 24);
     assert_eq!(simulation.requests_to(1), asked, "what was asked of it had timed out");
