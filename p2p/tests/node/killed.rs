@@ -8,7 +8,7 @@ use lapwing_p2p::layout::PieceLayout;
 use lapwing_p2p::swarm::Policy;
 
 use crate::download::{Heard, Sent, Sources, copy_tree, stored_bytes};
-use crate::points::{Reached, deaths, named, pointless, reached};
+use crate::points::{Reached, deaths, fast_directory, named, pointless, reached};
 
 const MIB: usize = 1 << 20;
 /// Transfers that the tests' tracker lets run at once, and pieces in each.
@@ -88,7 +88,7 @@ async fn points_of(sources: &Sources, root: &Path) -> Reached {
 async fn kill_at_each(sources: &Sources, template: &Path, points: &[(String, u32)], traffic: &mut Traffic) {
     let length = sources.bytes.len() as u64;
     for (point, count) in points {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = fast_directory();
         let (root, at) = (directory.path(), format!("{point}:{count}"));
         copy_tree(template, root);
         let nothing = Heard::default();
@@ -107,7 +107,7 @@ async fn kill_at_each(sources: &Sources, template: &Path, points: &[(String, u32
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_point_of_writing_it_goes_on_from_what_it_had() {
     let sources = Sources::start(6 * MIB).await;
-    let (fresh, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (fresh, scratch) = (fast_directory(), fast_directory());
     let mut traffic = Traffic::default();
     let mut points = points_of(&sources, scratch.path()).await;
     let mut places = deaths(&points);
@@ -115,7 +115,7 @@ async fn killed_at_any_point_of_writing_it_goes_on_from_what_it_had() {
     // Where something was derived before, a line is added.
     let lines = std::fs::read_to_string(scratch.path().join("derived")).unwrap();
     std::fs::write(fresh.path().join("derived"), format!("{}\n", lines.lines().next().unwrap())).unwrap();
-    let again = tempfile::tempdir().unwrap();
+    let again = fast_directory();
     copy_tree(fresh.path(), again.path());
     let more = points_of(&sources, again.path()).await;
     let new: Reached = more.into_iter().filter(|(point, _)| points.iter().all(|(known, _)| known != point)).collect();
@@ -133,7 +133,7 @@ async fn killed_at_any_point_of_writing_it_goes_on_from_what_it_had() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_while_it_takes_up_what_was_left_it_loses_nothing_either() {
     let sources = Sources::start(6 * MIB).await;
-    let (template, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (template, scratch) = (fast_directory(), fast_directory());
     let heard = sources.download(template.path(), &[("LAPWING_FAILPOINT", "journal.noted:45")]).end().await;
     assert!(heard.was_killed());
     copy_tree(template.path(), scratch.path());

@@ -12,6 +12,7 @@ use lapwing_p2p::identity::Identity;
 use lapwing_p2p::node::Node;
 use lapwing_p2p::store::{ChunkStore, StoreConfig, StoreError};
 
+use crate::points::fast_directory;
 use crate::support::{Tracker, content, start_on};
 
 const LENGTH: usize = 500;
@@ -56,7 +57,7 @@ fn statement(subject: &Digest) -> Statement {
 async fn thousands_of_blobs_are_opened_announced_remembered_and_evicted() {
     let count: usize = std::env::var("LAPWING_TEST_BLOBS").map_or(5000, |count| count.parse().unwrap());
     // In memory: what is to be seen is what the node does, not how fast a disk syncs.
-    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let root = fast_directory();
     let begun = &mut Instant::now();
     let store = open(root.path(), StoreConfig::default());
     let digests: Vec<Digest> = (0..count as u64)

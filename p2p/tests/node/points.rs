@@ -3,6 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+/// A directory in memory where there is room for it: for what is about kills and counts, and not about a disk.
+pub(crate) fn fast_directory() -> tempfile::TempDir {
+    const SHARED: &str = "/dev/shm";
+    let roomy = rustix::fs::statvfs(SHARED).is_ok_and(|stat| stat.f_bavail * stat.f_frsize >= 512 << 20);
+    if roomy { tempfile::tempdir_in(SHARED).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
 /// A point, and how often it was reached.
 pub(crate) type Reached = Vec<(String, u32)>;
 

@@ -7,6 +7,7 @@ use std::thread;
 use lapwing_p2p::layout::PieceIndex;
 use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig, StoreError};
 
+use crate::points::fast_directory;
 use crate::reference::{Reference, random};
 
 crate::on_disk_and_in_memory![
@@ -164,7 +165,7 @@ fn everybody_gets_the_same_blob_while_others_remove_it(medium: Medium) {
 }
 
 fn what_is_inserted_is_right_whatever_others_write_meanwhile(medium: Medium) {
-    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let root = fast_directory();
     let reference = Reference::new(1, 1 << 20);
     let store = ChunkStore::open(root.path(), roomy(medium)).unwrap();
     let mut inserted = 0;
@@ -197,7 +198,7 @@ fn what_is_inserted_is_right_whatever_others_write_meanwhile(medium: Medium) {
 }
 
 fn what_is_held_and_there_stays_there(medium: Medium) {
-    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let root = fast_directory();
     let reference = Reference::new(1, 64);
     let store = ChunkStore::open(root.path(), roomy(medium)).unwrap();
     let done = AtomicBool::new(false);

@@ -12,7 +12,7 @@ use lapwing_p2p::layout::PieceIndex;
 use lapwing_p2p::store::{ChunkStore, StoreConfig, StoredBlob};
 
 use crate::mounts::Mount;
-use crate::points::{deaths, named, reached};
+use crate::points::{deaths, fast_directory, named, reached};
 use crate::reference::{Reference, random};
 
 const ROOT: &str = "LAPWING_TEST_STORE_ROOT";
@@ -245,7 +245,7 @@ fn cut_short(root: &Path, reference: &Reference, promises: &mut Promises) {
 
 #[test]
 fn a_writer_killed_at_any_point_leaves_no_lie_and_loses_nothing_flushed() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = fast_directory();
     let (root, log) = (directory.path().join("store"), directory.path().join("log"));
     let reference = Reference::new(1, LENGTH);
     let mut random = random();
@@ -261,7 +261,7 @@ fn a_writer_killed_at_any_point_leaves_no_lie_and_loses_nothing_flushed() {
     assert!(missed.is_empty(), "the writer never comes by {missed:?}");
     for (point, count) in deaths(&points) {
         // A new one for each: some things are done once.
-        let directory = tempfile::tempdir().unwrap();
+        let directory = fast_directory();
         let (root, mut promises) = (directory.path().join("store"), Promises::default());
         if ["replayed.synced", "data.lengthened"].contains(&point.as_str()) {
             leave_unflushed(&root, &reference, &mut random, &mut promises);
