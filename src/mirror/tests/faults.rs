@@ -229,7 +229,7 @@ async fn a_client_whose_first_byte_comes_last_is_not_sent_to_the_registry() {
             Ok::<_, std::io::Error>(chunk)
         };
         let whole = futures_util::stream::once(axum::body::to_bytes(right.into_body(), usize::MAX));
-        let parts = whole.map(Result::unwrap).flat_map(|whole| {
+        let parts = whole.map(Result::unwrap).flat_map(move |whole| {
             let mut parts: Vec<_> = whole.chunks(64 << 10).map(Bytes::copy_from_slice).collect();
             if is_first {
                 parts = vec![whole];
