@@ -131,6 +131,8 @@ pub struct Swarm {
     busy: Vec<Digest>,
     peers: Peers,
     dialing: BTreeSet<PeerId>,
+    /// Peers whose connection broke while they owed pieces, and when: if they do not come back, they are reported.
+    broken: BTreeMap<PeerId, Duration>,
     offences: BTreeMap<PeerId, Offence>,
     uploads: Uploads,
     upload_limit: Buckets,
@@ -163,6 +165,7 @@ impl Swarm {
             busy: Vec::new(),
             peers: Peers::default(),
             dialing: BTreeSet::new(),
+            broken: BTreeMap::new(),
             offences: BTreeMap::new(),
             uploads: Uploads::new(config.upload_slots.max(1), &config.policy),
             upload_limit: Buckets::default(),
@@ -519,6 +522,7 @@ impl Swarm {
             self.watch_seed(digest);
             self.consider_origin(digest);
         }
+        self.report_lost();
         self.close_idle_peers();
     }
 }

@@ -38,7 +38,7 @@ impl Group {
         let mut candidates = Vec::with_capacity(count.min(MAX_HOLDERS_SCANNED));
         for (index, holding) in blob.holders(skip, MAX_HOLDERS_SCANNED) {
             let Some(node) = self.nodes.get(index) else { continue };
-            if index == asker || !node.serves(now) || asking.has_grudge(now, node.peer) {
+            if index == asker || !node.serves(now) || asking.has_grudge(now, node) {
                 continue;
             }
             candidates.push(Candidate {

@@ -81,8 +81,9 @@ impl Group {
     /// silent ([`Node::is_suspect`](super::node::Node::is_suspect)).
     pub(super) fn report(&mut self, now: Duration, node: u32, against: PeerId) {
         let Some(index) = self.by_peer.get(&against).copied().filter(|accused| *accused != node) else { return };
+        let registration = self.nodes.get(index).map_or(0, |accused| accused.registration);
         let Some(reporter) = self.nodes.get_mut(node) else { return };
-        let counted = reporter.hold_grudge(now, against);
+        let counted = reporter.hold_grudge(now, against, registration);
         let (by, address) = (reporter.peer, reporter.place.address);
         let Some(accused) = self.nodes.get_mut(index).filter(|_| counted) else { return };
         accused.reported(now, by, address);
@@ -132,7 +133,7 @@ impl Group {
         let usable = others.filter_map(|holder| self.nodes.get(holder)).filter(|holder| {
             holder.serves(now)
                 && !holder.is_suspect(now)
-                && !asking.has_grudge(now, holder.peer)
+                && !asking.has_grudge(now, holder)
                 && !request.useless.contains(&holder.peer)
         });
         let mut far = None;

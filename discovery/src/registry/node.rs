@@ -17,6 +17,8 @@ use crate::limits::{
 #[derive(Debug)]
 struct Grudge {
     against: PeerId,
+    /// Which of its registrations: one that restarted is another.
+    registration: u64,
     since: Duration,
     /// Whether others were spared that peer for it.
     counted: bool,
@@ -106,23 +108,24 @@ impl Node {
         self.port != 0 && !self.is_gone(now) && !self.is_set_aside(now)
     }
 
-    /// This node reports `against`. True if others are to be spared that peer too: one node may bring only so many
+    /// This node reports `against`, which registered under that number. True if others are to be spared that peer too: one node may bring only so many
     /// reports a minute, and one against the same peer, so that a liar cannot blind the cluster.
-    pub(super) fn hold_grudge(&mut self, now: Duration, against: PeerId) -> bool {
+    pub(super) fn hold_grudge(&mut self, now: Duration, against: PeerId, registration: u64) -> bool {
         self.grudges.retain(|grudge| now.saturating_sub(grudge.since) < GRUDGE);
-        if self.grudges.iter().any(|grudge| grudge.against == against) {
+        if self.grudges.iter().any(|grudge| grudge.against == against && grudge.registration == registration) {
             return false;
         }
         if self.grudges.len() >= MAX_GRUDGES_PER_NODE {
             return false;
         }
         let counted = self.grudges.iter().filter(|grudge| grudge.counted).count() < MAX_REPORTS_PER_NODE;
-        self.grudges.push(Grudge { against, since: now, counted });
+        self.grudges.push(Grudge { against, registration, since: now, counted });
         counted
     }
 
-    pub(super) fn has_grudge(&self, now: Duration, against: PeerId) -> bool {
-        self.grudges.iter().any(|grudge| grudge.against == against && now.saturating_sub(grudge.since) < GRUDGE)
+    pub(super) fn has_grudge(&self, now: Duration, against: &Self) -> bool {
+        let names = |grudge: &Grudge| (grudge.against, grudge.registration) == (against.peer, against.registration);
+        self.grudges.iter().any(|grudge| names(grudge) && now.saturating_sub(grudge.since) < GRUDGE)
     }
 
     /// It was reported. Two reporters differ when their addresses do, too (loopback aside): keys are cheap.

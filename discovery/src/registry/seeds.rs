@@ -15,7 +15,7 @@ impl Group {
         let Some(asking) = self.nodes.get(asker) else { return Vec::new() };
         let live = self.seeds.iter().filter(|index| **index != asker).filter_map(|index| {
             let node = self.nodes.get(*index)?;
-            let serves = node.serves(now) && !node.is_suspect(now) && !asking.has_grudge(now, node.peer);
+            let serves = node.serves(now) && !node.is_suspect(now) && !asking.has_grudge(now, node);
             let address = reachable(node.address(), asking.place.address, reached_at).ip();
             serves.then_some(Seed { peer: node.peer, address, piece_port: node.port, seed_port: node.seed_port })
         });

@@ -215,6 +215,20 @@ fn two_reporters_keep_a_peer_away_until_it_is_heard() {
 }
 
 #[test]
+fn one_who_restarted_is_named_to_those_that_reported_it_too() {
+    let mut registry = registry();
+    let seed = Caller { seed: true, seed_port: 7082, ..caller(1) };
+    hold(&mut registry, NOW, &seed, 1, Holding::Complete);
+    registry.report(NOW, &caller(2), peer(1)).unwrap();
+    assert_eq!(names(&mut registry, NOW + S, &caller(2), 1), []);
+    let restarted = Caller { instance: 2, ..seed };
+    hold(&mut registry, NOW + S, &restarted, 1, Holding::Complete);
+    assert_eq!(names(&mut registry, NOW + S, &caller(2), 1), [peer(1)]);
+    registry.report(NOW + S, &caller(2), peer(1)).unwrap();
+    assert_eq!(names(&mut registry, NOW + S, &caller(2), 1), [], "if it fails again, too");
+}
+
+#[test]
 fn many_keys_on_one_machine_are_one_reporter() {
     let mut registry = registry();
     hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);

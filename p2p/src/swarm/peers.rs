@@ -23,6 +23,9 @@ const UNUSABLE: Duration = Duration::from_secs(10);
 const MAX_UNUSABLE: Duration = Duration::from_secs(320);
 /// How long a peer that has refused a blob is not greeted for it again.
 const REFUSED: Duration = Duration::from_secs(30);
+/// A peer that owed pieces when its connection broke is reported unless it is back within that. Nodes that dial each other
+/// at once drop one of the two connections, which is nobody's failure: who reports a peer is not sent to it for a minute.
+const RETURN: Duration = Duration::from_millis(500);
 /// Pause before the same peer is dialled again.
 const REDIAL: Duration = Duration::from_secs(5);
 /// Shortest time between two invitations to the same peer.
@@ -53,6 +56,7 @@ pub(super) struct Offence {
 impl Swarm {
     pub(super) fn peer_up(&mut self, peer: PeerId) {
         self.dialing.remove(&peer);
+        self.broken.remove(&peer);
         if self.is_banned(self.now, &peer) {
             self.actions.push(Action::Close { peer, reason: CloseReason::Banned });
             return;
@@ -67,13 +71,20 @@ impl Swarm {
         digests.into_iter().for_each(|digest| self.greet(peer, digest));
     }
 
-    /// A connection is gone. One that breaks while the peer owes pieces is reported.
+    /// A connection is gone.
     pub(super) fn peer_down(&mut self, peer: PeerId) {
         let Some(slot) = self.peers.slot(&peer) else { return };
         if self.peers.at(slot).is_some_and(|state| state.in_flight > 0) {
-            self.actions.push(Action::Report(peer));
+            self.broken.insert(peer, self.now);
         }
         self.forget(peer, slot);
+    }
+
+    /// Reports those that broke off and have not come back.
+    pub(super) fn report_lost(&mut self) {
+        let now = self.now;
+        let lost = self.broken.extract_if(.., |_, since| now >= *since + RETURN);
+        self.actions.extend(lost.map(|(peer, _)| Action::Report(peer)));
     }
 
     fn forget(&mut self, peer: PeerId, slot: Slot) {
@@ -92,6 +103,7 @@ impl Swarm {
 
     pub(super) fn dial_failed(&mut self, peer: PeerId) {
         self.dialing.remove(&peer);
+        self.broken.remove(&peer);
         self.seed_lost(peer);
         let now = self.now;
         for blob in self.blobs.values_mut() {

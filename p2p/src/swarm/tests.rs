@@ -163,20 +163,42 @@ fn a_complete_blob_that_no_peer_asks_for_may_be_closed_and_its_peers_are_told() 
     assert!(told.contains(&Action::SayNotHere { peer: peer(1), digest, piece: None }), "{told:?}");
 }
 
-#[test]
-fn a_peer_that_breaks_off_while_it_owes_pieces_is_reported() {
+/// A swarm in which peer 1 owes two pieces, or none, when its connection breaks.
+fn broken_off(owes: bool) -> Swarm {
     let mut swarm = swarm();
     let (digest, _) = open(&mut swarm, b"owed", &[], &[0, 1]);
     let _ = swarm.on_event(START, Event::Verifiable { digest, verifiable: true });
-    let reported = |actions: &[Action]| actions.contains(&Action::Report(peer(1)));
-    assert!(!reported(&swarm.on_event(START, Event::PeerDown(peer(1)))), "it owed nothing");
-    let mut swarm = self::swarm();
-    let (digest, _) = open(&mut swarm, b"owed", &[], &[0, 1]);
-    let _ = swarm.on_event(START, Event::Verifiable { digest, verifiable: true });
-    let want = Event::Want { digest, id: WantId(1), pieces: 0..2, priority: Priority::Bulk };
-    let _ = swarm.on_event(START, want);
-    assert!(reported(&swarm.on_event(START, Event::PeerDown(peer(1)))));
-    assert!(swarm.on_event(START, Event::DialFailed(peer(2))).contains(&Action::Report(peer(2))));
+    if owes {
+        let want = Event::Want { digest, id: WantId(1), pieces: 0..2, priority: Priority::Bulk };
+        let _ = swarm.on_event(START, want);
+    }
+    assert!(!reports(&swarm.on_event(START, Event::PeerDown(peer(1))), 1));
+    swarm
+}
+
+fn reports(actions: &[Action], n: u8) -> bool {
+    actions.contains(&Action::Report(peer(n)))
+}
+
+#[test]
+fn a_peer_that_breaks_off_while_it_owes_pieces_and_stays_away_is_reported() {
+    const LATER: Duration = START.saturating_add(Duration::from_millis(600));
+    assert!(!reports(&broken_off(false).on_event(LATER, Event::Tick), 1), "it owed nothing");
+    let mut swarm = broken_off(true);
+    assert!(!reports(&swarm.on_event(START, Event::Tick), 1));
+    assert!(reports(&swarm.on_event(LATER, Event::Tick), 1));
+    assert!(!reports(&swarm.on_event(LATER, Event::Tick), 1), "once");
+    assert!(reports(&swarm.on_event(LATER, Event::DialFailed(peer(2))), 2), "nobody is there");
+}
+
+/// Two nodes that dialled each other at once reported each other when one of the two connections was dropped, and were not
+/// named to each other for a minute.
+#[test]
+fn a_peer_whose_connection_gives_way_to_another_is_not_reported() {
+    const LATER: Duration = START.saturating_add(Duration::from_secs(3));
+    let mut swarm = broken_off(true);
+    let _ = swarm.on_event(START, Event::PeerUp(peer(1)));
+    assert!(!reports(&swarm.on_event(LATER, Event::Tick), 1));
 }
 
 #[test]
