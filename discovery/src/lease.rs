@@ -135,8 +135,8 @@ pub struct LeaseBook {
     fetched: HashMap<PeerId, Runs>,
     /// The union of `fetched`.
     fetched_by_any: Runs,
-    /// Pieces of which further copies were leased, and how often.
-    copies: BTreeMap<u32, u32>,
+    /// Pieces leased for further copies; one that was leased so twice counts twice.
+    copied: u64,
     askers: HashMap<PeerId, Turn>,
     lessees: Vec<PeerId>,
     zones: Vec<Zone>,
@@ -161,7 +161,7 @@ impl LeaseBook {
             lapsed: VecDeque::new(),
             fetched: HashMap::new(),
             fetched_by_any: Runs::default(),
-            copies: BTreeMap::new(),
+            copied: 0,
             askers: HashMap::new(),
             lessees: Vec::new(),
             zones: Vec::new(),
@@ -326,7 +326,7 @@ impl LeaseBook {
             }
         }
         if purpose == Purpose::Copy {
-            run.clone().for_each(|piece| *self.copies.entry(piece).or_default() += 1);
+            self.copied += u64::from(run.end - run.start);
         }
         let zone = self.zone(asker.zone);
         match zone.and_then(|zone| self.zones.get_mut(zone)).filter(|_| is_import) {
@@ -379,6 +379,9 @@ impl LeaseBook {
                 self.fetched_by_any.insert(run);
             }
             self.learn(now, &grant, settlement, sites);
+        }
+        if grant.purpose == Purpose::Copy {
+            self.copied = self.copied.saturating_sub(u64::from(grant.count() - fetched));
         }
         self.judge(now, &grant, settlement, sites);
         Ok(())

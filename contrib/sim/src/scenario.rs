@@ -51,7 +51,7 @@ pub struct Scenario {
     pub outage: Option<Range<Duration>>,
     /// The nodes are in two zones, with a link of so many Mbit/s each way; the origin is in the first one.
     pub zone_link: Option<f64>,
-    /// How often a blob may be fetched from the origin.
+    /// How many copies of a blob may be fetched from the origin.
     pub copies: u32,
     /// The numbers of the scheduler's policy.
     pub policy: Policy,

@@ -77,16 +77,17 @@ impl LeaseBook {
         copies > 1 && pays && !request.rare.is_empty()
     }
 
-    /// The run to fetch once more: the rarest that the asker lacks and that was not fetched too often.
+    /// The run to fetch once more: the rarest that the asker lacks, as long as there have not been as many bytes as the copies
+    /// that are allowed. One piece may come more often than another: what counts for the origin is how much it sends, and
+    /// with a cap for each piece it idles while the swarm is at its last pieces.
     pub(super) fn further_copy(&self, asker: Asker<'_>, request: &LeaseRequest, sites: &Sites) -> Option<Range<u32>> {
         let copies = sites.get(asker.site)?.policy.copies;
         let wanted: BTreeSet<u32> = request.rare.iter().map(|piece| piece.0).collect();
-        let may_copy = |piece: u32| {
-            let begun = self.copies.get(&piece).copied().unwrap_or(0);
-            wanted.contains(&piece) && 1 + begun < copies && !self.leased.intersects(piece..piece + 1)
-        };
-        let first = request.rare.iter().map(|piece| piece.0).find(|piece| may_copy(*piece))?;
-        let longest = first.saturating_add(self.run_length(sites, asker.site));
+        let left = (u64::from(self.layout.piece_count()) * u64::from(copies - 1)).saturating_sub(self.copied);
+        let may_copy = |piece: u32| wanted.contains(&piece) && !self.leased.intersects(piece..piece + 1);
+        let first = request.rare.iter().map(|piece| piece.0).find(|piece| left > 0 && may_copy(*piece))?;
+        let most = self.run_length(sites, asker.site).min(u32::try_from(left).unwrap_or(u32::MAX));
+        let longest = first.saturating_add(most);
         let end = (first + 1..longest).find(|piece| !may_copy(*piece)).unwrap_or(longest);
         Some(first..end)
     }

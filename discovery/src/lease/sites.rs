@@ -18,7 +18,7 @@ use crate::limits::{
 /// What an operator may set of one site.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SitePolicy {
-    /// How often each piece may be fetched, at least once. More than once only where it makes the swarm faster.
+    /// How many copies' worth of bytes may be fetched of a blob, at least one. More than one only where it makes the swarm faster.
     pub copies: u32,
     /// Most streams at once, over all blobs; none for the usual number, which grows where the site answers slowly.
     pub streams: Option<u32>,

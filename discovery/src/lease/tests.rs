@@ -390,14 +390,16 @@ fn the_rarest_pieces_are_leased_again_up_to_the_cap_and_while_it_pays() {
         LeaseReply::Granted(lease) => Some((lease.id, lease.first.0, lease.count)),
         _ => None,
     };
+    let failed = grant(&mut desk, 2).unwrap();
+    desk.settle(300 * MS, 2, failed.0, 0).unwrap();
     let mut begun = Vec::new();
-    for asker in 2..20 {
+    for asker in 3..100 {
         let Some((id, first, count)) = grant(&mut desk, asker) else { continue };
         desk.settle(300 * MS, asker, id, count).unwrap();
         begun.extend(first..first + count);
     }
-    begun.sort_unstable();
-    assert_eq!(begun, [7, 7, 8, 8, 30, 30], "two further copies of each");
+    assert!(begun.iter().all(|piece| [7, 8, 30].contains(piece)), "{begun:?}");
+    assert_eq!(begun.len(), 80, "twice as many pieces as the blob has; what failed does not count");
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub use lab::Lab;
 pub use lapwing::{Lapwing, LapwingSettings, lapwing_binary};
 pub use machine::{Machine, MachineOptions};
 pub use needs::{Need, missing, require};
-pub use network::{Mbit, Network, Rates};
+pub use network::{Mbit, Network, Rates, Traffic};
 pub use objects::ObjectStore;
 pub use process::{Process, check, output};
 pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};

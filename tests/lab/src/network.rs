@@ -32,6 +32,30 @@ impl Mbit {
     }
 }
 
+/// What passed an interface, as the kernel counts it: a bundle of segments that goes through whole is one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Link headers included.
+    pub bytes: u64,
+    /// Packets, or bundles.
+    pub packets: u64,
+}
+
+impl Traffic {
+    /// Ethernet, IPv4, and TCP with timestamps.
+    const HEADERS: u64 = 14 + 20 + 32;
+
+    /// What passed since an earlier look.
+    pub const fn since(self, earlier: Self) -> Self {
+        Self { bytes: self.bytes.saturating_sub(earlier.bytes), packets: self.packets.saturating_sub(earlier.packets) }
+    }
+
+    /// Bytes without headers, where all of it is TCP.
+    pub const fn payload(self) -> u64 {
+        self.bytes.saturating_sub(self.packets * Self::HEADERS)
+    }
+}
+
 /// The limits of a host's link, each way by itself; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rates {
@@ -108,13 +132,14 @@ impl Network {
         Ok(Self { segment: FAR, ..self.clone() })
     }
 
-    /// Bytes that crossed the border into the far segment and out of it, link headers included.
-    pub fn border_bytes(&self) -> Result<(u64, u64)> {
+    /// What crossed the border into the far segment and out of it.
+    pub fn border_traffic(&self) -> Result<(Traffic, Traffic)> {
         let show = ["-n", &self.inner.bridge, "-j", "-s", "link", "show", "dev", BORDER[0]];
         let text = check(Command::new("ip").args(show))?;
         let links: serde_json::Value = serde_json::from_str(&text)?;
-        let bytes = |way: &str| links[0]["stats64"][way]["bytes"].as_u64().context("no such counter");
-        Ok((bytes("tx")?, bytes("rx")?))
+        let counter = |way: &str, what: &str| links[0]["stats64"][way][what].as_u64().context("no such counter");
+        let traffic = |way| anyhow::Ok(Traffic { bytes: counter(way, "bytes")?, packets: counter(way, "packets")? });
+        Ok((traffic("tx")?, traffic("rx")?))
     }
 
     pub(crate) const fn segment(&self) -> &'static str {

@@ -64,13 +64,15 @@ fn directions_and_a_border_are_limited_by_themselves() {
         assert_eq!((read.unwrap(), sender.join().unwrap()), (BYTES, BYTES));
         start.elapsed().as_secs_f64()
     };
-    assert_eq!(near.border_bytes().unwrap().0 / BYTES, 0);
+    assert_eq!(near.border_traffic().unwrap().0.bytes / BYTES, 0);
     let up_s = seconds(&slow_sender, &beyond);
     assert!(up_s > 1.8, "{BYTES} bytes at 16 Mbit/s took {up_s:.2} s");
     seconds(&beyond, &slow_sender);
-    let (into, out_of) = far.border_bytes().unwrap();
-    for bytes in [into, out_of] {
-        assert!((BYTES..BYTES * 11 / 10).contains(&bytes), "{bytes} bytes were counted for {BYTES}");
+    let (into, out_of) = far.border_traffic().unwrap();
+    for traffic in [into, out_of] {
+        let payload = traffic.payload();
+        assert!((BYTES..BYTES * 11 / 10).contains(&traffic.bytes), "{traffic:?} was counted for {BYTES}");
+        assert!((BYTES..BYTES * 102 / 100).contains(&payload), "{payload} bytes of payload for {BYTES}: {traffic:?}");
     }
 }
 

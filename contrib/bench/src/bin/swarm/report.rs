@@ -48,9 +48,11 @@ pub(crate) struct Row {
     pub(crate) registry_first_byte_s: Option<f64>,
     #[serde(serialize_with = "maybe_rounded")]
     pub(crate) registry_one_copy_s: Option<f64>,
-    /// Bytes that crossed the border into the far zone.
+    /// Bytes that crossed the border into the far zone, in the payload of TCP: retransmissions and the records of TLS count.
     #[serde(serialize_with = "maybe_rounded")]
     pub(crate) border_copies: Option<f64>,
+    #[serde(serialize_with = "maybe_rounded")]
+    pub(crate) border_copies_with_headers: Option<f64>,
     /// When the streaming reader had read the last byte.
     #[serde(serialize_with = "maybe_rounded")]
     pub(crate) reader_s: Option<f64>,

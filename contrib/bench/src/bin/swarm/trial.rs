@@ -11,7 +11,7 @@ use crate::scenario::{Scenario, Start};
 use crate::stage::Stage;
 use crate::trace::{LOOK, Trace};
 use anyhow::{Context, Result};
-use lapwing_lab::{interrupt, wait};
+use lapwing_lab::{Traffic, interrupt, wait};
 use std::time::{Duration, Instant};
 
 /// Counters of the nodes that tell what else they did.
@@ -73,7 +73,7 @@ struct Pulling {
     pulled: Vec<Option<Pulled>>,
     starts_s: Vec<f64>,
     trace: Trace,
-    border_before: (u64, u64),
+    border_before: Traffic,
 }
 
 fn pull_all(scenario: &Scenario, stage: &mut Stage) -> Result<Pulling> {
@@ -145,8 +145,9 @@ fn spawn_pull(
     })
 }
 
-fn border(scenario: &Scenario, stage: &Stage) -> Result<(u64, u64)> {
-    scenario.border_mbit.map_or(Ok((0, 0)), |_| stage.network.border_bytes())
+/// What has crossed the border into the far zone.
+fn border(scenario: &Scenario, stage: &Stage) -> Result<Traffic> {
+    scenario.border_mbit.map_or(Ok(Traffic::default()), |_| Ok(stage.network.border_traffic()?.0))
 }
 
 fn row(scenario: &'static Scenario, stage: &Stage, plain: &Plain, pulling: &Pulling) -> Result<Row> {
@@ -207,7 +208,10 @@ fn row(scenario: &'static Scenario, stage: &Stage, plain: &Plain, pulling: &Pull
         received_copies: pulling.trace.received_bytes() as f64 / bytes,
         registry_first_byte_s: pulling.trace.registry_sent_s(100_000),
         registry_one_copy_s: pulling.trace.registry_sent_s(scenario.bytes() / 1000 * 999),
-        border_copies: scenario.border_mbit.map(|_| (border.0 - pulling.border_before.0) as f64 / bytes),
+        border_copies: scenario.border_mbit.map(|_| border.since(pulling.border_before).payload() as f64 / bytes),
+        border_copies_with_headers: scenario
+            .border_mbit
+            .map(|_| border.since(pulling.border_before).bytes as f64 / bytes),
         reader_s: scenario.streaming_reader.then(|| pulling.pulled.first()?.as_ref()?.as_ref().ok().copied()).flatten(),
         plain_last_s: plain.last_s,
         plain_measured: plain.measured,
