@@ -133,6 +133,8 @@ pub struct Swarm {
     dialing: BTreeSet<PeerId>,
     /// Peers whose connection broke while they owed pieces, and when: if they do not come back, they are reported.
     broken: BTreeMap<PeerId, Duration>,
+    /// When peers were told of new pieces last.
+    told: Duration,
     offences: BTreeMap<PeerId, Offence>,
     uploads: Uploads,
     upload_limit: Buckets,
@@ -166,6 +168,7 @@ impl Swarm {
             peers: Peers::default(),
             dialing: BTreeSet::new(),
             broken: BTreeMap::new(),
+            told: Duration::ZERO,
             offences: BTreeMap::new(),
             uploads: Uploads::new(config.upload_slots.max(1), &config.policy),
             upload_limit: Buckets::default(),
@@ -427,7 +430,7 @@ impl Swarm {
                 _ => self.config.policy.have_batch_of_many,
             };
             // The first of a batch is told at once.
-            let due = now.max(blob.told + batch);
+            let due = if batch.is_zero() { now } else { now.max(self.told + batch) };
             blob.fresh_due.get_or_insert(due);
             self.announce(digest, Holding::Partial);
             self.tell_news(digest);
@@ -481,14 +484,25 @@ impl Swarm {
         self.actions.push(Action::Announce { digest, holding });
     }
 
-    /// Tells peers of new pieces when the batch is due.
+    /// Tells peers of new pieces when the batch is due: those of all blobs, which are one message to who trades several.
     fn tell_news(&mut self, digest: Digest) {
-        let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        if blob.fresh_due.is_none_or(|due| self.now < due) {
+        let is_due = |due| self.now >= due;
+        if !self.blobs.get(&digest).and_then(|blob| blob.fresh_due).is_some_and(is_due) {
             return;
         }
+        self.told = self.now;
+        self.tell_news_of(digest);
+        for at in 0..self.busy.len() {
+            let other = self.busy[at];
+            if self.blobs.get(&other).is_some_and(|blob| blob.fresh_due.is_some()) {
+                self.tell_news_of(other);
+            }
+        }
+    }
+
+    fn tell_news_of(&mut self, digest: Digest) {
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.fresh_due = None;
-        blob.told = self.now;
         let fresh = std::mem::take(&mut blob.fresh);
         let greeted = &blob.greeted;
         for (_, trade) in blob.trades.iter_mut().filter(|(slot, _)| greeted.contains(slot)) {

@@ -100,8 +100,6 @@ pub(super) struct BlobState {
     pub(super) flights: Flights,
     pub(super) fresh: Vec<PieceIndex>,
     pub(super) fresh_due: Option<Duration>,
-    /// When peers were told of new pieces last.
-    pub(super) told: Duration,
     pub(super) find: FindState,
     pub(super) announced: Option<Holding>,
     pub(super) origin: OriginSide,
@@ -135,7 +133,6 @@ impl BlobState {
             flights: Flights::new(layout.piece_count()),
             fresh: Vec::new(),
             fresh_due: None,
-            told: Duration::ZERO,
             find: FindState::default(),
             announced: None,
             origin: OriginSide::default(),

@@ -275,6 +275,36 @@ fn new_pieces_are_told_in_batches_and_in_larger_ones_in_a_large_swarm() {
 }
 
 #[test]
+fn new_pieces_of_several_blobs_are_told_together() {
+    let mut lone = Lone::new();
+    let (one, other, layout) = (lone.digest, Digest::of(b"other"), PieceLayout::new(256 * MIB).unwrap());
+    lone.happen(Event::Opened { digest: other, layout, have: Bitfield::empty(512), verified: false });
+    lone.peer(1, |_| false);
+    lone.happen(Event::Hello { peer: peer(1), digest: other, have: Bitfield::empty(512) });
+    lone.want(1, 0..512, Priority::Bulk);
+    lone.happen(Event::Want { digest: other, id: WantId(2), pieces: 0..512, priority: Priority::Bulk });
+    let mut times = BTreeSet::new();
+    let mut pieces = 0;
+    for piece in 0..100 {
+        for digest in [one, other] {
+            let source = PieceSource::Origin;
+            let actions = lone.happen(Event::Stored { digest, piece: PieceIndex(piece), source });
+            for said in told(&actions, 1) {
+                times.insert(lone.now);
+                pieces += said.len();
+            }
+            lone.now += Duration::from_millis(5);
+        }
+        for said in told(&lone.happen(Event::Tick), 1) {
+            times.insert(lone.now);
+            pieces += said.len();
+        }
+    }
+    assert!((14..=21).contains(&times.len()), "{} moments in a second", times.len());
+    assert!(pieces >= 180, "{pieces}");
+}
+
+#[test]
 fn who_has_a_piece_is_told_of_it_along_with_what_is_news_or_with_many_others() {
     let mut lone = Lone::new();
     lone.want(1, 0..512, Priority::Bulk);
