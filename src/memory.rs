@@ -11,20 +11,13 @@ use tokio_util::sync::CancellationToken;
 /// How often it is looked whether a burst is over.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Free bytes at the end of a heap that are kept for the next pieces.
-const KEPT: i32 = 8 << 20;
-
 /// Keeps glibc from growing an arena per thread, so that memory returns to the system after a burst: measured 11 MB
-/// instead of 27 MB resident for a daemon of this kind. Memory for a piece comes from the heap and stays there until the
-/// burst is over: a mapping of its own each time costs a page fault for every 4 KiB. To be called before any thread is
-/// started.
+/// instead of 27 MB resident for a daemon of this kind. To be called before any thread is started.
 #[cfg(target_env = "gnu")]
 pub(crate) fn limit_arenas() {
     // SAFETY: called before any other thread exists; mallopt only sets allocator parameters.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 * lapwing_p2p::limits::MAX_PIECE_LENGTH as i32);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
     }
 }
 
