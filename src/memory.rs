@@ -1,5 +1,5 @@
-//! The allocator of a daemon that moves gigabytes now and then and idles in between.
-#![allow(unsafe_code, reason = "glibc's mallopt and malloc_trim have no safe wrappers")]
+//! The memory of a daemon that moves gigabytes now and then and idles in between.
+#![allow(unsafe_code, reason = "mallopt, malloc_trim and madvise have no safe wrappers")]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -58,15 +58,16 @@ fn trim() {
 #[cfg(not(target_env = "gnu"))]
 fn trim() {}
 
-/// Lets go of this program's code, which is two thirds of what an idle node has resident: what is used comes back from the page cache,
-/// 64 KiB around each fault, and that is a quarter of it.
+/// Lets go of this program's code, which is two thirds of what an idle node has resident: what is used comes back from the page
+/// cache, 64 KiB around each fault, a third of it at once and another within half a minute. A debugger's breakpoints, and
+/// probes of a tracer, which are written into these pages, do not.
 fn unmap_code() {
     let (Ok(program), Ok(maps)) = (std::fs::read_link("/proc/self/exe"), std::fs::read_to_string("/proc/self/maps"))
     else {
         return;
     };
     for (start, length) in code_of(&program, &maps) {
-        // SAFETY: pages of a private mapping of the program's file that nothing has written to: they are read from the file again.
+        // SAFETY: pages of a private mapping of the program's file that the program cannot write to: they are read from the file again.
         // Fails where the kernel does not want to.
         unsafe {
             libc::madvise(std::ptr::with_exposed_provenance_mut(start), length, libc::MADV_DONTNEED);

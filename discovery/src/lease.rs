@@ -135,7 +135,7 @@ pub struct LeaseBook {
     fetched: HashMap<PeerId, Runs>,
     /// The union of `fetched`.
     fetched_by_any: Runs,
-    /// Pieces leased for further copies; one that was leased so twice counts twice.
+    /// Pieces leased for further copies, whether they came or not; one that was leased so twice counts twice.
     copied: u64,
     askers: HashMap<PeerId, Turn>,
     lessees: Vec<PeerId>,
@@ -379,9 +379,6 @@ impl LeaseBook {
                 self.fetched_by_any.insert(run);
             }
             self.learn(now, &grant, settlement, sites);
-        }
-        if grant.purpose == Purpose::Copy {
-            self.copied = self.copied.saturating_sub(u64::from(grant.count() - fetched));
         }
         self.judge(now, &grant, settlement, sites);
         Ok(())

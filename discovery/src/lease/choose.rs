@@ -74,20 +74,23 @@ impl LeaseBook {
     pub(super) fn copy_pays(&self, asker: Asker<'_>, request: &LeaseRequest, sites: &Sites) -> bool {
         let copies = sites.get(asker.site).map_or(1, |site| site.policy.copies);
         let pays = self.piece_time.zip(request.remaining).is_some_and(|(piece, rest)| rest > piece * COPY_PAYS);
-        copies > 1 && pays && !request.rare.is_empty()
+        pays && self.copies_left(copies) > 0 && !request.rare.is_empty()
     }
 
-    /// The run to fetch once more: the rarest that the asker lacks, as long as there have not been as many bytes as the copies
-    /// that are allowed. One piece may come more often than another: what counts for the origin is how much it sends, and
-    /// with a cap for each piece it idles while the swarm is at its last pieces.
+    /// Pieces that may be leased again where so many copies are allowed. One piece may come more often than another: what counts
+    /// for the origin is how much it sends, and with a cap for each piece it idles while the swarm is at its last pieces.
+    fn copies_left(&self, copies: u32) -> u32 {
+        let most = u64::from(self.layout.piece_count()) * u64::from(copies.saturating_sub(1));
+        u32::try_from(most.saturating_sub(self.copied)).unwrap_or(u32::MAX)
+    }
+
+    /// The run to fetch once more, where that pays: the rarest that the asker lacks and that nobody is fetching.
     pub(super) fn further_copy(&self, asker: Asker<'_>, request: &LeaseRequest, sites: &Sites) -> Option<Range<u32>> {
         let copies = sites.get(asker.site)?.policy.copies;
         let wanted: BTreeSet<u32> = request.rare.iter().map(|piece| piece.0).collect();
-        let left = (u64::from(self.layout.piece_count()) * u64::from(copies - 1)).saturating_sub(self.copied);
         let may_copy = |piece: u32| wanted.contains(&piece) && !self.leased.intersects(piece..piece + 1);
-        let first = request.rare.iter().map(|piece| piece.0).find(|piece| left > 0 && may_copy(*piece))?;
-        let most = self.run_length(sites, asker.site).min(u32::try_from(left).unwrap_or(u32::MAX));
-        let longest = first.saturating_add(most);
+        let first = request.rare.iter().map(|piece| piece.0).find(|piece| may_copy(*piece))?;
+        let longest = first.saturating_add(self.run_length(sites, asker.site).min(self.copies_left(copies)));
         let end = (first + 1..longest).find(|piece| !may_copy(*piece)).unwrap_or(longest);
         Some(first..end)
     }

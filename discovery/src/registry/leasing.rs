@@ -81,7 +81,7 @@ impl Group {
     /// silent ([`Node::is_suspect`](super::node::Node::is_suspect)).
     pub(super) fn report(&mut self, now: Duration, node: u32, against: PeerId) {
         let Some(index) = self.by_peer.get(&against).copied().filter(|accused| *accused != node) else { return };
-        let registration = self.nodes.get(index).map_or(0, |accused| accused.registration);
+        let Some(registration) = self.nodes.get(index).map(|accused| accused.registration) else { return };
         let Some(reporter) = self.nodes.get_mut(node) else { return };
         let counted = reporter.hold_grudge(now, against, registration);
         let (by, address) = (reporter.peer, reporter.place.address);

@@ -108,12 +108,17 @@ impl Node {
         self.port != 0 && !self.is_gone(now) && !self.is_set_aside(now)
     }
 
-    /// This node reports `against`, which registered under that number. True if others are to be spared that peer too: one node may bring only so many
-    /// reports a minute, and one against the same peer, so that a liar cannot blind the cluster.
+    /// This node reports `against`, which registered under that number. True if others are to be spared that peer too: one
+    /// node may bring only so many reports a minute, and one against each start of the same peer, so that a liar cannot
+    /// blind the cluster. A peer that starts again and again takes up the place of one.
     pub(super) fn hold_grudge(&mut self, now: Duration, against: PeerId, registration: u64) -> bool {
         self.grudges.retain(|grudge| now.saturating_sub(grudge.since) < GRUDGE);
-        if self.grudges.iter().any(|grudge| grudge.against == against && grudge.registration == registration) {
-            return false;
+        if let Some(known) = self.grudges.iter_mut().find(|grudge| grudge.against == against) {
+            if known.registration == registration {
+                return false;
+            }
+            (known.registration, known.since) = (registration, now);
+            return known.counted;
         }
         if self.grudges.len() >= MAX_GRUDGES_PER_NODE {
             return false;

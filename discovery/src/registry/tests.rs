@@ -229,6 +229,19 @@ fn one_who_restarted_is_named_to_those_that_reported_it_too() {
 }
 
 #[test]
+fn a_peer_that_starts_again_and_again_does_not_use_up_a_reporters_voice() {
+    let mut registry = registry();
+    for instance in 1..=2 * MAX_REPORTS_PER_NODE as u64 {
+        hold(&mut registry, NOW, &Caller { instance, ..caller(1) }, 1, Holding::Complete);
+        registry.report(NOW, &caller(2), peer(1)).unwrap();
+        assert_eq!(names(&mut registry, NOW, &caller(3), 1), [], "start {instance} is reported");
+    }
+    hold(&mut registry, NOW, &caller(4), 2, Holding::Complete);
+    registry.report(NOW, &caller(2), peer(4)).unwrap();
+    assert_eq!(names(&mut registry, NOW, &caller(3), 2), [], "others are spared another peer, too");
+}
+
+#[test]
 fn many_keys_on_one_machine_are_one_reporter() {
     let mut registry = registry();
     hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);

@@ -51,6 +51,7 @@ pub(crate) struct Row {
     /// Bytes that crossed the border into the far zone, in the payload of TCP: retransmissions and the records of TLS count.
     #[serde(serialize_with = "maybe_rounded")]
     pub(crate) border_copies: Option<f64>,
+    /// The same, and the headers of the bundles of segments that crossed.
     #[serde(serialize_with = "maybe_rounded")]
     pub(crate) border_copies_with_headers: Option<f64>,
     /// When the streaming reader had read the last byte.

@@ -181,7 +181,8 @@ fn row(scenario: &'static Scenario, stage: &Stage, plain: &Plain, pulling: &Pull
     if let Some(corrupting) = &stage.corrupting {
         counters.insert("corrupted_pieces_sent".to_owned(), corrupting.sent() as f64);
     }
-    let border = border(scenario, stage)?;
+    let border = border(scenario, stage)?.since(pulling.border_before);
+    let border_copies = |crossed: u64| scenario.border_mbit.map(|_| crossed as f64 / bytes);
     let own: Vec<f64> = pulling
         .pulled
         .iter()
@@ -208,10 +209,8 @@ fn row(scenario: &'static Scenario, stage: &Stage, plain: &Plain, pulling: &Pull
         received_copies: pulling.trace.received_bytes() as f64 / bytes,
         registry_first_byte_s: pulling.trace.registry_sent_s(100_000),
         registry_one_copy_s: pulling.trace.registry_sent_s(scenario.bytes() / 1000 * 999),
-        border_copies: scenario.border_mbit.map(|_| border.since(pulling.border_before).payload() as f64 / bytes),
-        border_copies_with_headers: scenario
-            .border_mbit
-            .map(|_| border.since(pulling.border_before).bytes as f64 / bytes),
+        border_copies: border_copies(border.payload()),
+        border_copies_with_headers: border_copies(border.bytes),
         reader_s: scenario.streaming_reader.then(|| pulling.pulled.first()?.as_ref()?.as_ref().ok().copied()).flatten(),
         plain_last_s: plain.last_s,
         plain_measured: plain.measured,
