@@ -490,25 +490,15 @@ impl Swarm {
         self.actions.push(Action::Announce { digest, holding });
     }
 
-    /// Tells peers of new pieces when the batch is due: those of all blobs, which are one message to who trades several.
+    /// Tells peers of new pieces when the batch is due. Batches of all blobs begin together, so that what is told of several is one
+    /// message to who trades them.
     fn tell_news(&mut self, digest: Digest) {
-        let is_due = |due| self.now >= due;
-        if !self.blobs.get(&digest).and_then(|blob| blob.fresh_due).is_some_and(is_due) {
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
+        if blob.fresh_due.is_none_or(|due| self.now < due) {
             return;
         }
-        self.told = self.now;
-        self.tell_news_of(digest);
-        for at in 0..self.busy.len() {
-            let other = self.busy[at];
-            if self.blobs.get(&other).is_some_and(|blob| blob.fresh_due.is_some()) {
-                self.tell_news_of(other);
-            }
-        }
-    }
-
-    fn tell_news_of(&mut self, digest: Digest) {
-        let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.fresh_due = None;
+        self.told = self.now;
         let fresh = std::mem::take(&mut blob.fresh);
         let greeted = &blob.greeted;
         for (_, trade) in blob.trades.iter_mut().filter(|(slot, _)| greeted.contains(slot)) {
