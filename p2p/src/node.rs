@@ -397,7 +397,13 @@ impl Node {
 
     /// Stops asking for a blob that its origin serves wrong.
     fn give_up(self: &Arc<Self>, blob: &Blob) {
-        self.drive(Event::Unwant { digest: blob.digest, id: blob.forget_want() });
+        self.unwant(blob, blob.forget_want());
+    }
+
+    fn unwant(self: &Arc<Self>, blob: &Blob, want: Option<WantId>) {
+        if let Some(id) = want {
+            self.drive(Event::Unwant { digest: blob.digest, id });
+        }
     }
 
     /// A peer said hello: it may speak of a blob that is only in the store so far.

@@ -45,14 +45,33 @@ pub(super) struct Progress {
     pub(super) verified: bool,
     /// Grows when pieces that may have been given to readers turn out wrong.
     pub(super) revocations: u32,
-    /// Grows with each failure.
-    pub(super) failures: u64,
+    /// How often readers were told that they wait in vain.
+    told: Told,
     /// The last failure: for those who waited when it came.
-    pub(super) failure: Option<ReadError>,
-    /// Grows when a piece cannot be stored: only who waits for the whole blob to be stored minds.
-    pub(super) refusals: u64,
-    /// Why.
-    pub(super) refusal: Option<ReadError>,
+    failure: Option<ReadError>,
+    /// The last refusal.
+    refusal: Option<ReadError>,
+}
+
+impl Progress {
+    fn fail(&mut self, error: ReadError) {
+        self.told.failures += 1;
+        self.failure = Some(error);
+    }
+
+    fn refuse(&mut self, error: ReadError) {
+        self.told.refusals += 1;
+        self.refusal = Some(error);
+    }
+}
+
+/// What was told: who compares it with what it was when they began to wait knows what concerns them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    /// To all who wait.
+    failures: u64,
+    /// That a piece cannot be stored: only who waits for the whole blob to be stored minds.
+    refusals: u64,
 }
 
 /// A blob that can be read while it arrives. While somebody holds it, its pieces are not evicted.
@@ -81,8 +100,8 @@ pub struct Blob {
     pub(super) bytes_from_origin: AtomicU64,
     pub(super) last_open: Mutex<Instant>,
     _pin: Pin,
-    all: WantId,
-    wants_all: Mutex<Option<Priority>>,
+    /// The present attempt at having all of it, with its own want: what is known of an earlier one says nothing of it.
+    wants_all: Mutex<Option<(Priority, WantId)>>,
 }
 
 /// How often pieces that were taken back while they were read are waited for.
@@ -133,7 +152,6 @@ impl Blob {
             bytes_from_peers: AtomicU64::new(0),
             bytes_from_origin: AtomicU64::new(0),
             last_open: Mutex::new(Instant::now()),
-            all: node.next_want(),
             wants_all: Mutex::new(None),
             stored,
             _pin: pin,
@@ -162,8 +180,9 @@ impl Blob {
         for _ in 0..READ_TRIES {
             // Until they are read: they may be in memory only.
             let _wanting = if self.must_want(&pieces) {
+                let told = self.told();
                 let wanting = self.want(pieces.clone(), pieces.clone(), priority);
-                self.arrival(pieces.clone()).await?;
+                self.arrival(pieces.clone(), told).await?;
                 wanting
             } else {
                 None
@@ -205,16 +224,25 @@ impl Blob {
 
     /// Lets all of it come; returns at once.
     pub fn want_all(self: &Arc<Self>, priority: Priority) {
-        let Some(node) = self.node.upgrade() else { return };
-        {
+        self.attempt_all(priority);
+    }
+
+    /// The same; gives what had gone wrong before.
+    fn attempt_all(self: &Arc<Self>, priority: Priority) -> Told {
+        let Some(node) = self.node.upgrade() else { return self.told() };
+        let (id, told) = {
             let mut wanted = lock(&self.wants_all);
-            if wanted.is_some_and(|wanted| wanted <= priority) {
-                return;
-            }
-            *wanted = Some(priority);
-        }
-        let pieces = 0..self.layout.piece_count();
-        node.want(self, self.all, pieces, priority);
+            let told = self.told();
+            let id = match *wanted {
+                Some((at, _)) if at <= priority => return told,
+                Some((_, id)) => id,
+                None => node.next_want(),
+            };
+            *wanted = Some((priority, id));
+            (id, told)
+        };
+        node.want(self, id, 0..self.layout.piece_count(), priority);
+        told
     }
 
     /// Waits until all of it is here and the digest matched; somebody must want it.
@@ -222,14 +250,13 @@ impl Blob {
         if self.is_verified() {
             return Ok(());
         }
-        let refusals = self.progress.borrow().refusals;
-        self.completed_since(refusals).await
+        self.completed_since(self.told()).await
     }
 
-    async fn completed_since(self: &Arc<Self>, refusals: u64) -> Result<(), ReadError> {
+    async fn completed_since(self: &Arc<Self>, told: Told) -> Result<(), ReadError> {
         tokio::select! {
-            arrived = self.arrival(0..self.layout.piece_count()) => arrived?,
-            refused = self.refusal(refusals) => return Err(refused),
+            arrived = self.arrival(0..self.layout.piece_count(), told) => arrived?,
+            refused = self.refusal(told) => return Err(refused),
         }
         self.proof().await
     }
@@ -239,9 +266,8 @@ impl Blob {
         if self.is_verified() {
             return Ok(());
         }
-        let refusals = self.progress.borrow().refusals;
-        self.want_all(Priority::Bulk);
-        self.completed_since(refusals).await
+        let told = self.attempt_all(Priority::Bulk);
+        self.completed_since(told).await
     }
 
     /// Whether this node was granted the lease of piece 0: by convention it builds what derives from the blob.
@@ -293,26 +319,18 @@ impl Blob {
     }
 
     /// Waits until a piece cannot be stored.
-    async fn refusal(&self, before: u64) -> ReadError {
+    async fn refusal(&self, before: Told) -> ReadError {
         let mut progress = self.progress.subscribe();
-        match progress.wait_for(|now| now.refusals > before).await {
+        match progress.wait_for(|now| now.told.refusals > before.refusals).await {
             Ok(now) => now.refusal.clone().unwrap_or(ReadError::ShutDown),
             Err(_) => ReadError::ShutDown,
         }
     }
 
-    /// Tells those who wait for the whole blob to be stored that it will not be.
-    pub(super) fn cannot_be_stored(&self, error: StoreError) {
-        self.progress.send_modify(|progress| {
-            progress.refusals += 1;
-            progress.refusal = Some(error.into());
-        });
-    }
-
     /// Waits until all `pieces` are here. The deadline starts anew with each of them that comes.
-    async fn arrival(&self, pieces: Range<u32>) -> Result<(), ReadError> {
+    async fn arrival(&self, pieces: Range<u32>, before: Told) -> Result<(), ReadError> {
         let mut progress = self.progress.subscribe();
-        let failures = progress.borrow_and_update().failures;
+        self.failure_since(before, &progress.borrow_and_update())?;
         let mut missing = self.missing(&pieces);
         while missing > 0 {
             let deadline = Instant::now() + self.read_deadline()?;
@@ -324,7 +342,7 @@ impl Blob {
                     Err(_) if Instant::now() < deadline => self.recall(&pieces),
                     Err(_) => return Err(self.late(self.bytes(&pieces))),
                 }
-                self.failure_since(failures, &progress.borrow_and_update())?;
+                self.failure_since(before, &progress.borrow_and_update())?;
                 let left = self.missing(&pieces);
                 if left != missing {
                     missing = left;
@@ -338,7 +356,7 @@ impl Blob {
     /// Waits until the digest of the whole was computed and matched; everything is here.
     async fn proof(self: &Arc<Self>) -> Result<(), ReadError> {
         let mut progress = self.progress.subscribe();
-        let failures = progress.borrow().failures;
+        let before = self.told();
         if let Some(node) = self.node.upgrade() {
             // It ended if the disk failed before.
             node.hash_as_it_comes(self);
@@ -349,7 +367,7 @@ impl Blob {
                 if now.verified {
                     return Ok(());
                 }
-                self.failure_since(failures, &now)?;
+                self.failure_since(before, &now)?;
             }
             match tokio::time::timeout(self.read_deadline()?, progress.changed()).await {
                 Ok(Ok(())) => {}
@@ -359,9 +377,13 @@ impl Blob {
         }
     }
 
-    fn failure_since(&self, failures: u64, progress: &Progress) -> Result<(), ReadError> {
+    fn told(&self) -> Told {
+        self.progress.borrow().told
+    }
+
+    fn failure_since(&self, before: Told, progress: &Progress) -> Result<(), ReadError> {
         match &progress.failure {
-            Some(error) if progress.failures > failures => Err(error.clone()),
+            Some(error) if progress.told.failures > before.failures => Err(error.clone()),
             _ => Ok(()),
         }
     }
@@ -462,20 +484,46 @@ impl Blob {
         Ok((bytes.into(), true))
     }
 
+    /// The present attempt at having all of it.
+    pub(super) fn attempt(&self) -> Option<WantId> {
+        lock(&self.wants_all).map(|(_, id)| id)
+    }
+
     /// Takes back [`Self::want_all`]; its want is returned, to be taken back from the scheduler.
-    pub(super) fn forget_want(&self) -> WantId {
-        *lock(&self.wants_all) = None;
-        self.all
+    pub(super) fn forget_want(&self) -> Option<WantId> {
+        lock(&self.wants_all).take().map(|(_, id)| id)
+    }
+
+    /// A piece whose writing began during `attempt` found no room: takes back [`Self::want_all`] and tells those who wait
+    /// now, all of them or only who waits for the whole blob to be stored. Not done when another attempt has begun
+    /// meanwhile, of which this says nothing.
+    pub(super) fn end_attempt(
+        &self,
+        attempt: Option<WantId>,
+        all: bool,
+        full: &ReadError,
+    ) -> Result<Option<WantId>, AnotherAttempt> {
+        let mut wanted = lock(&self.wants_all);
+        if wanted.is_some_and(|(_, id)| Some(id) != attempt) {
+            return Err(AnotherAttempt);
+        }
+        // Under the lock: who begins another attempt now is not told.
+        self.progress.send_modify(|progress| {
+            let error = full.clone();
+            if all { progress.fail(error) } else { progress.refuse(error) }
+        });
+        Ok(wanted.take().map(|(_, id)| id))
     }
 
     /// Tells those who wait now that they wait in vain.
     pub(super) fn fail(&self, error: ReadError) {
-        self.progress.send_modify(|progress| {
-            progress.failures += 1;
-            progress.failure = Some(error);
-        });
+        self.progress.send_modify(|progress| progress.fail(error));
     }
 }
+
+/// Somebody asked for the whole blob anew.
+#[derive(Debug)]
+pub(super) struct AnotherAttempt;
 
 /// The state of one [`Blob::stream`].
 struct BlobStream {
@@ -598,14 +646,14 @@ impl Blob {
     /// Waits until any of `pieces` has come.
     async fn progress_in(&self, pieces: &Range<u32>) -> Result<(), ReadError> {
         let mut progress = self.progress.subscribe();
-        let failures = progress.borrow_and_update().failures;
+        let before = progress.borrow_and_update().told;
         let missing = self.missing(pieces);
         let first = pieces.start..pieces.start + 1;
         let full = self.is_full();
         let deadline = Instant::now() + self.read_deadline()?;
         while self.missing(&first) > 0 && self.missing(pieces) == missing && self.is_full() == full {
             match tokio::time::timeout_at(deadline, progress.changed()).await {
-                Ok(Ok(())) => self.failure_since(failures, &progress.borrow_and_update())?,
+                Ok(Ok(())) => self.failure_since(before, &progress.borrow_and_update())?,
                 Ok(Err(_)) => return Err(ReadError::ShutDown),
                 Err(_) => return Err(self.late(self.bytes(pieces))),
             }

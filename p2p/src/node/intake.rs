@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Node;
 use super::aside::Undecided;
 use super::blob::{Blob, lock};
+use super::error::ReadError;
 use super::passing::Kept;
 use super::trust::Verdict;
 use crate::digest::Digest;
@@ -71,12 +72,8 @@ impl Node {
         }
         match verdict {
             Verdict::Good => {
-                let kept = match written {
-                    Ok(kept) => kept,
-                    Err(error) => {
-                        self.drive(Event::Unusable { peer, digest, piece });
-                        return self.store_failed(&blob, error);
-                    }
+                let Ok(kept) = written else {
+                    return self.drive(Event::Unusable { peer, digest, piece });
                 };
                 let bytes = undecided.bytes.len() as u64;
                 blob.bytes_from_peers.fetch_add(bytes, Ordering::Relaxed);
@@ -172,9 +169,10 @@ impl Node {
     }
 
     /// The store could not take a piece: readers are told what to do about it, and what only should come in is not fetched any more.
-    pub(super) fn store_failed(self: &Arc<Self>, blob: &Blob, error: StoreError) {
+    pub(super) fn store_failed(self: &Arc<Self>, blob: &Blob, error: impl Into<ReadError>) {
+        let error = error.into();
         tracing::warn!(digest = %blob.digest, %error, "piece cannot be stored");
         self.give_up(blob);
-        blob.fail(error.into());
+        blob.fail(error);
     }
 }

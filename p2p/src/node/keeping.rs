@@ -138,7 +138,7 @@ impl Node {
             .blobs
             .iter()
             .filter(|(digest, blob)| is_unheld(blob, now, patience) && stalled(digest))
-            .map(|(&digest, blob)| (digest, blob.forget_want()))
+            .filter_map(|(&digest, blob)| Some((digest, blob.forget_want()?)))
             .collect();
         for (digest, id) in vain {
             tracing::debug!(%digest, "nobody waits for this blob and it does not come, given up");

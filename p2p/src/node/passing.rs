@@ -16,7 +16,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Node;
-use super::blob::{Blob, lock};
+use super::blob::{AnotherAttempt, Blob, lock};
+use super::error::ReadError;
 use crate::layout::PieceIndex;
 use crate::limits::MAX_PASSING_BYTES;
 use crate::store::StoreError;
@@ -63,7 +64,7 @@ impl Passing {
     }
 
     /// Whether somebody needs anything of the blob now.
-    fn is_needed(&self) -> bool {
+    pub(super) fn is_needed(&self) -> bool {
         !self.needs.is_empty()
     }
 
@@ -113,62 +114,72 @@ pub(super) struct Fullness {
 
 impl Node {
     /// Stores a piece, or hands it to the readers that need it when there is no room. Blocks. An error when it can be
-    /// neither stored nor used.
+    /// neither stored nor used, which readers have been told then.
     pub(super) fn keep_piece(
         self: &Arc<Self>,
         blob: &Blob,
         piece: PieceIndex,
         bytes: &[u8],
-    ) -> Result<Kept, StoreError> {
-        match self.write_piece(blob, piece, bytes) {
-            Ok(()) => {
-                if lock(&self.fullness).said_at.take().is_some() {
-                    tracing::info!(digest = %blob.digest, "the chunk store has room again");
+    ) -> Result<Kept, ReadError> {
+        loop {
+            let attempt = blob.attempt();
+            let error = match self.write_piece(blob, piece, bytes) {
+                Ok(()) => {
+                    if lock(&self.fullness).said_at.take().is_some() {
+                        tracing::info!(digest = %blob.digest, "the chunk store has room again");
+                    }
+                    return Ok(Kept::Stored);
                 }
-                Ok(Kept::Stored)
+                Err(error) => error,
+            };
+            let full = matches!(error, StoreError::NoSpace { .. });
+            let error = ReadError::from(error);
+            if !full {
+                self.store_failed(blob, error.clone());
+                return Err(error);
             }
-            Err(full @ StoreError::NoSpace { .. }) => self.pass(blob, piece, bytes, full),
-            Err(error) => Err(error),
+            match self.pass(blob, piece, bytes, attempt, &error) {
+                Ok(true) => return Ok(Kept::Passed),
+                Ok(false) => return Err(error),
+                // Who asked for it has perhaps made room before.
+                Err(AnotherAttempt) => {}
+            }
         }
     }
 
-    fn pass(
+    /// There is no room for a piece whose writing began during `attempt`. Whether readers need any of the blob.
+    pub(super) fn pass(
         self: &Arc<Self>,
         blob: &Blob,
         piece: PieceIndex,
         bytes: &[u8],
-        full: StoreError,
-    ) -> Result<Kept, StoreError> {
-        let (length, now) = (bytes.len() as u64, Instant::now());
-        let (needed, taken, first) = {
+        attempt: Option<WantId>,
+        full: &ReadError,
+    ) -> Result<bool, AnotherAttempt> {
+        let length = bytes.len() as u64;
+        let (needed, taken, want) = {
             let mut passing = lock(&blob.passing);
-            let first = !passing.is_full(now);
-            passing.full_at = Some(now);
-            let room = self.passing_bytes.load(Ordering::Relaxed) + length <= MAX_PASSING_BYTES;
             let needed = passing.is_needed();
+            // What only should come in is not fetched any more; streams ask for less from now on.
+            let want = blob.end_attempt(attempt, !needed, full)?;
+            passing.full_at = Some(Instant::now());
+            let room = self.passing_bytes.load(Ordering::Relaxed) + length <= MAX_PASSING_BYTES;
             let taken = needed && passing.offer(piece, bytes, room);
             if taken {
                 // Under the lock, as what is let go: never less than nothing.
                 self.passing_bytes.fetch_add(length, Ordering::Relaxed);
             }
-            (needed, taken, first)
+            (needed, taken, want)
         };
         if taken {
             self.metrics.bypassed_bytes.inc_by(length);
         }
-        self.say_full(blob, &full);
-        if first {
-            // What only should come in is not fetched any more; streams ask for less from now on.
-            self.give_up(blob);
-        }
-        if !needed {
-            return Err(full);
-        }
-        blob.cannot_be_stored(full);
-        Ok(Kept::Passed)
+        self.say_full(blob, full);
+        self.unwant(blob, want);
+        Ok(needed)
     }
 
-    fn say_full(&self, blob: &Blob, full: &StoreError) {
+    fn say_full(&self, blob: &Blob, full: &ReadError) {
         let mut fullness = lock(&self.fullness);
         let now = Instant::now();
         if fullness.said_at.is_none_or(|at| now >= at + SAY_AGAIN) {

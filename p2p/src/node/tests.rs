@@ -109,3 +109,44 @@ async fn a_blob_that_does_not_come_and_that_nobody_waits_for_leaves_nothing() {
     assert!(node.open_blobs().is_empty());
     node.shutdown().await;
 }
+
+/// A write that found the disk full and told so late cancelled the pull of who had made room and asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_found_no_room_says_nothing_of_who_asked_since() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path()).await;
+    let blob = node.open(Digest::of(b"blob"), 1 << 20, None).unwrap();
+    let full = ReadError::from(StoreError::NoSpace { path: "disk".to_owned(), reason: "test".to_owned() });
+    let refuse = |attempt| node.pass(&blob, PieceIndex(0), &[0; 1 << 16], attempt, &full);
+    let ask = || {
+        let blob = Arc::clone(&blob);
+        tokio::spawn(async move { blob.verified().await })
+    };
+    let asked = async |than: Option<WantId>| {
+        while blob.attempt().is_none() || blob.attempt() == than {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        blob.attempt()
+    };
+    let waiting = ask();
+    let first = asked(None).await;
+    assert!(!refuse(first).unwrap(), "no reader needs it");
+    assert!(matches!(waiting.await.unwrap(), Err(ReadError::Store(_))) && !node.is_busy());
+    let waiting = ask();
+    let second = asked(first).await;
+    refuse(first).unwrap_err();
+    assert!(node.is_busy() && blob.attempt() == second);
+    // A reader of a part makes no difference to who waits for all of it.
+    let reader = tokio::spawn({
+        let blob = Arc::clone(&blob);
+        async move { blob.read(0..1, Priority::Fault).await }
+    });
+    while !lock(&blob.passing).is_needed() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    refuse(first).unwrap_err();
+    assert!(!waiting.is_finished() && refuse(second).unwrap());
+    assert!(matches!(waiting.await.unwrap(), Err(ReadError::Store(_))));
+    assert_eq!(reader.await.unwrap().unwrap()[..], [0]);
+    node.shutdown().await;
+}

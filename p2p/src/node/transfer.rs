@@ -11,11 +11,11 @@ use tokio::time::timeout;
 
 use super::Node;
 use super::blob::{Blob, lock};
+use super::error::ReadError;
 use super::passing::Kept;
 use crate::layout::PieceIndex;
 use crate::metrics::Source;
 use crate::origin::{ByteStream, Origin, OriginError};
-use crate::store::StoreError;
 use crate::swarm::{Event, PieceSource, TransferId};
 use crate::verify::piece_hash;
 
@@ -112,7 +112,7 @@ impl Node {
                     let digest = blob.digest;
                     tracing::warn!(%digest, piece = piece.0, "metainfo contradicts the origin, not believed any more");
                 }
-                Ok::<_, StoreError>(kept)
+                Ok::<_, ReadError>(kept)
             }
         });
         match stored.await {
@@ -120,11 +120,7 @@ impl Node {
                 self.received(blob, piece, PieceSource::Origin, length, kept);
                 Ok(kept)
             }
-            Ok(Err(error)) => {
-                let text = error.to_string();
-                self.store_failed(blob, error);
-                Err(text)
-            }
+            Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the node is shutting down".to_owned()),
         }
     }
