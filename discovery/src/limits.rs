@@ -26,7 +26,7 @@ pub const MAX_CALLS_PER_CONNECTION: u32 = 128;
 /// Most groups.
 pub const MAX_GROUPS: usize = 256;
 /// Most nodes, over all groups.
-pub const MAX_NODES: usize = 100_000;
+pub const MAX_NODES: usize = 150_000;
 /// Most labels of zones and racks that are kept once for all nodes of a group; more are kept by each node.
 pub const MAX_LABELS: usize = 4096;
 /// Most blobs that one node announces.
@@ -54,8 +54,14 @@ pub const MAX_HOLDERS_PER_ANSWER: usize = 64;
 pub const FAR_SHARE: usize = 4;
 /// How many of the holders in an answer a node usually trades with.
 pub const NEIGHBOURS: usize = 16;
-/// Most holders looked at for one answer; of more, a random stretch is taken.
-pub const MAX_HOLDERS_SCANNED: usize = 2048;
+/// Most holders of which all are looked at for one answer. Of more, a sample is, and the asker's neighbours.
+pub const MAX_HOLDERS_SCANNED: usize = 384;
+/// Holders in that sample: a stretch after a random one.
+pub const HOLDERS_SAMPLED: usize = 160;
+/// Of those that hold all of it, the same.
+pub const COMPLETE_SAMPLED: usize = 32;
+/// Nodes of the asker's rack, subnet and zone, each, of which it is seen whether they hold the blob.
+pub const MAX_NEIGHBOURS_SCANNED: usize = 96;
 /// Most nodes, and most blobs, in one snapshot for the admin page.
 pub const MAX_SNAPSHOT_ROWS: usize = 1000;
 
@@ -67,8 +73,11 @@ pub const NODE_TTL: Duration = Duration::from_secs(55);
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often the tracker looks for what has expired.
 pub const TICK: Duration = Duration::from_secs(1);
-/// Most nodes of a group forgotten in one tick, since the state is locked meanwhile; nobody is sent to the others either.
-pub const MAX_EXPIRED_PER_TICK: usize = 256;
+/// Most holdings of silent nodes forgotten in one tick, since the state is locked meanwhile; nobody is sent to the others
+/// either. What is left is done by further ticks, which follow soon.
+pub const MAX_EXPIRED_HOLDINGS_PER_TICK: usize = 8192;
+/// The tick that goes on with that comes so soon.
+pub const BACKLOG_TICK: Duration = Duration::from_millis(20);
 /// How long one reporter alone keeps a peer from everybody's answers.
 pub const QUARANTINE: Duration = Duration::from_secs(10);
 /// How long a report keeps the peer from the reporter's own answers.
@@ -208,3 +217,5 @@ pub const MAX_BELIEVED: Duration = Duration::from_secs(300);
 
 /// Most complete holders of one blob that are looked at to count its copies.
 pub const MAX_REPLICAS_SCANNED: usize = 1024;
+/// The same to see whether a live one is there, so that nobody needs the origin.
+pub const MAX_COMPLETE_SCANNED: usize = 4096;

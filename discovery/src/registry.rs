@@ -15,8 +15,10 @@
 mod blob;
 mod find;
 mod group;
+mod holders;
 mod leasing;
 mod nearness;
+mod neighbours;
 mod node;
 mod replicas;
 mod seeds;
@@ -126,6 +128,8 @@ pub struct Expired {
     pub nodes: usize,
     /// Leases that outlived their term.
     pub leases: usize,
+    /// Whether more has expired than one tick forgets: the next should come soon.
+    pub backlog: bool,
 }
 
 /// Sums over all groups, which the limits are about.
@@ -253,8 +257,9 @@ impl Registry {
     /// Forgets what has expired. To be called about once a second.
     pub fn tick(&mut self, now: Duration) -> Expired {
         let before = self.totals.nodes;
+        let mut backlog = false;
         for group in self.groups.values_mut() {
-            group.tick(now, &mut self.totals);
+            backlog |= group.tick(now, &mut self.totals);
         }
         let totals = &mut self.totals;
         self.groups.retain(|_, group| {
@@ -264,7 +269,8 @@ impl Registry {
             }
             !empty
         });
-        Expired { nodes: before - self.totals.nodes, leases: std::mem::take(&mut self.totals.expired_leases) }
+        let leases = std::mem::take(&mut self.totals.expired_leases);
+        Expired { nodes: before - self.totals.nodes, leases, backlog }
     }
 
     fn enter<'a>(&'a mut self, now: Duration, caller: &Caller) -> Result<Call<'a>, Refusal> {

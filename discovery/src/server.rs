@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
 use crate::lease::sites::LeasePolicy;
-use crate::limits::{CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
+use crate::limits::{BACKLOG_TICK, CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
 use crate::metrics::Metrics;
 use crate::proto::tracker_service_server::TrackerServiceServer;
 use crate::registry::{Expired, Registry, TrackerSnapshot};
@@ -128,7 +128,9 @@ pub async fn serve(
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            tracker.tick();
+            while tracker.tick().backlog {
+                tokio::time::sleep(BACKLOG_TICK).await;
+            }
         }
     };
     tokio::select! {

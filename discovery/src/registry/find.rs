@@ -9,7 +9,10 @@ use lapwing_p2p::discovery::{Found, Holder, Holding};
 use super::group::Group;
 use super::nearness::{distance, is_far};
 use super::reachable;
-use crate::limits::{FAR_SHARE, MAX_HOLDERS_PER_ANSWER, MAX_HOLDERS_SCANNED, MAX_LESSEES, NEIGHBOURS};
+use crate::limits::{
+    COMPLETE_SAMPLED, FAR_SHARE, HOLDERS_SAMPLED, MAX_HOLDERS_PER_ANSWER, MAX_HOLDERS_SCANNED, MAX_LESSEES,
+    MAX_NEIGHBOURS_SCANNED, NEIGHBOURS,
+};
 
 /// A holder that an answer may name. Small: of a popular blob there are thousands to choose from.
 #[derive(Clone, Copy)]
@@ -33,22 +36,28 @@ impl Group {
         random: &mut fastrand::Rng,
     ) -> Found {
         let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return Found::default() };
-        let (count, _) = blob.counts();
-        let skip = if count > MAX_HOLDERS_SCANNED { random.usize(..count) } else { 0 };
-        let mut candidates = Vec::with_capacity(count.min(MAX_HOLDERS_SCANNED));
-        for (index, holding) in blob.holders(skip, MAX_HOLDERS_SCANNED) {
-            let Some(node) = self.nodes.get(index) else { continue };
-            if index == asker || !node.serves(now) || asking.has_grudge(now, node) {
-                continue;
-            }
-            candidates.push(Candidate {
+        let (count, _) = blob.holders.counts();
+        let candidate = |(index, shuffle): (u32, u32)| {
+            let (node, holding) = (self.nodes.get(index)?, blob.holders.get(index)?);
+            let may_be_named = index != asker && node.serves(now) && !asking.has_grudge(now, node);
+            may_be_named.then(|| Candidate {
                 distance: distance(&asking.place, &node.place),
-                shuffle: random.u32(..),
+                shuffle,
                 node: index,
                 holding,
                 far: is_far(&asking.place, &node.place),
-            });
-        }
+            })
+        };
+        let candidates = if count <= MAX_HOLDERS_SCANNED {
+            blob.holders.iter(0.0).map(|index| (index, random.u32(..))).filter_map(candidate).collect()
+        } else {
+            let mut sample: Vec<u32> = blob.holders.iter(random.f64()).take(HOLDERS_SAMPLED).collect();
+            sample.extend(blob.holders.complete(random.f64()).take(COMPLETE_SAMPLED));
+            sample.extend(self.neighbours.near(&asking.place, MAX_NEIGHBOURS_SCANNED, random));
+            sample.sort_unstable();
+            sample.dedup();
+            sample.into_iter().map(|index| (index, random.u32(..))).filter_map(candidate).collect()
+        };
         let holder = |Candidate { node, holding, far, .. }: Candidate| {
             let node = self.nodes.get(node)?;
             let address = reachable(node.address(), asking.place.address, reached_at);

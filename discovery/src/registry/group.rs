@@ -4,31 +4,40 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Holding, Statement, StatementKind};
 use lapwing_p2p::identity::PeerId;
 
 use super::blob::Blob;
 use super::nearness::Place;
+use super::neighbours::Neighbours;
 use super::node::Node;
 use super::slab::Slab;
 use super::votes::Cast;
 use super::{Caller, Refusal, Registration, Totals};
 use crate::lease::sites::{LeasePolicy, Sites};
 use crate::limits::{
-    MAX_BLOBS_PER_NODE, MAX_EXPIRED_PER_TICK, MAX_HOLDINGS, MAX_LABELS, MAX_NODES, MAX_STATEMENTS_PER_NODE,
+    MAX_BLOBS_PER_NODE, MAX_EXPIRED_HOLDINGS_PER_TICK, MAX_HOLDINGS, MAX_LABELS, MAX_NODES, MAX_STATEMENTS_PER_NODE,
+    NODE_TTL,
 };
 
 /// One group. Nodes and blobs have small numbers here, which are used again; nothing refers to a number that is free.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) nodes: Slab<Node>,
-    pub(super) by_peer: HashMap<PeerId, u32>,
+    pub(super) by_peer: HashMap<PeerId, u32, RandomState>,
     /// Those of the nodes that are seeds.
     pub(super) seeds: BTreeSet<u32>,
     pub(super) blobs: Slab<Blob>,
-    pub(super) by_digest: HashMap<Digest, u32>,
+    pub(super) by_digest: HashMap<Digest, u32, RandomState>,
     pub(super) sites: Sites,
+    pub(super) neighbours: Neighbours,
+    /// Blobs with lease books, and nodes that these know: a tick looks at no others.
+    pub(super) leased: BTreeSet<u32>,
+    pub(super) leasing: BTreeSet<u32>,
+    /// When to see whether a node has fallen silent: [`Node::due`].
+    due: BTreeSet<(Duration, u32)>,
     /// Labels of zones and racks, which many nodes share.
     labels: HashSet<Arc<str>>,
 }
@@ -52,7 +61,9 @@ impl Group {
             if node.instance == caller.instance && !node.is_gone(now) {
                 node.heard(now);
                 if node.place != caller.place {
+                    self.neighbours.remove(index, &node.place);
                     node.place = share_labels(&mut self.labels, &caller.place);
+                    self.neighbours.insert(index, &node.place);
                 }
                 (node.port, node.seed) = (caller.port, caller.seed);
                 let registration = node.registration;
@@ -68,7 +79,12 @@ impl Group {
         let mut node = Node::new(caller.node, caller.instance, next, place, caller.port);
         node.seed = caller.seed;
         node.heard(now);
+        node.due = now + NODE_TTL;
         let index = self.nodes.insert(node);
+        self.due.insert((now + NODE_TTL, index));
+        if let Some(node) = self.nodes.get(index) {
+            self.neighbours.insert(index, &node.place);
+        }
         self.by_peer.insert(caller.node, index);
         self.note_seed(index, caller.seed_port);
         totals.nodes += 1;
@@ -151,16 +167,39 @@ impl Group {
         }
     }
 
-    pub(super) fn tick(&mut self, now: Duration, totals: &mut Totals) {
-        let gone = self.nodes.iter().filter(|(_, node)| node.is_gone(now)).map(|(index, _)| index);
-        for node in gone.take(MAX_EXPIRED_PER_TICK).collect::<Vec<_>>() {
-            self.remove_node(totals, node);
-        }
-        let suspect = self.nodes.iter().filter(|(_, node)| node.is_suspect(now) && !node.books.is_empty());
-        for node in suspect.map(|(index, _)| index).collect::<Vec<_>>() {
+    /// Forgets what has expired; true if some of it is left for the next tick.
+    pub(super) fn tick(&mut self, now: Duration, totals: &mut Totals) -> bool {
+        let backlog = self.expire_nodes(now, totals);
+        let suspect = |node: &u32| self.nodes.get(*node).is_some_and(|node| node.is_suspect(now));
+        for node in self.leasing.iter().copied().filter(suspect).collect::<Vec<_>>() {
             self.forget_in_books(node);
         }
         self.tick_books(now, totals);
+        backlog
+    }
+
+    /// Looks at nodes that may have fallen silent, and no others: each about once in [`NODE_TTL`].
+    fn expire_nodes(&mut self, now: Duration, totals: &mut Totals) -> bool {
+        let mut holdings = 0;
+        while let Some((due, index)) = self.due.first().copied().filter(|(due, _)| *due <= now) {
+            let Some(node) = self.nodes.get_mut(index).filter(|node| node.due == due) else {
+                self.due.pop_first();
+                continue;
+            };
+            if !node.is_gone(now) {
+                node.due = node.last_seen + NODE_TTL;
+                let again = (node.due, index);
+                self.due.pop_first();
+                self.due.insert(again);
+                continue;
+            }
+            if holdings >= MAX_EXPIRED_HOLDINGS_PER_TICK {
+                return true;
+            }
+            holdings += node.blobs.len() + 1;
+            self.remove_node(totals, index);
+        }
+        false
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -168,7 +207,7 @@ impl Group {
     }
 
     pub(super) fn books(&self) -> usize {
-        self.blobs.iter().map(|(_, blob)| blob.books.len()).sum()
+        self.leased.iter().filter_map(|blob| self.blobs.get(*blob)).map(|blob| blob.books.len()).sum()
     }
 
     pub(super) fn get(&self, digest: Digest) -> Option<&Blob> {
@@ -188,9 +227,9 @@ impl Group {
         if holding.is_none() && !self.by_digest.contains_key(&digest) {
             return;
         }
-        let index = self.blob(digest);
+        let (index, numbers) = (self.blob(digest), self.nodes.numbers());
         let (Some(blob), Some(node_state)) = (self.blobs.get_mut(index), self.nodes.get_mut(node)) else { return };
-        totals.holdings = totals.holdings.saturating_add_signed(blob.hold(node, holding));
+        totals.holdings = totals.holdings.saturating_add_signed(blob.holders.set(node, holding, numbers));
         if holding.is_some() {
             node_state.blobs.insert(index);
             return;
@@ -239,10 +278,13 @@ impl Group {
         let Some(removed) = self.nodes.remove(node) else { return };
         self.by_peer.remove(&removed.peer);
         self.seeds.remove(&node);
+        self.due.remove(&(removed.due, node));
+        self.neighbours.remove(node, &removed.place);
+        let numbers = self.nodes.numbers();
         totals.nodes -= 1;
         for index in removed.blobs {
             if let Some(blob) = self.blobs.get_mut(index) {
-                totals.holdings = totals.holdings.saturating_add_signed(blob.hold(node, None));
+                totals.holdings = totals.holdings.saturating_add_signed(blob.holders.set(node, None, numbers));
             }
             self.drop_if_empty(index);
         }

@@ -12,7 +12,7 @@ use super::group::Group;
 use super::nearness::is_far;
 use super::{Refusal, Totals};
 use crate::lease::{Asker, LeaseBook};
-use crate::limits::{MAX_BOOKS, MAX_LENGTHS_PER_BLOB};
+use crate::limits::{MAX_BOOKS, MAX_COMPLETE_SCANNED, MAX_LENGTHS_PER_BLOB};
 
 /// On which side of the border of the asker's zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,7 @@ impl Group {
         let blob = self.open_book(totals, request.digest, layout)?;
         let Some(known) = self.nodes.get_mut(node) else { return Ok(LeaseReply::Exhausted) };
         known.books.insert(blob);
+        self.leasing.insert(node);
         let site = self.sites.id(now, &request.site);
         let zone: &str = &known.place.zone;
         let may_fetch = !far_only && self.sites.is_on_side(site, zone);
@@ -63,6 +64,7 @@ impl Group {
         let index = self.blob(digest);
         if let Some(blob) = self.blobs.get_mut(index).filter(|_| is_new) {
             blob.books.push(LeaseBook::new(layout, &mut self.sites));
+            self.leased.insert(index);
             totals.books += 1;
         }
         Ok(index)
@@ -101,35 +103,41 @@ impl Group {
 
     pub(super) fn tick_books(&mut self, now: Duration, totals: &mut Totals) {
         self.sites.tick(now);
-        let mut emptied = Vec::new();
-        for (index, blob) in self.blobs.iter_mut().filter(|(_, blob)| !blob.books.is_empty()) {
+        let mut emptied = HashSet::new();
+        for index in self.leased.iter().copied() {
+            let Some(blob) = self.blobs.get_mut(index) else { continue };
             for book in &mut blob.books {
                 totals.expired_leases += book.expire(now, &mut self.sites);
                 book.forget_inactive(now);
             }
-            if blob.books.iter().any(|book| book.is_idle(now)) {
-                totals.books -= blob.books.iter().filter(|book| book.is_idle(now)).count();
-                blob.books.retain(|book| !book.is_idle(now));
-                if blob.books.is_empty() {
-                    emptied.push(index);
-                }
+            let before = blob.books.len();
+            blob.books.retain(|book| !book.is_idle(now));
+            totals.books -= before - blob.books.len();
+            if blob.books.is_empty() {
+                emptied.insert(index);
             }
         }
-        if !emptied.is_empty() {
-            let emptied: HashSet<u32> = emptied.into_iter().collect();
-            for (_, node) in self.nodes.iter_mut() {
-                node.books.retain(|blob| !emptied.contains(blob));
-            }
-            for blob in emptied {
-                self.drop_if_empty(blob);
-            }
+        if emptied.is_empty() {
+            return;
+        }
+        let (nodes, idle) = (&mut self.nodes, |books: &HashSet<u32>| books.iter().all(|blob| emptied.contains(blob)));
+        self.leasing.retain(|node| {
+            let Some(node) = nodes.get_mut(*node) else { return false };
+            let stays = !idle(&node.books);
+            node.books.retain(|blob| !emptied.contains(blob));
+            stays
+        });
+        for blob in emptied {
+            self.leased.remove(&blob);
+            self.drop_if_empty(blob);
         }
     }
 
     /// Where the nearest live node stands that holds all of the blob, and that the asker does not find useless.
     fn nearest_complete(&self, now: Duration, asker: u32, request: &LeaseRequest) -> Option<Nearness> {
         let (blob, asking) = (self.get(request.digest)?, self.nodes.get(asker)?);
-        let others = blob.complete_holders().filter(|holder| *holder != asker);
+        // Of more, hardly each of these is gone.
+        let others = blob.holders.complete(0.0).take(MAX_COMPLETE_SCANNED).filter(|holder| *holder != asker);
         let usable = others.filter_map(|holder| self.nodes.get(holder)).filter(|holder| {
             holder.serves(now)
                 && !holder.is_suspect(now)
@@ -147,6 +155,7 @@ impl Group {
     }
 
     pub(super) fn forget_in_books(&mut self, node: u32) {
+        self.leasing.remove(&node);
         let Some(known) = self.nodes.get_mut(node) else { return };
         let peer = known.peer;
         for index in std::mem::take(&mut known.books) {

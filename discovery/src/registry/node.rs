@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::identity::PeerId;
 
@@ -36,7 +37,9 @@ pub(super) struct Node {
     /// Of its seed service; 0 if it is no seed.
     pub(super) seed_port: u16,
     pub(super) last_seen: Duration,
-    pub(super) blobs: HashSet<u32>,
+    /// When the tick looks at it next; not after it has fallen silent for too long.
+    pub(super) due: Duration,
+    pub(super) blobs: HashSet<u32, RandomState>,
     pub(super) statements: HashSet<(u32, StatementKind)>,
     /// Blobs with a lease book that knows this node.
     pub(super) books: HashSet<u32>,
@@ -57,7 +60,8 @@ impl Node {
             seed: false,
             seed_port: 0,
             last_seen: Duration::ZERO,
-            blobs: HashSet::new(),
+            due: Duration::ZERO,
+            blobs: HashSet::default(),
             statements: HashSet::new(),
             books: HashSet::new(),
             grudges: Vec::new(),

@@ -19,7 +19,7 @@ impl Group {
     fn replicas(&self, now: Duration, asker: u32, digest: Digest) -> Replicas {
         let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return Replicas::default() };
         let mut counted = Replicas::default();
-        let others = blob.complete_holders().take(MAX_REPLICAS_SCANNED).filter(|&index| index != asker);
+        let others = blob.holders.complete(0.0).take(MAX_REPLICAS_SCANNED).filter(|&index| index != asker);
         for node in others.filter_map(|index| self.nodes.get(index)).filter(|node| node.serves(now)) {
             counted.all += 1;
             counted.zone += u32::from(!is_far(&asking.place, &node.place));

@@ -20,7 +20,7 @@ impl<T> Slab<T> {
             return index;
         }
         self.slots.push(Some(value));
-        // MAX_HOLDINGS bounds what is kept far below 2^31.
+        // MAX_NODES and MAX_HOLDINGS bound what is kept far below 2^31.
         (self.slots.len() - 1) as u32
     }
 
@@ -42,8 +42,9 @@ impl<T> Slab<T> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| Some((index as u32, slot.as_ref()?)))
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
-        self.slots.iter_mut().enumerate().filter_map(|(index, slot)| Some((index as u32, slot.as_mut()?)))
+    /// All numbers are below.
+    pub(super) fn numbers(&self) -> usize {
+        self.slots.len()
     }
 
     pub(super) fn len(&self) -> usize {

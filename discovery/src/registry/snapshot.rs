@@ -95,7 +95,7 @@ impl Registry {
                 });
             }
             for (_, blob) in group.blobs.iter() {
-                let (holders, complete) = blob.counts();
+                let (holders, complete) = blob.holders.counts();
                 let leases = blob.books.iter().map(|book| book.live()).sum();
                 snapshot.leases += leases;
                 let fetched = blob.books.iter().map(|book| book.fetched()).sum();

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limits::{
-    GRUDGE, MAX_EXPIRED_PER_TICK, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT, MAX_REPORTS_PER_NODE, MAX_SEEDS,
-    NODE_TTL, QUARANTINE, UNREPORTED_SILENCE,
+    GRUDGE, MAX_EXPIRED_HOLDINGS_PER_TICK, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT, MAX_REPORTS_PER_NODE,
+    MAX_SEEDS, NODE_TTL, QUARANTINE, UNREPORTED_SILENCE,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -339,13 +339,17 @@ fn a_holder_that_misses_its_heartbeat_is_not_counted_on() {
 #[test]
 fn many_that_fall_silent_together_are_forgotten_in_turns() {
     let mut registry = registry();
-    let many = MAX_EXPIRED_PER_TICK + 1;
+    // Each counts for itself and for its holding.
+    let at_once = MAX_EXPIRED_HOLDINGS_PER_TICK / 2;
+    let many = at_once + 1;
     for number in 0..many as u32 {
         hold(&mut registry, NOW, &caller(number), 1, Holding::Complete);
     }
-    assert_eq!(registry.tick(NOW + NODE_TTL).nodes, MAX_EXPIRED_PER_TICK);
-    assert_eq!(names(&mut registry, NOW + NODE_TTL, &caller(5000), 1), []);
-    assert_eq!(registry.tick(NOW + NODE_TTL).nodes, 1);
+    let expired = registry.tick(NOW + NODE_TTL);
+    assert_eq!((expired.nodes, expired.backlog), (at_once, true));
+    assert_eq!(names(&mut registry, NOW + NODE_TTL, &caller(50_000), 1), []);
+    let expired = registry.tick(NOW + NODE_TTL);
+    assert_eq!((expired.nodes, expired.backlog), (1, false));
 }
 
 #[test]
