@@ -7,7 +7,6 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Found, Holder, Holding};
 
 use super::group::Group;
-use super::nearness::{distance, is_far};
 use super::reachable;
 use crate::limits::{
     COMPLETE_SAMPLED, FAR_SHARE, HOLDERS_SAMPLED, MAX_HOLDERS_PER_ANSWER, MAX_HOLDERS_SCANNED, MAX_LESSEES,
@@ -37,15 +36,18 @@ impl Group {
     ) -> Found {
         let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return Found::default() };
         let (count, _) = blob.holders.counts();
+        let (stand, grudges) = (&self.standings[asker as usize].stand, asking.has_grudges());
         let candidate = |(index, shuffle): (u32, u32)| {
-            let (node, holding) = (self.nodes.get(index)?, blob.holders.get(index)?);
-            let may_be_named = index != asker && node.serves(now) && !asking.has_grudge(now, node);
+            let (holding, standing) = (blob.holders.get(index)?, &self.standings[index as usize]);
+            let node = || self.nodes.get(index);
+            let spared = || grudges && node().is_none_or(|node| asking.has_grudge(now, node));
+            let may_be_named = index != asker && standing.serves(now, node) && !spared();
             may_be_named.then(|| Candidate {
-                distance: distance(&asking.place, &node.place),
+                distance: stand.distance(&standing.stand),
                 shuffle,
                 node: index,
                 holding,
-                far: is_far(&asking.place, &node.place),
+                far: stand.is_far(&standing.stand),
             })
         };
         let candidates = if count <= MAX_HOLDERS_SCANNED {

@@ -12,7 +12,7 @@ use lapwing_p2p::identity::PeerId;
 use super::blob::Blob;
 use super::nearness::Place;
 use super::neighbours::Neighbours;
-use super::node::Node;
+use super::node::{Node, Standing};
 use super::slab::Slab;
 use super::votes::Cast;
 use super::{Caller, Refusal, Registration, Totals};
@@ -26,6 +26,8 @@ use crate::limits::{
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) nodes: Slab<Node>,
+    /// Of each node, under its number; of free numbers it means nothing.
+    pub(super) standings: Vec<Standing>,
     pub(super) by_peer: HashMap<PeerId, u32, RandomState>,
     /// Those of the nodes that are seeds.
     pub(super) seeds: BTreeSet<u32>,
@@ -64,8 +66,10 @@ impl Group {
                     self.neighbours.remove(index, &node.place);
                     node.place = share_labels(&mut self.labels, &caller.place);
                     self.neighbours.insert(index, &node.place);
+                    self.standings[index as usize] = Standing::of(node);
                 }
                 (node.port, node.seed) = (caller.port, caller.seed);
+                self.standings[index as usize].note(node);
                 let registration = node.registration;
                 self.note_seed(index, caller.seed_port);
                 return Ok((index, registration));
@@ -80,11 +84,12 @@ impl Group {
         node.seed = caller.seed;
         node.heard(now);
         node.due = now + NODE_TTL;
+        let (standing, place) = (Standing::of(&node), node.place.clone());
         let index = self.nodes.insert(node);
+        self.standings.resize(self.nodes.numbers(), standing);
+        self.standings[index as usize] = standing;
         self.due.insert((now + NODE_TTL, index));
-        if let Some(node) = self.nodes.get(index) {
-            self.neighbours.insert(index, &node.place);
-        }
+        self.neighbours.insert(index, &place);
         self.by_peer.insert(caller.node, index);
         self.note_seed(index, caller.seed_port);
         totals.nodes += 1;

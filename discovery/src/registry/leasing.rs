@@ -9,7 +9,6 @@ use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::layout::PieceLayout;
 
 use super::group::Group;
-use super::nearness::is_far;
 use super::{Refusal, Totals};
 use crate::lease::{Asker, LeaseBook};
 use crate::limits::{MAX_BOOKS, MAX_COMPLETE_SCANNED, MAX_LENGTHS_PER_BLOB};
@@ -89,6 +88,7 @@ impl Group {
         let (by, address) = (reporter.peer, reporter.place.address);
         let Some(accused) = self.nodes.get_mut(index).filter(|_| counted) else { return };
         accused.reported(now, by, address);
+        self.standings[index as usize].note(accused);
         if accused.is_suspect(now) {
             return self.forget_in_books(index);
         }
@@ -138,15 +138,18 @@ impl Group {
         let (blob, asking) = (self.get(request.digest)?, self.nodes.get(asker)?);
         // Of more, hardly each of these is gone.
         let others = blob.holders.complete(0.0).take(MAX_COMPLETE_SCANNED).filter(|holder| *holder != asker);
-        let usable = others.filter_map(|holder| self.nodes.get(holder)).filter(|holder| {
-            holder.serves(now)
-                && !holder.is_suspect(now)
-                && !asking.has_grudge(now, holder)
-                && !request.useless.contains(&holder.peer)
+        let usable = others.filter(|&holder| {
+            let known = || self.nodes.get(holder);
+            self.standings[holder as usize].serves(now, known)
+                && known().is_some_and(|holder| {
+                    !holder.is_suspect(now)
+                        && !asking.has_grudge(now, holder)
+                        && !request.useless.contains(&holder.peer)
+                })
         });
-        let mut far = None;
+        let (mut far, stand) = (None, &self.standings[asker as usize].stand);
         for holder in usable {
-            if !is_far(&asking.place, &holder.place) {
+            if !stand.is_far(&self.standings[holder as usize].stand) {
                 return Some(Nearness::Near);
             }
             far = Some(Nearness::Far);

@@ -1,7 +1,10 @@
 //! How far two nodes are from each other, as far as labels and addresses tell.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::hash::BuildHasher as _;
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use foldhash::fast::FixedState;
 
 /// Where a node stands; empty labels are unknown ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,45 +17,67 @@ pub struct Place {
     pub address: IpAddr,
 }
 
+/// A [`Place`] as it is compared: of a popular blob, an answer compares hundreds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stand {
+    /// Of the label; 0 if it is empty.
+    zone: u64,
+    rack: u64,
+    /// IPv4 addresses in their mapped form.
+    address: u128,
+}
+
+impl Stand {
+    pub(super) fn of(place: &Place) -> Self {
+        let label = |label: &str| if label.is_empty() { 0 } else { FixedState::default().hash_one(label) | 1 };
+        let address = match place.address {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        Self { zone: label(&place.zone), rack: label(&place.rack), address: address.to_bits() }
+    }
+
+    /// See [`distance`].
+    pub(super) const fn distance(&self, other: &Self) -> u32 {
+        self.label_distance(other) * 16 + self.address_distance(other)
+    }
+
+    /// Whether a zone's border lies between them, as far as is known.
+    pub(super) const fn is_far(&self, other: &Self) -> bool {
+        self.zone != 0 && other.zone != 0 && self.zone != other.zone
+    }
+
+    const fn label_distance(&self, other: &Self) -> u32 {
+        if self.zone == 0 || other.zone == 0 {
+            return 2;
+        }
+        match (self.zone == other.zone, self.rack != 0 && self.rack == other.rack) {
+            (false, _) => 3,
+            (true, false) => 1,
+            (true, true) => 0,
+        }
+    }
+
+    /// From 0 (same address) to 8 (nothing in common).
+    const fn address_distance(&self, other: &Self) -> u32 {
+        let common = (self.address ^ other.address).leading_zeros();
+        match (self.is_v4(), other.is_v4()) {
+            (true, true) => 4 - (common - 96) / 8,
+            (false, false) => 8 - common / 16,
+            _ => 8,
+        }
+    }
+
+    const fn is_v4(&self) -> bool {
+        self.address >> 32 == 0xffff
+    }
+}
+
 /// Distance between two places, less is nearer. Labels come first: same rack, same zone, unknown, another zone. Among
 /// equals the longest common prefix of the addresses decides, in steps (8 bits of IPv4, 16 bits of IPv6), so that the
 /// nodes of one subnet are equals and share the load. IPv4 and IPv6 addresses have nothing in common.
 pub fn distance(a: &Place, b: &Place) -> u32 {
-    label_distance(a, b) * 16 + address_distance(a.address, b.address)
-}
-
-/// Whether a zone's border lies between them, as far as is known.
-pub(crate) fn is_far(a: &Place, b: &Place) -> bool {
-    !a.zone.is_empty() && !b.zone.is_empty() && !is_same(&a.zone, &b.zone)
-}
-
-fn label_distance(a: &Place, b: &Place) -> u32 {
-    if a.zone.is_empty() || b.zone.is_empty() {
-        return 2;
-    }
-    match (is_same(&a.zone, &b.zone), !a.rack.is_empty() && is_same(&a.rack, &b.rack)) {
-        (false, _) => 3,
-        (true, false) => 1,
-        (true, true) => 0,
-    }
-}
-
-/// Labels of a group are shared as far as they are equal; those of callers are not.
-fn is_same(a: &Arc<str>, b: &Arc<str>) -> bool {
-    Arc::ptr_eq(a, b) || a == b
-}
-
-/// From 0 (same address) to 8 (nothing in common).
-fn address_distance(a: IpAddr, b: IpAddr) -> u32 {
-    match (a.to_canonical(), b.to_canonical()) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => 4 - (a.to_bits() ^ b.to_bits()).leading_zeros() / 8,
-        (IpAddr::V6(a), IpAddr::V6(b)) => v6_distance(a, b),
-        _ => 8,
-    }
-}
-
-fn v6_distance(a: Ipv6Addr, b: Ipv6Addr) -> u32 {
-    8 - (a.to_bits() ^ b.to_bits()).leading_zeros() / 16
+    Stand::of(a).distance(&Stand::of(b))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::identity::PeerId;
 
-use super::nearness::Place;
+use super::nearness::{Place, Stand};
 use crate::limits::{
     CONFIRMED_SILENCE, GRUDGE, MAX_GRUDGES_PER_NODE, MAX_REPORTS_PER_NODE, NODE_TTL, QUARANTINE, REPORT_SILENCE,
     SUSPECT_SILENCE, UNREPORTED_SILENCE,
@@ -23,6 +23,35 @@ struct Grudge {
     since: Duration,
     /// Whether others were spared that peer for it.
     counted: bool,
+}
+
+/// What an answer has to know of each of hundreds of nodes, apart from the rest of [`Node`], so that it is quickly at hand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    pub(super) stand: Stand,
+    /// When it is gone, unless it is heard from before; zero if it serves nobody.
+    until: Duration,
+    /// Somebody reported it: [`Node::serves`] knows what that means now.
+    reported: bool,
+}
+
+impl Standing {
+    pub(super) fn of(node: &Node) -> Self {
+        let mut standing = Self { stand: Stand::of(&node.place), until: Duration::ZERO, reported: false };
+        standing.note(node);
+        standing
+    }
+
+    /// Something but its place changed.
+    pub(super) fn note(&mut self, node: &Node) {
+        self.until = if node.port == 0 { Duration::ZERO } else { node.last_seen + NODE_TTL };
+        self.reported = !node.reporters.is_empty();
+    }
+
+    /// As [`Node::serves`]; `node` is looked at only if need be.
+    pub(super) fn serves<'a>(&self, now: Duration, node: impl FnOnce() -> Option<&'a Node>) -> bool {
+        now < self.until && (!self.reported || node().is_some_and(|node| node.serves(now)))
+    }
 }
 
 /// One node. Numbers are those of the group's slabs.
@@ -130,6 +159,10 @@ impl Node {
         let counted = self.grudges.iter().filter(|grudge| grudge.counted).count() < MAX_REPORTS_PER_NODE;
         self.grudges.push(Grudge { against, registration, since: now, counted });
         counted
+    }
+
+    pub(super) fn has_grudges(&self) -> bool {
+        !self.grudges.is_empty()
     }
 
     pub(super) fn has_grudge(&self, now: Duration, against: &Self) -> bool {

@@ -6,7 +6,6 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::Replicas;
 
 use super::group::Group;
-use super::nearness::is_far;
 use super::{Caller, Refusal, Registration, Registry};
 use crate::limits::MAX_REPLICAS_SCANNED;
 
@@ -17,12 +16,15 @@ impl Group {
     /// Complete holders besides the node of number `asker`, which peers can reach. Counting stops when it does not matter
     /// any more, so of popular blobs there are more than are counted.
     fn replicas(&self, now: Duration, asker: u32, digest: Digest) -> Replicas {
-        let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return Replicas::default() };
-        let mut counted = Replicas::default();
-        let others = blob.holders.complete(0.0).take(MAX_REPLICAS_SCANNED).filter(|&index| index != asker);
-        for node in others.filter_map(|index| self.nodes.get(index)).filter(|node| node.serves(now)) {
+        let Some(blob) = self.get(digest) else { return Replicas::default() };
+        let (mut counted, stand) = (Replicas::default(), &self.standings[asker as usize].stand);
+        for holder in blob.holders.complete(0.0).take(MAX_REPLICAS_SCANNED).filter(|&holder| holder != asker) {
+            let standing = &self.standings[holder as usize];
+            if !standing.serves(now, || self.nodes.get(holder)) {
+                continue;
+            }
             counted.all += 1;
-            counted.zone += u32::from(!is_far(&asking.place, &node.place));
+            counted.zone += u32::from(!stand.is_far(&standing.stand));
             if counted.zone >= ENOUGH {
                 break;
             }

@@ -615,3 +615,59 @@ proptest! {
         prop_assert_eq!((registry.totals.books, registry.totals.holdings), (0, 0));
     }
 }
+
+/// A sample of all holders would hardly contain one of the asker's rack.
+#[test]
+fn of_thousands_of_holders_those_of_the_askers_rack_come_first() {
+    let mut registry = registry();
+    let at = |number: u32| Caller {
+        place: Place {
+            zone: format!("zone-{}", number % 3).into(),
+            rack: format!("rack-{}", number / 20).into(),
+            ..caller(number).place
+        },
+        ..caller(number)
+    };
+    for number in 0..10_000 {
+        hold(&mut registry, NOW, &at(number), 1, Holding::Complete);
+    }
+    for asker in [0, 4321, 9999] {
+        let (_, found) = registry.find(NOW, &at(asker), digest(1)).unwrap();
+        let mates: BTreeSet<PeerId> = (0..10_000)
+            .filter(|other| *other != asker && other / 20 == asker / 20 && other % 3 == asker % 3)
+            .map(peer)
+            .collect();
+        // Every fourth place is for one from elsewhere.
+        let first: BTreeSet<PeerId> =
+            found.holders.iter().take(mates.len() * 4 / 3 + 1).map(|holder| holder.peer).collect();
+        assert!(mates.len() >= 5 && mates.is_subset(&first), "{mates:?} {first:?}");
+        assert_eq!(found.holders.len(), MAX_HOLDERS_PER_ANSWER);
+        assert!(found.holders.iter().any(|holder| holder.far));
+    }
+}
+
+/// What was left to a node's silence alone: leases of a node that is never heard of again, and books nobody asks for.
+#[test]
+fn a_tick_finds_all_that_has_expired() {
+    let mut registry = registry();
+    for number in 0..300 {
+        hold(&mut registry, NOW + number * Duration::from_millis(10), &caller(number), number % 7, Holding::Complete);
+    }
+    assert!(matches!(lease(&mut registry, NOW, &caller(500), 9, 1 << 20), LeaseReply::Granted(_)));
+    for second in 1..=40 {
+        for number in (0..300).step_by(3) {
+            registry.heartbeat(NOW + second * S, &caller(number)).unwrap();
+        }
+        registry.tick(NOW + second * S);
+    }
+    assert_eq!(registry.counts().nodes, 301);
+    for second in 41..=60 {
+        registry.tick(NOW + second * S);
+    }
+    assert_eq!((registry.counts().nodes, registry.counts().holders), (100, 100));
+    for second in 61..=700 {
+        registry.heartbeat(NOW + second * S, &caller(0)).unwrap();
+        registry.tick(NOW + second * S);
+    }
+    assert_eq!((registry.counts().nodes, registry.totals.books), (1, 0));
+}
