@@ -44,6 +44,11 @@ bench-wire: release nginx ## Piece wire against nginx with sendfile, and memory 
 	LAPWING_NGINX="$(LAPWING_CACHE)/nginx/usr/sbin/nginx" \
 		cargo run --release --quiet --package lapwing-bench --bin wire | tee target/bench/wire.json
 
+.PHONY: bench-tracker
+bench-tracker: packages release ## The tracker with 100,000 nodes and 20 million entries, against Redis; writes target/bench/tracker.json
+	@mkdir -p target/bench
+	cargo run --release --quiet --package lapwing-bench --bin tracker | tee target/bench/tracker.json
+
 .PHONY: bench-sim
 bench-sim: ## The scheduler and the tracker in simulated time, up to 10,000 nodes; writes target/bench/sim.json
 	@mkdir -p target/bench

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
-use lapwing_discovery::server::{self, Tracker};
+use lapwing_discovery::server::{self, Keeping, Tracker};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -31,9 +31,17 @@ pub(crate) async fn start(
     tracker: Tracker,
     shutdown: CancellationToken,
 ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
+    let keeping = Keeping::new(config.root.join("tracker/holders"));
+    let (kept, empty) = (keeping.clone(), tracker.clone());
+    tokio::task::spawn_blocking(move || kept.restore(&empty)).await?;
     let listen = config.tracker.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| cannot_listen("tracker.listen", listen))?;
     Ok(tokio::spawn(async move {
-        server::serve(listener, tracker, shutdown.cancelled_owned()).await.context("the tracker's listener ended")
+        let served = tokio::select! {
+            served = server::serve(listener, tracker.clone(), shutdown.cancelled_owned()) => served,
+            () = keeping.keep(&tracker) => Ok(()),
+        };
+        keeping.write_aside(&tracker).await;
+        served.context("the tracker's listener ended")
     }))
 }

@@ -94,6 +94,15 @@ pub const SUSPECT_SILENCE: Duration = Duration::from_secs(20);
 /// The same with two reporters: one that takes part in a cold start is heard from many times a second.
 pub const CONFIRMED_SILENCE: Duration = Duration::from_secs(1);
 
+// What a tracker keeps for its next start.
+
+/// Holdings in one slice of a dump: the state is locked for one slice at a time.
+pub const DUMP_SLICE_HOLDINGS: usize = 16_384;
+/// Between two dumps, before jitter.
+pub const DUMP_PERIOD: Duration = Duration::from_secs(60);
+/// An older dump says little of who is there.
+pub const MAX_DUMP_AGE: Duration = Duration::from_secs(600);
+
 // Leases.
 
 /// Fewest pieces in a run, where so many are free in a row.

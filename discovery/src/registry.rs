@@ -10,9 +10,11 @@
 //! is not proven here: it is as true as the transport makes it, so that answers are hints that peers check by key,
 //! and blobs by digest.
 //!
-//! All of it is lost when the process ends.
+//! All of it is lost when the process ends; a [`Dump`] helps the next one over the time until the nodes have told it
+//! everything again.
 
 mod blob;
+mod dump;
 mod find;
 mod group;
 mod holders;
@@ -38,6 +40,7 @@ use lapwing_p2p::discovery::{Found, Holding, LeaseReply, LeaseRequest, Settlemen
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::layout::PieceLayout;
 
+pub use self::dump::{Dump, DumpError, Restored};
 use self::group::Group;
 pub use self::nearness::{Place, distance};
 pub use self::snapshot::{Member, SwarmSnapshot, TrackerSnapshot};
@@ -164,6 +167,11 @@ impl Registry {
     pub fn with_policy(seed: u64, policy: LeasePolicy) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         Self { groups: HashMap::new(), totals: Totals::default(), epoch: random.u64(..), random, policy }
+    }
+
+    /// An empty one with the same policy, and numbers that mean nothing in this one.
+    pub(crate) fn fresh(&mut self) -> Self {
+        Self::with_policy(self.random.u64(..), self.policy.clone())
     }
 
     /// Registers `caller` or notes that it lives.

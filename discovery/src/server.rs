@@ -4,6 +4,7 @@
 //! [`serve`] answers on a listener until its shutdown future ends, and looks once a second for what has expired. The
 //! embedded tracker of `lapwing up` is the same thing in the same process.
 
+mod keeping;
 mod service;
 
 use std::future::Future;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
+pub use self::keeping::Keeping;
 use crate::lease::sites::LeasePolicy;
 use crate::limits::{BACKLOG_TICK, CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
 use crate::metrics::Metrics;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lapwing_discovery::server::{ServeError, Tracker, serve};
+use lapwing_discovery::server::{Keeping, ServeError, Tracker, serve};
 use lapwing_discovery::{ClientConfig, TrackerClient};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{
@@ -345,4 +345,49 @@ async fn copies_elsewhere_are_counted_in_the_order_of_the_question() {
     assert_eq!(counts, [Replicas { zone: 0, all: 0 }, Replicas { zone: 1, all: 1 }, Replicas { zone: 0, all: 1 }]);
     let many = vec![mine; lapwing_p2p::limits::MAX_REPLICA_QUESTIONS + 1];
     assert!(matches!(one.replicas(&many).await, Err(DiscoveryError::Refused { .. })));
+}
+
+/// The file of a tracker that ended is what the next one begins with, until the nodes tell it more.
+#[tokio::test]
+async fn a_tracker_that_starts_again_knows_who_has_what_before_anybody_tells() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tracker/holders");
+    let keeping = Keeping::new(file.clone());
+    let (layer, news) = (Digest::of(b"layer"), Digest::of(b"news"));
+    let running = Running::start(Tracker::new()).await;
+    // The first tells nobody anything any more once its client is dropped; the second goes on.
+    let (gone, stays) = (running.client(1), running.client(2));
+    for client in [&gone, &stays] {
+        client.announce(layer, Some(Holding::Complete)).await.unwrap();
+    }
+    until_current(&[&gone, &stays]).await;
+    keeping.write(&running.tracker).unwrap();
+    drop(gone);
+    stays.announce(news, Some(Holding::Complete)).await.unwrap();
+    stays.announce(layer, None).await.unwrap();
+    until_current(&[&stays]).await;
+    let address = running.kill().await;
+
+    let next = Tracker::new();
+    keeping.restore(&next);
+    assert_eq!((next.snapshot().nodes, next.snapshot().holders), (2, 2));
+    let running = Running::start_on(address, next).await;
+    let asker = running.client(3);
+    assert!(holders(&asker, layer).await.contains(&peer(1)));
+    until("the second has told what changed", || async {
+        // Whose calls are answered sees that its registration is another.
+        let _ = stays.find(layer).await;
+        holders(&asker, news).await == [peer(2)] && holders(&asker, layer).await == [peer(1)]
+    })
+    .await;
+
+    // Half a file is worse than none, and no reason not to start.
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 5]).unwrap();
+    let empty = Tracker::new();
+    keeping.restore(&empty);
+    assert_eq!(empty.snapshot().nodes, 0);
+    std::fs::remove_file(&file).unwrap();
+    keeping.restore(&empty);
+    assert_eq!(empty.snapshot().nodes, 0);
 }

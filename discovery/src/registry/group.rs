@@ -246,6 +246,30 @@ impl Group {
         self.drop_if_empty(index);
     }
 
+    /// What nodes of this group are said to hold, of one blob.
+    pub(super) fn restore_blob(
+        &mut self,
+        totals: &mut Totals,
+        digest: Digest,
+        holders: &[(u32, Holding)],
+    ) -> Result<(), Refusal> {
+        if totals.holdings + holders.len() > MAX_HOLDINGS {
+            return Err(Refusal::holdings());
+        }
+        let (index, numbers) = (self.blob(digest), self.nodes.numbers());
+        let Some(blob) = self.blobs.get_mut(index) else { return Ok(()) };
+        for (node, holding) in holders {
+            let Some(node_state) = self.nodes.get_mut(*node) else { continue };
+            if node_state.blobs.len() >= MAX_BLOBS_PER_NODE {
+                continue;
+            }
+            totals.holdings = totals.holdings.saturating_add_signed(blob.holders.set(*node, Some(*holding), numbers));
+            node_state.blobs.insert(index);
+        }
+        self.drop_if_empty(index);
+        Ok(())
+    }
+
     fn vote(&mut self, node: u32, statement: &Statement, random: &mut fastrand::Rng) {
         let index = self.blob(statement.subject);
         let (Some(blob), Some(voter)) = (self.blobs.get_mut(index), self.nodes.get_mut(node)) else { return };

@@ -149,6 +149,11 @@ impl Holders {
         }
     }
 
+    /// All, with what they hold.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u32, Holding)> + '_ {
+        self.iter(0.0).filter_map(|node| Some((node, self.get(node)?)))
+    }
+
     /// Who holds all of it; the same.
     pub(super) fn complete(&self, from: f64) -> Box<dyn Iterator<Item = u32> + '_> {
         let complete: Box<dyn Iterator<Item = u32>> = match &self.set {
