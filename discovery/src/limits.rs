@@ -212,6 +212,22 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(8);
 pub const DEADLINE: Duration = Duration::from_secs(2);
 /// Longest time to connect to a tracker.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Trackers that own a digest: they are told of it, and asked about it first.
+pub const OWNERS: usize = 2;
+/// A tracker that has not answered a search for so long is not waited for alone: the next is asked as well.
+pub const FIND_HEDGE: Duration = Duration::from_millis(300);
+/// The same with a lease: two trackers that grant leave one to be given back.
+pub const LEASE_HEDGE: Duration = Duration::from_millis(400);
+/// While a tracker owes an answer for so long, others are asked before it.
+pub const OVERDUE: Duration = Duration::from_millis(300);
+/// Most attempts at once beyond those that answers and time allow, over all trackers.
+pub const RETRY_TOKENS: f64 = 16.0;
+/// Further attempts that each second allows.
+pub const RETRIES_PER_S: f64 = 1.0;
+/// Further attempts that each answer allows.
+pub const RETRIES_PER_ANSWER: f64 = 0.2;
+/// Most leases whose tracker is remembered, to be told of their end; of others all trackers are told.
+pub const MAX_REMEMBERED_LEASES: usize = 4096;
 /// Longest term or pause that a client believes.
 pub const MAX_BELIEVED: Duration = Duration::from_secs(300);
 

@@ -12,8 +12,8 @@ use crate::wire::{check_group, check_label};
 /// Configuration of a [`TrackerClient`](super::TrackerClient).
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// Trackers as `host:port`, at most [`MAX_TRACKERS`]. Every one is told everything; questions go to the first that
-    /// answers, so that all nodes of a cluster should name them in the same order.
+    /// Trackers as `host:port`, at most [`MAX_TRACKERS`]. Two of them own each digest by its hash with their names, so that
+    /// all nodes of a cluster must name them alike.
     pub trackers: Vec<String>,
     /// This node.
     pub node: PeerId,

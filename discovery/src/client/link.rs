@@ -4,22 +4,28 @@
 //! registration than before (it restarted, or forgot this node). Otherwise it sends changes in small batches, and a
 //! heartbeat when there is nothing else to say. While the circuit is open, calls fail at once; only the task tries, with
 //! growing pauses, and closes the circuit after the tracker has been told everything.
+//!
+//! A tracker that owes an answer for a moment is not taken for dead: others are asked before it until it answers. The
+//! circuit opens when a connection fails, or when a whole deadline passes without an answer to any call.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{DiscoveryError, Holding, Statement, StatementKind};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::Shared;
+use super::budget::RetryBudget;
+use super::{Shared, lock};
 use crate::limits::{
-    ANNOUNCE_BATCH, BACKOFF_MAX, BACKOFF_MIN, MAX_ENTRIES_PER_MESSAGE, MAX_REPLY_BYTES, MIN_SYNC_INTERVAL,
+    ANNOUNCE_BATCH, BACKOFF_MAX, BACKOFF_MIN, MAX_ENTRIES_PER_MESSAGE, MAX_REPLY_BYTES, MIN_SYNC_INTERVAL, OVERDUE,
 };
 use crate::proto::tracker_service_client::TrackerServiceClient;
 use crate::proto::{self, AnnounceRequest, HeartbeatRequest, StateRequest, SyncRequest};
@@ -50,6 +56,8 @@ impl Pending {
 struct State {
     /// Why calls fail at once, while they do.
     open: Option<String>,
+    /// When it answered last.
+    answered_at: Option<Instant>,
     /// Everything must be told.
     resync: bool,
     /// What the tracker called this node when it had last been told everything.
@@ -68,6 +76,25 @@ pub(super) struct Link {
     client: TrackerServiceClient<Channel>,
     state: Mutex<State>,
     wake: Notify,
+    /// Calls that it has owed an answer for longer than usual.
+    overdue: AtomicUsize,
+    budget: Arc<Mutex<RetryBudget>>,
+}
+
+/// Counts a call as overdue for as long as it lives.
+struct Overdue<'a>(&'a AtomicUsize);
+
+impl<'a> Overdue<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Overdue<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the task does next.
@@ -78,10 +105,18 @@ enum Step {
 }
 
 impl Link {
-    pub(super) fn new(tracker: String, is_local: bool, channel: Channel) -> Self {
+    pub(super) fn new(tracker: String, is_local: bool, channel: Channel, budget: Arc<Mutex<RetryBudget>>) -> Self {
         let client = TrackerServiceClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES);
-        let state = State { open: None, resync: true, registration: None, pending: Pending::default(), telling: false };
-        Self { tracker, is_local, client, state: Mutex::new(state), wake: Notify::new() }
+        let state = State {
+            open: None,
+            answered_at: None,
+            resync: true,
+            registration: None,
+            pending: Pending::default(),
+            telling: false,
+        };
+        let (state, overdue) = (Mutex::new(state), AtomicUsize::new(0));
+        Self { tracker, is_local, client, state, wake: Notify::new(), overdue, budget }
     }
 
     pub(super) fn client(&self) -> TrackerServiceClient<Channel> {
@@ -114,6 +149,21 @@ impl Link {
         }
     }
 
+    /// Whether it owes an answer.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.overdue.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether an answer may be expected from it at once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.check_open().is_ok() && !self.is_overdue()
+    }
+
+    /// Whether it has lost what it knew, so that others may know more.
+    pub(super) fn is_forgetful(&self) -> bool {
+        self.state().resync
+    }
+
     /// A reply carried this registration.
     pub(super) fn observe(&self, registration: Registration) {
         let mut state = self.state();
@@ -130,17 +180,39 @@ impl Link {
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, DiscoveryError> {
-        let status = match timeout(deadline, call).await {
-            Ok(Ok(response)) => return Ok(response.into_inner()),
+        let began = Instant::now();
+        let mut call = pin!(call);
+        let outcome = match timeout(OVERDUE.min(deadline), &mut call).await {
+            Ok(outcome) => Ok(outcome),
+            Err(_) => {
+                let _overdue = Overdue::new(&self.overdue);
+                timeout_at(began + deadline, call).await
+            }
+        };
+        let reason = match outcome {
+            Ok(Ok(response)) => {
+                self.answered();
+                return Ok(response.into_inner());
+            }
             Ok(Err(status)) if is_refusal(status.code()) => {
+                self.answered();
                 let reason = format!("{} ({:?})", status.message(), status.code());
                 return Err(DiscoveryError::Refused { tracker: self.tracker.clone(), reason });
             }
             Ok(Err(status)) => deepest(&status),
             Err(_) => format!("no answer within {deadline:?}"),
         };
-        self.open(&status);
-        Err(self.unreachable(status))
+        // Calls that began later were answered: it lives, and was unlucky with this one.
+        if self.state().answered_at.is_none_or(|at| at < began) {
+            self.open(&reason);
+        }
+        Err(self.unreachable(reason))
+    }
+
+    fn answered(&self) {
+        let now = Instant::now();
+        self.state().answered_at = Some(now);
+        lock(&self.budget).answered(now);
     }
 
     /// Keeps the tracker up to date for as long as it is polled.
@@ -152,7 +224,8 @@ impl Link {
             let outcome = match self.next_step() {
                 Step::TellAll => {
                     if self.state().open.is_some() {
-                        sleep(jittered(backoff)).await;
+                        let turn = lock(&self.budget).reserve(Instant::now());
+                        sleep(turn + backoff.mul_f64(fastrand::f64())).await;
                     }
                     // Two nodes with one key would otherwise make each other tell everything all the time.
                     sleep_until(may_tell_all_at).await;
@@ -188,8 +261,7 @@ impl Link {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Every change below is a single step: nothing is left half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn unreachable(&self, reason: String) -> DiscoveryError {
@@ -224,7 +296,8 @@ impl Link {
             state.pending = Pending::default();
             state.resync = false;
             state.telling = true;
-            listing(&held, &shared.caller)
+            let links = shared.links();
+            listing(&held, &shared.caller, |digest| links.owns(&self.tracker, digest))
         };
         let call = async { self.client().sync(tokio_stream::iter(listing)).await };
         let registration = self.call(2 * shared.config.deadline, call).await?.registration;
@@ -266,16 +339,17 @@ impl Link {
     }
 }
 
-/// Everything, in messages that are small enough; at least one.
-fn listing(held: &Held, caller: &proto::Caller) -> Vec<SyncRequest> {
+/// Everything of digests that the tracker owns, in messages that are small enough; at least one.
+fn listing(held: &Held, caller: &proto::Caller, owns: impl Fn(&Digest) -> bool) -> Vec<SyncRequest> {
     let message = |holdings: Vec<proto::Holding>, statements: Vec<proto::Statement>| SyncRequest {
         caller: Some(caller.clone()),
         holdings,
         statements,
     };
-    let holdings: Vec<_> =
-        held.holdings.iter().map(|(digest, holding)| wire::holding_message(*digest, Some(*holding))).collect();
-    let statements: Vec<_> = held.statements.values().map(wire::statement_message).collect();
+    let holdings = held.holdings.iter().filter(|(digest, _)| owns(digest));
+    let holdings: Vec<_> = holdings.map(|(digest, holding)| wire::holding_message(*digest, Some(*holding))).collect();
+    let statements = held.statements.values().filter(|statement| owns(&statement.subject));
+    let statements: Vec<_> = statements.map(wire::statement_message).collect();
     let mut messages = vec![message(Vec::new(), Vec::new())];
     messages.extend(holdings.chunks(MAX_ENTRIES_PER_MESSAGE).map(|chunk| message(chunk.to_vec(), Vec::new())));
     messages.extend(statements.chunks(MAX_ENTRIES_PER_MESSAGE).map(|chunk| message(Vec::new(), chunk.to_vec())));
@@ -312,4 +386,45 @@ fn deepest(status: &Status) -> String {
 /// Within a fifth of `period`.
 fn jittered(period: Duration) -> Duration {
     period.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    fn link() -> Link {
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        Link::new("t:1".to_owned(), true, channel, Arc::new(Mutex::new(RetryBudget::new(Instant::now()))))
+    }
+
+    #[tokio::test]
+    async fn a_slow_answer_is_taken_and_others_are_asked_first_until_it_comes() {
+        let link = link();
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let slow = link.call(Duration::from_secs(600), async { Ok(answered.await.unwrap()) });
+        let watch = async {
+            assert!(link.is_ready());
+            while !link.is_overdue() {
+                sleep(OVERDUE / 10).await;
+            }
+            link.check_open().unwrap();
+            answer.send(Response::new(())).unwrap();
+        };
+        tokio::join!(slow, watch).0.unwrap();
+        assert!(link.is_ready());
+    }
+
+    #[tokio::test]
+    async fn silence_for_a_deadline_opens_the_circuit_unless_others_were_answered() {
+        let link = link();
+        let silent = || link.call(Duration::from_millis(20), std::future::pending::<Result<Response<()>, Status>>());
+        let quick = link.call(Duration::from_secs(600), async { Ok(Response::new(())) });
+        let (silence, answer) = tokio::join!(silent(), quick);
+        assert!(silence.is_err() && answer.is_ok());
+        assert!(link.is_ready(), "it lives");
+        silent().await.unwrap_err();
+        assert!(link.check_open().unwrap_err().to_string().contains("no answer within 20ms"));
+    }
 }
