@@ -7,6 +7,8 @@
 //! other is asked, which knows nothing but grants leases; while none answers, questions fail at once, and the caller goes
 //! on without.
 //!
+//! Where the trackers are named may change at any time (`client/watching.rs`).
+//!
 //! Nothing is kept on disk: a node that restarts announces what its store holds.
 
 mod answers;
@@ -18,6 +20,8 @@ mod link;
 mod links;
 mod owners;
 mod seeds;
+mod source;
+mod watching;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +41,7 @@ pub use self::config::{ClientConfig, InvalidConfig};
 use self::leasing::Granted;
 use self::link::{Held, Link};
 use self::links::{Links, Tasks};
+pub use self::source::{SourceError, TrackerSource};
 use crate::limits::{FIND_HEDGE, MAX_BLOBS_PER_NODE, MAX_STATEMENTS_PER_NODE};
 use crate::proto;
 
@@ -91,7 +96,7 @@ impl TrackerClient {
     /// Starts to talk to the trackers, in the background; must be called within a tokio runtime. Trackers that are down
     /// are no error.
     pub fn new(config: ClientConfig) -> Result<Arc<Self>, InvalidConfig> {
-        config.check()?;
+        let sources = config.check()?;
         let caller = proto::Caller {
             node: config.node.as_bytes().to_vec(),
             group: config.group.clone(),
@@ -102,7 +107,6 @@ impl TrackerClient {
             seed: config.seed,
             seed_port: config.seed_port.into(),
         };
-        let trackers = config.trackers.clone();
         let shared = Arc::new(Shared {
             config,
             caller,
@@ -112,12 +116,22 @@ impl TrackerClient {
             budget: Arc::new(Mutex::new(RetryBudget::new(Instant::now()))),
             granted: Mutex::default(),
         });
+        let fixed = |source: &TrackerSource| match source {
+            TrackerSource::Address(address) => Some(address.clone()),
+            _ => None,
+        };
+        let trackers: Vec<_> = sources.iter().filter_map(fixed).collect();
         shared.use_trackers(&trackers)?;
+        if trackers.len() < sources.len() {
+            let watching = tokio::spawn(watching::watch(Arc::clone(&shared), sources));
+            lock(&shared.tasks).watch(watching);
+        }
         Ok(Arc::new(Self { shared, seeds: seeds::Seeds::default() }))
     }
 
     /// Uses these trackers (`host:port`) in place of those before, without a restart: what changed its owner is announced to
-    /// the new one and withdrawn from the old one.
+    /// the new one and withdrawn from the old one. Only for a client whose configuration names no DNS or file, which would have
+    /// its own way again.
     pub fn use_trackers(&self, trackers: &[String]) -> Result<(), InvalidConfig> {
         self.shared.use_trackers(trackers)
     }

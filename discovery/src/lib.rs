@@ -28,4 +28,4 @@ pub mod seed;
 pub mod server;
 mod wire;
 
-pub use self::client::{ClientConfig, InvalidConfig, TrackerClient};
+pub use self::client::{ClientConfig, InvalidConfig, TrackerClient, TrackerSource};

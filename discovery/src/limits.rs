@@ -198,8 +198,16 @@ pub const SEED_SUSPICION: Duration = Duration::from_secs(10);
 
 // The client.
 
-/// Most trackers in a configuration.
+/// Most trackers in a configuration, and in use; of more that DNS or a file names, the first by name are used.
 pub const MAX_TRACKERS: usize = 8;
+/// How often names of trackers are resolved again, unless configured.
+pub const SOURCE_REFRESH: Duration = Duration::from_secs(30);
+/// How often a file of trackers is looked at, and a name asked for that has not been resolved yet.
+pub const SOURCE_POLL: Duration = Duration::from_secs(1);
+/// How long a name server may take to answer before it is asked again, or the next one is.
+pub const DNS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Largest file of trackers, in bytes.
+pub const MAX_TRACKER_FILE_BYTES: u64 = 64 * 1024;
 /// Announcements are collected for so long, and up to twice as long.
 pub const ANNOUNCE_BATCH: Duration = Duration::from_millis(50);
 /// Shortest time between two full listings to one tracker.

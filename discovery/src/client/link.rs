@@ -384,7 +384,7 @@ fn deepest(status: &Status) -> String {
 }
 
 /// Within a fifth of `period`.
-fn jittered(period: Duration) -> Duration {
+pub(super) fn jittered(period: Duration) -> Duration {
     period.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 

@@ -68,13 +68,26 @@ impl Links {
     }
 }
 
-/// The tasks behind the links, by tracker. Those that are dropped end.
+/// The tasks of a client. Those that are dropped end.
 #[derive(Default)]
-pub(super) struct Tasks(HashMap<String, JoinHandle<()>>);
+pub(super) struct Tasks {
+    /// By tracker.
+    links: HashMap<String, JoinHandle<()>>,
+    watching: Option<JoinHandle<()>>,
+    ended: bool,
+}
 
 impl Tasks {
+    /// Keeps the task that follows where trackers are named.
+    pub(super) fn watch(&mut self, task: JoinHandle<()>) {
+        self.watching = Some(task);
+    }
+
+    /// Ends all, for good.
     pub(super) fn end_all(&mut self) {
-        self.0.drain().for_each(|(_, task)| task.abort());
+        self.ended = true;
+        self.watching.iter().for_each(JoinHandle::abort);
+        self.links.drain().for_each(|(_, task)| task.abort());
     }
 }
 
@@ -100,15 +113,18 @@ impl Shared {
             (former, next)
         };
         let mut tasks = super::lock(&self.tasks);
+        if tasks.ended {
+            return Ok(());
+        }
         for link in next.all().iter().filter(|link| former.named(&link.tracker).is_none()) {
             tracing::info!(tracker = link.tracker, "tracker is used");
             let (link, shared) = (Arc::clone(link), Arc::clone(self));
             let name = link.tracker.clone();
-            tasks.0.insert(name, tokio::spawn(async move { link.keep(shared).await }));
+            tasks.links.insert(name, tokio::spawn(async move { link.keep(shared).await }));
         }
         for link in former.all().iter().filter(|link| next.named(&link.tracker).is_none()) {
             tracing::info!(tracker = link.tracker, "tracker is used no longer");
-            if let Some(task) = tasks.0.remove(&link.tracker) {
+            if let Some(task) = tasks.links.remove(&link.tracker) {
                 task.abort();
             }
             let (link, shared) = (Arc::clone(link), Arc::clone(self));
