@@ -76,7 +76,7 @@ impl Cluster {
         self.workers.iter().map(of).sum()
     }
 
-    fn from_origin(&self) -> u64 {
+    fn origin_bytes(&self) -> u64 {
         self.sum("lapwing_piece_bytes_total", "source=\"origin\"") as u64
     }
 }
@@ -94,7 +94,7 @@ impl Pulling<'_> {
     /// Waits until the workers have that share of the image from the registry.
     fn reach(&self, percent: u64) {
         wait::until_true("the pulls to be so far", DEADLINE, || {
-            self.cluster.from_origin() - self.before >= self.bytes * percent / 100
+            self.cluster.origin_bytes() - self.before >= self.bytes * percent / 100
         })
         .unwrap();
     }
@@ -109,7 +109,7 @@ fn pull(cluster: &mut Cluster, seed: u64, name: &str, fail: impl FnOnce(&mut Pul
     let image = image::noise(seed, &[LAYER_MIB]).unwrap();
     let reference = cluster.site.registry.push(&image.layout, &format!("noise:{seed}")).unwrap();
     let sent = cluster.site.registry.sent_bytes().unwrap();
-    let (before, order, bytes) = (cluster.from_origin(), cluster.order(&image), image.layout.compressed_bytes());
+    let (before, order, bytes) = (cluster.origin_bytes(), cluster.order(&image), image.layout.compressed_bytes());
     let unleased = cluster.sum("lapwing_origin_unleased_total", "");
     let start = Instant::now();
     let mut pulls: Vec<Process> =

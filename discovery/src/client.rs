@@ -19,6 +19,7 @@ mod leasing;
 mod link;
 mod links;
 mod owners;
+mod pace;
 mod seeds;
 mod source;
 mod watching;
@@ -155,18 +156,20 @@ impl TrackerClient {
         answering.peek().is_some() && answering.all(|link| link.is_current())
     }
 
-    /// What one of `links` knows of `digest`.
-    async fn find_at(&self, links: Vec<Arc<Link>>, digest: Digest) -> Result<(Arc<Link>, Found), DiscoveryError> {
+    /// What one of `links` knows of `digest`, and whether others may know more.
+    async fn find_at(&self, links: Vec<Arc<Link>>, digest: Digest) -> Result<(Arc<Link>, Found, bool), DiscoveryError> {
         let ask = |link: Arc<Link>| {
             let caller = Some(self.shared.caller.clone());
             let request = proto::FindRequest { caller, digest: digest.as_bytes().to_vec() };
             async move { link.client().find(request).await }
         };
-        let spare = Arc::new(|link: Arc<Link>, reply: proto::FindReply| link.observe(reply.registration));
+        let spare =
+            Arc::new(|link: Arc<Link>, reply: proto::FindReply| link.observe(reply.registration, reply.pause_ms));
         let (link, reply) = self.shared.ask(links, FIND_HEDGE, ask, spare).await?;
-        link.observe(reply.registration);
+        link.observe(reply.registration, reply.pause_ms);
         let found = answers::found(&reply, digest, self.shared.config.node, link.is_local);
-        Ok((link, found))
+        let in_doubt = found.holders.is_empty() || reply.settling || link.is_forgetful();
+        Ok((link, found, in_doubt))
     }
 
     fn refused(&self, reason: String) -> DiscoveryError {
@@ -177,18 +180,19 @@ impl TrackerClient {
 }
 
 impl Discovery for TrackerClient {
-    /// The first owner is asked. Where it names nobody, or has just forgotten what it knew, the other owner is asked as well.
+    /// The first owner is asked. Where it names nobody, or may not know all yet, the other owner is asked
+    /// as well.
     fn find(&self, digest: Digest) -> BoxFuture<'_, Result<Found, DiscoveryError>> {
         Box::pin(async move {
             let links = self.shared.links();
-            let (link, found) = self.find_at(links.order(&digest), digest).await?;
-            if !found.holders.is_empty() && !link.is_forgetful() {
+            let (link, found, in_doubt) = self.find_at(links.order(&digest), digest).await?;
+            if !in_doubt {
                 return Ok(found);
             }
             let other = links.owners(&digest).find(|other| other.tracker != link.tracker && other.is_ready()).cloned();
             let Some(other) = other else { return Ok(found) };
             match timeout(FIND_HEDGE, self.find_at(vec![other], digest)).await {
-                Ok(Ok((_, more))) => Ok(answers::merged(found, more)),
+                Ok(Ok((_, more, _))) => Ok(answers::merged(found, more)),
                 _ => Ok(found),
             }
         })
@@ -263,7 +267,7 @@ impl Discovery for TrackerClient {
         Box::pin(self.shared.tell(move |link| {
             let caller = Some(self.shared.caller.clone());
             let request = proto::ReportRequest { caller, peer: peer.as_bytes().to_vec() };
-            async move { Ok(link.client().report(request).await?.map(|reply| reply.registration)) }
+            async move { Ok(link.client().report(request).await?.map(|reply| (reply.registration, reply.pause_ms))) }
         }))
     }
 
@@ -276,21 +280,24 @@ impl TrackerClient {
     /// Each digest is asked of its first owner that answers. An answer to some of them only is none.
     async fn count_replicas(&self, digests: &[Digest]) -> Result<Vec<Replicas>, DiscoveryError> {
         let links = self.shared.links();
-        let mut groups: HashMap<Vec<String>, (Vec<Arc<Link>>, Vec<usize>)> = HashMap::new();
+        let mut groups: HashMap<Vec<String>, Vec<usize>> = HashMap::new();
         for (place, digest) in digests.iter().enumerate() {
-            let order = links.order(digest);
-            let names = order.iter().map(|link| link.tracker.clone()).collect();
-            groups.entry(names).or_insert_with(|| (order, Vec::new())).1.push(place);
+            let names = links.order(digest).iter().map(|link| link.tracker.clone()).collect();
+            groups.entry(names).or_default().push(place);
         }
-        let asked = groups.into_values().map(|(order, places)| async move {
+        let links = &links;
+        let asked = groups.into_values().map(|places| async move {
+            let order = places.first().map(|&place| links.order(&digests[place])).unwrap_or_default();
             let ask = |link: Arc<Link>| {
                 let caller = Some(self.shared.caller.clone());
                 let digests = places.iter().map(|&place| digests[place].as_bytes().to_vec()).collect();
                 async move { link.client().replicas(proto::ReplicasRequest { caller, digests }).await }
             };
-            let spare = Arc::new(|link: Arc<Link>, reply: proto::ReplicasReply| link.observe(reply.registration));
+            let spare = Arc::new(|link: Arc<Link>, reply: proto::ReplicasReply| {
+                link.observe(reply.registration, reply.pause_ms);
+            });
             let (link, reply) = self.shared.ask(order, FIND_HEDGE, ask, spare).await?;
-            link.observe(reply.registration);
+            link.observe(reply.registration, reply.pause_ms);
             Ok::<_, DiscoveryError>((places, reply.counts))
         });
         let mut replicas: Vec<Option<Replicas>> = vec![None; digests.len()];

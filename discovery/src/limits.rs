@@ -212,9 +212,19 @@ pub const MAX_TRACKER_FILE_BYTES: u64 = 64 * 1024;
 pub const ANNOUNCE_BATCH: Duration = Duration::from_millis(50);
 /// Shortest time between two full listings to one tracker.
 pub const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(500);
-/// First pause after a failure.
+/// Longest time over which a tracker spreads full listings, and the longest pause that a client believes of it.
+pub const MAX_LISTING_PAUSE: Duration = Duration::from_secs(60);
+/// Longest time between two heartbeats of a node whose tracker slows it down, before jitter.
+pub const MAX_SLOWED_HEARTBEAT: Duration = Duration::from_secs(24);
+/// Longest time in which the announcements of such a node are collected; up to twice as long with jitter.
+pub const MAX_SLOWED_BATCH: Duration = Duration::from_millis(400);
+/// Full listings that a tracker wants in a second: a hundred thousand nodes are through within a minute.
+pub const LISTINGS_PER_S: u32 = 2000;
+/// Calls in a second from which on a tracker slows its nodes down.
+pub const CALM_CALLS_PER_S: u32 = 20_000;
+/// Longest pause before the first attempt after a failure.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// Longest pause between attempts at a dead tracker.
+/// Longest pause between attempts at a dead tracker, while the budget for attempts lasts.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(8);
 /// How long one call to a tracker may take, unless configured.
 pub const DEADLINE: Duration = Duration::from_secs(2);

@@ -140,6 +140,8 @@ struct Totals {
     books: usize,
     /// Numbers given out, to registrations and leases alike.
     numbers: u64,
+    /// How often a node was registered anew.
+    registrations: u64,
     expired_leases: usize,
 }
 
@@ -164,6 +166,11 @@ impl Registry {
     pub fn with_policy(seed: u64, policy: LeasePolicy) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         Self { groups: HashMap::new(), totals: Totals::default(), epoch: random.u64(..), random, policy }
+    }
+
+    /// How often a node was registered anew, which then has everything to tell.
+    pub(crate) const fn registrations(&self) -> u64 {
+        self.totals.registrations
     }
 
     /// Registers `caller` or notes that it lives.
@@ -284,6 +291,7 @@ impl Registry {
         let next = self.epoch.wrapping_add(self.totals.numbers + 1);
         let (node, registration) = group.register(now, &mut self.totals, caller, next)?;
         self.totals.numbers += u64::from(registration == next);
+        self.totals.registrations += u64::from(registration == next);
         Ok(Call { group, totals: &mut self.totals, random: &mut self.random, node, registration })
     }
 }

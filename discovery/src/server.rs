@@ -4,6 +4,7 @@
 //! [`serve`] answers on a listener until its shutdown future ends, and looks once a second for what has expired. The
 //! embedded tracker of `lapwing up` is the same thing in the same process.
 
+mod load;
 mod service;
 
 use std::future::Future;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
+use self::load::Load;
 use crate::lease::sites::LeasePolicy;
 use crate::limits::{BACKLOG_TICK, CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
 use crate::metrics::Metrics;
@@ -27,6 +29,7 @@ pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
 #[derive(Clone)]
 pub struct Tracker {
     state: Arc<Mutex<Registry>>,
+    load: Arc<Mutex<Load>>,
     clock: Clock,
     metrics: Metrics,
 }
@@ -62,7 +65,8 @@ impl Tracker {
     }
 
     fn on(registry: Registry, clock: Clock) -> Self {
-        Self { state: Arc::new(Mutex::new(registry)), clock, metrics: Metrics::default() }
+        let load = Arc::new(Mutex::new(Load::new(clock())));
+        Self { state: Arc::new(Mutex::new(registry)), load, clock, metrics: Metrics::default() }
     }
 
     /// What it counts.
@@ -88,6 +92,11 @@ impl Tracker {
             tracing::debug!(nodes = expired.nodes, leases = expired.leases, "expired");
         }
         expired
+    }
+
+    fn load(&self) -> MutexGuard<'_, Load> {
+        // Counts: nothing is left half done.
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

@@ -21,10 +21,13 @@ const A: u16 = 1;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
 
+/// Data of records, by name and kind.
+type Records = HashMap<(String, u16), Vec<Vec<u8>>>;
+
 /// A name server that answers as RFC 1035 says, from a table that tests change.
 struct NameServer {
     address: SocketAddr,
-    records: Arc<Mutex<HashMap<(String, u16), Vec<Vec<u8>>>>>,
+    records: Arc<Mutex<Records>>,
     questions: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -39,7 +42,7 @@ impl NameServer {
     async fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
-        let records: Arc<Mutex<HashMap<(String, u16), Vec<Vec<u8>>>>> = Arc::default();
+        let records: Arc<Mutex<Records>> = Arc::default();
         let questions: Arc<AtomicUsize> = Arc::default();
         let (table, count) = (Arc::clone(&records), Arc::clone(&questions));
         let task = tokio::spawn(async move {
@@ -82,7 +85,7 @@ fn question(query: &[u8]) -> (String, u16, usize) {
     (name.to_lowercase(), u16::from_be_bytes([query[at + 1], query[at + 2]]), at + 5)
 }
 
-fn answer(query: &[u8], table: &HashMap<(String, u16), Vec<Vec<u8>>>) -> Vec<u8> {
+fn answer(query: &[u8], table: &Records) -> Vec<u8> {
     const AUTHORITATIVE_ANSWER: u8 = 0x84;
     const NO_SUCH_NAME: u8 = 3;
     let (name, kind, end) = question(query);

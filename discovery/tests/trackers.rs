@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lapwing_discovery::proto::tracker_service_client::TrackerServiceClient;
+use lapwing_discovery::proto::{Caller, HeartbeatRequest};
 use lapwing_discovery::server::{Tracker, serve};
 use lapwing_discovery::{ClientConfig, TrackerClient};
 use lapwing_p2p::digest::Digest;
@@ -313,6 +315,47 @@ async fn an_owner_that_has_lost_its_memory_does_not_hide_what_the_other_knows() 
     .await;
     assert_eq!(running[first].holders(), 0);
     assert_eq!(holders(&two, blob).await, [peer(1)]);
+}
+
+#[tokio::test]
+async fn one_of_many_that_come_back_tells_at_once_what_it_pulls_and_all_else_later() {
+    // Its line stands still, as its time does.
+    let still = Tracker::with_clock(Arc::new(|| Duration::from_secs(1)));
+    let running = Running::start_on("127.0.0.1:0".parse().unwrap(), still).await;
+    let tracker = TrackerServiceClient::connect(format!("http://{}", running.address)).await.unwrap();
+    let mut calls = JoinSet::new();
+    for lane in 0..50 {
+        let mut tracker = tracker.clone();
+        calls.spawn(async move {
+            for instance in 0..800 {
+                let caller =
+                    Caller { node: vec![lane; 32], group: "default".to_owned(), instance, ..Caller::default() };
+                tracker.heartbeat(HeartbeatRequest { caller: Some(caller) }).await.unwrap();
+            }
+        });
+    }
+    soon("forty thousand to be registered", calls.join_all()).await;
+
+    let one = client(&[running.address], 200);
+    let (pulled, held) = (digest(1), digest(2));
+    one.announce(pulled, Some(Holding::Partial)).await.unwrap();
+    one.announce(held, Some(Holding::Complete)).await.unwrap();
+    // What is announced while the listing waits is told, too.
+    until("the first announcements", || async { running.holders() == 2 }).await;
+    one.announce(digest(3), Some(Holding::Complete)).await.unwrap();
+    until("the next announcement", || async { running.holders() == 3 }).await;
+    assert!(!one.is_current(), "the listing itself waits for its turn");
+
+    // As after a restart: all that it held before is told with the listing, and what it pulls at once.
+    let caller = Caller { node: vec![200; 32], group: "default".to_owned(), instance: 1, ..Caller::default() };
+    tracker.clone().heartbeat(HeartbeatRequest { caller: Some(caller) }).await.unwrap();
+    assert_eq!(running.holders(), 0);
+    let found = soon("an answer", one.find(pulled)).await.unwrap();
+    assert_eq!(found.holders, []);
+    until("what it pulls to be told", || async { running.holders() > 0 }).await;
+    let two = client(&[running.address], 201);
+    assert_eq!(holders(&two, pulled).await, [peer(200)]);
+    assert_eq!(holders(&two, held).await, []);
 }
 
 #[tokio::test]

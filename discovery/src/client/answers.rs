@@ -175,7 +175,7 @@ mod tests {
             seed(8, [10, 0, 0, 9], 7081, 7083),
         ];
         let read = |seeds: Vec<proto::Seed>| {
-            let reply = proto::SeedsReply { registration: 1, seeds };
+            let reply = proto::SeedsReply { seeds, ..proto::SeedsReply::default() };
             super::seeds(&reply, PeerId::from_bytes([1; 32]), false)
         };
         let believed = read(seeds_named.clone());
@@ -234,7 +234,7 @@ mod tests {
         let read = |first, count| {
             let outcome =
                 Outcome::Grant(proto::lease_reply::Grant { lease: 1, first, count, term_ms: u32::MAX, kind: 0 });
-            leased(&proto::LeaseReply { registration: 1, outcome: Some(outcome) }, &request)
+            leased(&proto::LeaseReply { outcome: Some(outcome), ..proto::LeaseReply::default() }, &request)
         };
         for (first, count) in [(2, 2), (2, 1), (8, 1), (0, 1)] {
             let Some(LeaseReply::Granted(lease)) = read(first, count) else { panic!("{first}+{count}") };

@@ -15,6 +15,7 @@ use tonic::{Response, Status};
 
 use super::link::Link;
 use super::{Shared, lock};
+use crate::registry::Registration;
 
 /// What becomes of replies that nobody waits for any more.
 pub(super) type Spare<T> = Arc<dyn Fn(Arc<Link>, T) + Send + Sync>;
@@ -116,9 +117,10 @@ impl Shared {
     /// Tells every tracker that answers; one that heard is enough, and the others are told without anybody waiting.
     pub(super) async fn tell<R>(&self, call: impl Fn(Arc<Link>) -> R) -> Result<(), DiscoveryError>
     where
-        R: Future<Output = Result<Response<u64>, Status>> + Send + 'static,
+        R: Future<Output = Result<Response<(Registration, u32)>, Status>> + Send + 'static,
     {
-        let observe: Spare<u64> = Arc::new(|link, registration| link.observe(registration));
+        let observe: Spare<(Registration, u32)> =
+            Arc::new(|link, (registration, pause)| link.observe(registration, pause));
         let (links, mut failed) = by_promise(self.links().all().to_vec());
         let mut attempts = Attempts::new(Arc::clone(&observe));
         for link in links {
@@ -126,8 +128,8 @@ impl Shared {
         }
         while attempts.under_way > 0 {
             match attempts.next().await {
-                (link, Ok(registration)) => {
-                    observe(link, registration);
+                (link, Ok(heard)) => {
+                    observe(link, heard);
                     return Ok(());
                 }
                 (_, Err(error)) => failed.push(error),

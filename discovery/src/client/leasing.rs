@@ -44,7 +44,7 @@ impl TrackerClient {
         let order = self.shared.links().order(&request.digest);
         let spare = give_back(Arc::clone(&self.shared), request.digest);
         let (link, reply) = self.shared.ask(order, LEASE_HEDGE, ask, Arc::clone(&spare)).await?;
-        link.observe(reply.registration);
+        link.observe(reply.registration, reply.pause_ms);
         let Some(leased) = answers::leased(&reply, &request) else {
             let reason = format!("its answer to a lease of {} is none to what was asked", request.digest);
             return Err(DiscoveryError::Refused { tracker: link.tracker.clone(), reason });
@@ -62,7 +62,7 @@ impl TrackerClient {
         }
         let tell = move |link: Arc<Link>| {
             let request = wire::lease::settlement_message(self.shared.caller.clone(), &settlement);
-            async move { Ok(link.client().settle(request).await?.map(|reply| reply.registration)) }
+            async move { Ok(link.client().settle(request).await?.map(|reply| (reply.registration, reply.pause_ms))) }
         };
         self.shared.tell(tell).await
     }
@@ -73,7 +73,7 @@ impl Shared {
         link.check_open()?;
         let request = wire::lease::settlement_message(self.caller.clone(), settlement);
         let reply = link.call(self.config.deadline, async { link.client().settle(request).await }).await?;
-        link.observe(reply.registration);
+        link.observe(reply.registration, reply.pause_ms);
         Ok(())
     }
 }
@@ -81,7 +81,7 @@ impl Shared {
 /// Ends a lease that was granted when nobody waited for it any more: its pieces are free again.
 fn give_back(shared: Arc<Shared>, digest: Digest) -> Spare<proto::LeaseReply> {
     Arc::new(move |link, reply| {
-        link.observe(reply.registration);
+        link.observe(reply.registration, reply.pause_ms);
         let Some(Outcome::Grant(grant)) = reply.outcome else { return };
         // Without a runtime the process is about to end, and the lease with its term.
         let Ok(runtime) = Handle::try_current() else { return };

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use lapwing_p2p::digest::Digest;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::link::{Held, Link};
 use super::owners::{Move, Ring};
+use super::pace::Pace;
 use super::{InvalidConfig, Shared, config};
 use crate::proto;
 
@@ -149,7 +151,8 @@ impl Shared {
                 None => {
                     let (endpoint, is_local) = config::endpoint(tracker)?;
                     let budget = Arc::clone(&self.budget);
-                    Arc::new(Link::new(tracker.clone(), is_local, endpoint.connect_lazy(), budget))
+                    let pace = Pace::new(Instant::now(), self.config.heartbeat);
+                    Arc::new(Link::new(tracker.clone(), is_local, endpoint.connect_lazy(), budget, pace))
                 }
             });
         }

@@ -130,13 +130,15 @@ impl TrackerClient {
             let request = proto::SeedsRequest { caller: Some(self.shared.caller.clone()) };
             async move { link.client().seeds(request).await }
         };
-        let observe = Arc::new(|link: Arc<super::Link>, reply: proto::SeedsReply| link.observe(reply.registration));
+        let observe = Arc::new(|link: Arc<super::Link>, reply: proto::SeedsReply| {
+            link.observe(reply.registration, reply.pause_ms);
+        });
         let links = self.shared.links().all().to_vec();
         let reply = self.shared.ask(links, FIND_HEDGE, ask, observe).await;
         seeds.refreshing.store(false, Ordering::Release);
         match reply {
             Ok((link, reply)) => {
-                link.observe(reply.registration);
+                link.observe(reply.registration, reply.pause_ms);
                 let found = answers::seeds(&reply, self.shared.config.node, link.is_local);
                 seeds.listed(found.clone());
                 found
