@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use lapwing_discovery::TrackerSource;
+use lapwing_discovery::limits::MAX_TRACKERS;
 use lapwing_plugins::http::{Allowed, UrlsConfig};
 use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
 use lapwing_plugins::storage::StorageConfig;
@@ -107,11 +110,24 @@ pub(crate) struct Peer {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Tracker {
     pub addresses: Vec<String>,
+    pub resolver: String,
+    pub refresh: Span,
     pub listen: SocketAddr,
     pub insecure: bool,
     pub group: String,
     pub zone: String,
     pub rack: String,
+}
+
+impl Tracker {
+    /// The name server to ask, if it is not the system's.
+    pub(crate) fn resolver(&self) -> Result<Option<SocketAddr>, String> {
+        if self.resolver.is_empty() {
+            return Ok(None);
+        }
+        let address = self.resolver.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+        address.map(Some).ok_or_else(|| format!("{:?} is not address:port, such as \"10.0.0.2:53\"", self.resolver))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,6 +258,8 @@ impl Default for Tracker {
     fn default() -> Self {
         Self {
             addresses: Vec::new(),
+            resolver: String::new(),
+            refresh: Span::seconds(30),
             listen: loopback(7070),
             insecure: false,
             group: "default".into(),
@@ -367,10 +385,19 @@ impl Config {
                 ),
             );
         }
+        if self.tracker.addresses.len() > MAX_TRACKERS {
+            return invalid("tracker.addresses", format!("at most {MAX_TRACKERS} are used"));
+        }
         for address in &self.tracker.addresses {
-            if !is_host_port(address) {
-                return invalid("tracker.addresses", format!("{address:?} is not host:port"));
+            if let Err(error) = TrackerSource::parse(address) {
+                return invalid("tracker.addresses", error.to_string());
             }
+        }
+        if let Err(reason) = self.tracker.resolver() {
+            return invalid("tracker.resolver", reason);
+        }
+        if self.tracker.refresh.0 < Duration::from_secs(1) {
+            return invalid("tracker.refresh", format!("{} is shorter than 1s", self.tracker.refresh));
         }
         if self.tracker.group.is_empty() || self.tracker.group.len() > 64 {
             return invalid("tracker.group", "a group has a name of 1 to 64 bytes".into());
@@ -450,12 +477,6 @@ fn check_registry(name: &str, registry: &RegistryConfig) -> Result<(), ConfigErr
     Ok(())
 }
 
-fn is_host_port(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && !host.contains(['/', '@', ' ']) && port.parse::<u16>().is_ok_and(|port| port != 0)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -499,6 +520,14 @@ mod tests {
             ("[seed.storage]\nservice = \"ftp\"", "s3"),
             ("[seed.storage.options]\nbucket = \"b\"", "need a service"),
             ("[tracker]\naddresses = [\"nohost\"]", "host:port"),
+            ("[tracker]\naddresses = [\"dns:name\"]", "dns:name:port"),
+            ("[tracker]\naddresses = [\"file:relative\"]", "file:/path"),
+            (
+                "[tracker]\naddresses = [\"t:1\", \"t:2\", \"t:3\", \"t:4\", \"t:5\", \"t:6\", \"t:7\", \"t:8\", \"t:9\"]",
+                "at most 8",
+            ),
+            ("[tracker]\nresolver = \"10.0.0.2\"", "tracker.resolver"),
+            ("[tracker]\nrefresh = \"0\"", "tracker.refresh"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
             ("[peer]\nupload_slots = 0", "upload_slots"),
             ("[peer]\ncongestion_control = \"../cubic\"", "congestion_control"),

@@ -221,6 +221,8 @@ pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) 
             piece_port: config.peer.listen.port(),
             seed: role != Role::Worker,
             seed_port: role.seed_port(),
+            resolver: config.tracker.resolver().map_err(anyhow::Error::msg)?,
+            refresh: config.tracker.refresh.0,
             ..ClientConfig::new(config.tracker.addresses.clone(), identity.id())
         })?
     };

@@ -2,19 +2,30 @@
 //!
 //! [`TrackerClient`] owns what this node holds and states, and one task per tracker (`client/link.rs`) that keeps the
 //! tracker up to date. Announcing therefore never waits and never fails for want of a tracker: it is told as soon as
-//! there is one, and told again after a restart. Questions go to the first tracker that answers, in the configured
-//! order; while none does they fail at once, and the caller goes on without.
+//! there is one, and told again after a restart. Of several trackers two own each digest (`client/owners.rs`): they are told
+//! of it and asked about it, one after the other where one fails or is slow (`client/asking.rs`). While both are down any
+//! other is asked, which knows nothing but grants leases; while none answers, questions fail at once, and the caller goes
+//! on without.
+//!
+//! Where the trackers are named may change at any time (`client/watching.rs`).
 //!
 //! Nothing is kept on disk: a node that restarts announces what its store holds.
 
 mod answers;
+mod asking;
+mod budget;
 mod config;
+mod leasing;
 mod link;
+mod links;
+mod owners;
+mod pace;
 mod seeds;
+mod source;
+mod watching;
 
-use std::future::Future;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use lapwing_p2p::digest::Digest;
@@ -23,26 +34,43 @@ use lapwing_p2p::discovery::{
     Statement,
 };
 use lapwing_p2p::identity::PeerId;
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use self::asking::all_failed;
+use self::budget::RetryBudget;
 pub use self::config::{ClientConfig, InvalidConfig};
+use self::leasing::Granted;
 use self::link::{Held, Link};
-use crate::limits::{MAX_BLOBS_PER_NODE, MAX_STATEMENTS_PER_NODE};
-use crate::{proto, wire};
+use self::links::{Links, Tasks};
+pub use self::source::{SourceError, TrackerSource};
+use crate::limits::{FIND_HEDGE, MAX_BLOBS_PER_NODE, MAX_STATEMENTS_PER_NODE};
+use crate::proto;
 
 /// What the client and its tasks share.
 struct Shared {
     config: ClientConfig,
     caller: proto::Caller,
     held: Mutex<Held>,
-    links: Vec<Arc<Link>>,
+    /// Replaced only while `held` is locked.
+    links: Mutex<Arc<Links>>,
+    tasks: Mutex<Tasks>,
+    budget: Arc<Mutex<RetryBudget>>,
+    /// Who granted the leases under way.
+    granted: Mutex<Granted>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Maps and counts that are changed in single steps: nothing is left half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
     fn held(&self) -> MutexGuard<'_, Held> {
-        // Maps that are changed by single inserts and removals: nothing is left half done.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
+    }
+
+    fn links(&self) -> Arc<Links> {
+        lock(&self.links).clone()
     }
 }
 
@@ -50,7 +78,6 @@ impl Shared {
 /// minute, or at once after [`TrackerClient::leave`].
 pub struct TrackerClient {
     shared: Arc<Shared>,
-    tasks: Vec<JoinHandle<()>>,
     seeds: seeds::Seeds,
 }
 
@@ -62,7 +89,7 @@ impl std::fmt::Debug for TrackerClient {
 
 impl Drop for TrackerClient {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        lock(&self.shared.tasks).end_all();
     }
 }
 
@@ -70,12 +97,7 @@ impl TrackerClient {
     /// Starts to talk to the trackers, in the background; must be called within a tokio runtime. Trackers that are down
     /// are no error.
     pub fn new(config: ClientConfig) -> Result<Arc<Self>, InvalidConfig> {
-        config.check()?;
-        let mut links = Vec::new();
-        for tracker in &config.trackers {
-            let (endpoint, is_local) = config::endpoint(tracker)?;
-            links.push(Arc::new(Link::new(tracker.clone(), is_local, endpoint.connect_lazy())));
-        }
+        let sources = config.check()?;
         let caller = proto::Caller {
             node: config.node.as_bytes().to_vec(),
             group: config.group.clone(),
@@ -86,93 +108,93 @@ impl TrackerClient {
             seed: config.seed,
             seed_port: config.seed_port.into(),
         };
-        let shared = Arc::new(Shared { config, caller, held: Mutex::default(), links });
-        let keep = |link: &Arc<Link>| {
-            let (link, shared) = (link.clone(), shared.clone());
-            tokio::spawn(async move { link.keep(shared).await })
+        let shared = Arc::new(Shared {
+            config,
+            caller,
+            held: Mutex::default(),
+            links: Mutex::default(),
+            tasks: Mutex::default(),
+            budget: Arc::new(Mutex::new(RetryBudget::new(Instant::now()))),
+            granted: Mutex::default(),
+        });
+        let fixed = |source: &TrackerSource| match source {
+            TrackerSource::Address(address) => Some(address.clone()),
+            _ => None,
         };
-        let tasks = shared.links.iter().map(keep).collect();
-        Ok(Arc::new(Self { shared, tasks, seeds: seeds::Seeds::default() }))
+        let trackers: Vec<_> = sources.iter().filter_map(fixed).collect();
+        shared.use_trackers(&trackers)?;
+        if trackers.len() < sources.len() {
+            let watching = tokio::spawn(watching::watch(Arc::clone(&shared), sources));
+            lock(&shared.tasks).watch(watching);
+        }
+        Ok(Arc::new(Self { shared, seeds: seeds::Seeds::default() }))
+    }
+
+    /// Uses these trackers (`host:port`) in place of those before, without a restart: what changed its owner is announced to
+    /// the new one and withdrawn from the old one. Only for a client whose configuration names no DNS or file, which would have
+    /// its own way again.
+    pub fn use_trackers(&self, trackers: &[String]) -> Result<(), InvalidConfig> {
+        self.shared.use_trackers(trackers)
     }
 
     /// Takes this node off the trackers' lists, at once, and stops telling them anything: a later question would register
     /// it again.
     async fn leave_all(&self) -> Result<(), DiscoveryError> {
-        self.tasks.iter().for_each(JoinHandle::abort);
-        let leave = |link: &Arc<Link>| {
-            let link = link.clone();
-            async move {
-                link.check_open()?;
-                let request = proto::LeaveRequest { caller: Some(self.shared.caller.clone()) };
-                link.call(self.shared.config.deadline, async { link.client().leave(request).await }).await.map(drop)
-            }
-        };
-        any(join_all(self.shared.links.iter().map(leave)).await)
-    }
-
-    /// Whether the first tracker that answers knows all that this node holds and states.
-    pub fn is_current(&self) -> bool {
-        let first = self.shared.links.iter().find(|link| link.check_open().is_ok());
-        first.is_some_and(|link| link.is_current())
-    }
-
-    /// Asks the first tracker that answers.
-    async fn ask<T, R>(&self, call: impl Fn(Arc<Link>) -> R) -> Result<(Arc<Link>, T), DiscoveryError>
-    where
-        R: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    {
-        let deadline = self.shared.config.deadline;
-        let give_up_at = Instant::now() + 2 * deadline;
-        let mut failed = Vec::new();
-        for link in &self.shared.links {
-            let left = give_up_at.saturating_duration_since(Instant::now()).min(deadline);
-            let outcome = match link.check_open() {
-                Ok(()) if left.is_zero() => break,
-                Ok(()) => link.call(left, call(link.clone())).await,
-                Err(error) => Err(error),
-            };
-            match outcome {
-                Ok(reply) => return Ok((link.clone(), reply)),
-                Err(refused @ DiscoveryError::Refused { .. }) => return Err(refused),
-                Err(unreachable) => failed.push(unreachable),
-            }
+        lock(&self.shared.tasks).end_all();
+        let links = self.shared.links();
+        let left = join_all(links.all().iter().map(|link| self.shared.leave(link))).await;
+        if left.iter().any(Result::is_ok) {
+            return Ok(());
         }
-        Err(all_failed(failed))
+        Err(all_failed(left.into_iter().filter_map(Result::err).collect()))
     }
 
-    /// Tells every tracker that answers; one that heard is enough.
-    async fn tell<R>(&self, call: impl Fn(Arc<Link>) -> R) -> Result<(), DiscoveryError>
-    where
-        R: Future<Output = Result<tonic::Response<u64>, tonic::Status>>,
-    {
-        let deadline: Duration = self.shared.config.deadline;
-        let calls = self.shared.links.iter().map(|link| {
-            let reply = call(link.clone());
-            async move {
-                link.check_open()?;
-                link.observe(link.call(deadline, reply).await?);
-                Ok(())
-            }
-        });
-        any(join_all(calls).await)
+    /// Whether every tracker that answers, and there is one, knows all that it is to know of this node.
+    pub fn is_current(&self) -> bool {
+        let links = self.shared.links();
+        let mut answering = links.all().iter().filter(|link| link.check_open().is_ok()).peekable();
+        answering.peek().is_some() && answering.all(|link| link.is_current())
+    }
+
+    /// What one of `links` knows of `digest`, and whether others may know more.
+    async fn find_at(&self, links: Vec<Arc<Link>>, digest: Digest) -> Result<(Arc<Link>, Found, bool), DiscoveryError> {
+        let ask = |link: Arc<Link>| {
+            let caller = Some(self.shared.caller.clone());
+            let request = proto::FindRequest { caller, digest: digest.as_bytes().to_vec() };
+            async move { link.client().find(request).await }
+        };
+        let spare =
+            Arc::new(|link: Arc<Link>, reply: proto::FindReply| link.observe(reply.registration, reply.pause_ms));
+        let (link, reply) = self.shared.ask(links, FIND_HEDGE, ask, spare).await?;
+        link.observe(reply.registration, reply.pause_ms);
+        let found = answers::found(&reply, digest, self.shared.config.node, link.is_local);
+        let in_doubt = found.holders.is_empty() || reply.settling || link.is_forgetful();
+        Ok((link, found, in_doubt))
     }
 
     fn refused(&self, reason: String) -> DiscoveryError {
-        DiscoveryError::Refused { tracker: self.shared.config.trackers.join(", "), reason }
+        let links = self.shared.links();
+        let trackers: Vec<_> = links.all().iter().map(|link| link.tracker.as_str()).collect();
+        DiscoveryError::Refused { tracker: trackers.join(", "), reason }
     }
 }
 
 impl Discovery for TrackerClient {
+    /// The first owner is asked. Where it names nobody, or may not know all yet, the other owner is asked
+    /// as well.
     fn find(&self, digest: Digest) -> BoxFuture<'_, Result<Found, DiscoveryError>> {
         Box::pin(async move {
-            let ask = |link: Arc<Link>| {
-                let caller = Some(self.shared.caller.clone());
-                let request = proto::FindRequest { caller, digest: digest.as_bytes().to_vec() };
-                async move { link.client().find(request).await }
-            };
-            let (link, reply) = self.ask(ask).await?;
-            link.observe(reply.registration);
-            Ok(answers::found(&reply, digest, self.shared.config.node, link.is_local))
+            let links = self.shared.links();
+            let (link, found, in_doubt) = self.find_at(links.order(&digest), digest).await?;
+            if !in_doubt {
+                return Ok(found);
+            }
+            let other = links.owners(&digest).find(|other| other.tracker != link.tracker && other.is_ready()).cloned();
+            let Some(other) = other else { return Ok(found) };
+            match timeout(FIND_HEDGE, self.find_at(vec![other], digest)).await {
+                Ok(Ok((_, more, _))) => Ok(answers::merged(found, more)),
+                _ => Ok(found),
+            }
         })
     }
 
@@ -191,7 +213,7 @@ impl Discovery for TrackerClient {
                 Some(holding) => drop(held.holdings.insert(digest, holding)),
                 None => drop(held.holdings.remove(&digest)),
             }
-            for link in &self.shared.links {
+            for link in self.shared.links().owners(&digest) {
                 link.push_holding(digest, holding);
             }
             Ok(())
@@ -213,7 +235,7 @@ impl Discovery for TrackerClient {
                 );
             }
             held.statements.insert(key, statement);
-            for link in &self.shared.links {
+            for link in self.shared.links().owners(&statement.subject) {
                 link.push_statement(statement);
             }
             Ok(())
@@ -221,40 +243,17 @@ impl Discovery for TrackerClient {
     }
 
     fn replicas<'a>(&'a self, digests: &'a [Digest]) -> BoxFuture<'a, Result<Vec<Replicas>, DiscoveryError>> {
-        Box::pin(async move {
-            let ask = |link: Arc<Link>| {
-                let caller = Some(self.shared.caller.clone());
-                let digests = digests.iter().map(|digest| digest.as_bytes().to_vec()).collect();
-                async move { link.client().replicas(proto::ReplicasRequest { caller, digests }).await }
-            };
-            let (link, reply) = self.ask(ask).await?;
-            link.observe(reply.registration);
-            let count = |count: &proto::ReplicaCount| Replicas { zone: count.zone, all: count.all };
-            Ok(reply.counts.iter().take(digests.len()).map(count).collect())
-        })
+        Box::pin(self.count_replicas(digests))
     }
 
     fn lease(&self, request: LeaseRequest) -> BoxFuture<'_, Result<LeaseReply, DiscoveryError>> {
-        Box::pin(async move {
-            let ask = |link: Arc<Link>| {
-                let message = wire::lease::request_message(self.shared.caller.clone(), &request);
-                async move { link.client().lease(message).await }
-            };
-            let (link, reply) = self.ask(ask).await?;
-            link.observe(reply.registration);
-            answers::leased(&reply, &request).ok_or_else(|| DiscoveryError::Refused {
-                tracker: link.tracker.clone(),
-                reason: format!("its answer to a lease of {} is none to what was asked", request.digest),
-            })
-        })
+        Box::pin(self.ask_lease(request))
     }
 
-    /// Is told to every tracker: those that did not grant the lease take no notice.
+    /// Is told to the tracker that granted the lease, or to all of them when that is not known: those that did not grant it
+    /// take no notice.
     fn settle(&self, settlement: Settlement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
-        Box::pin(self.tell(move |link| {
-            let request = wire::lease::settlement_message(self.shared.caller.clone(), &settlement);
-            async move { Ok(link.client().settle(request).await?.map(|reply| reply.registration)) }
-        }))
+        Box::pin(self.end_lease(settlement))
     }
 
     /// The responsible seed is asked, and up to two more in its place.
@@ -265,10 +264,10 @@ impl Discovery for TrackerClient {
     /// Is told to every tracker. They stop naming the peer: to this node for a minute, to others until it is heard from
     /// again.
     fn report(&self, peer: PeerId) -> BoxFuture<'_, Result<(), DiscoveryError>> {
-        Box::pin(self.tell(move |link| {
+        Box::pin(self.shared.tell(move |link| {
             let caller = Some(self.shared.caller.clone());
             let request = proto::ReportRequest { caller, peer: peer.as_bytes().to_vec() };
-            async move { Ok(link.client().report(request).await?.map(|reply| reply.registration)) }
+            async move { Ok(link.client().report(request).await?.map(|reply| (reply.registration, reply.pause_ms))) }
         }))
     }
 
@@ -277,29 +276,37 @@ impl Discovery for TrackerClient {
     }
 }
 
-/// One success is enough.
-fn any(outcomes: Vec<Result<(), DiscoveryError>>) -> Result<(), DiscoveryError> {
-    let mut failed = Vec::new();
-    for outcome in outcomes {
-        match outcome {
-            Ok(()) => return Ok(()),
-            Err(error) => failed.push(error),
+impl TrackerClient {
+    /// Each digest is asked of its first owner that answers. An answer to some of them only is none.
+    async fn count_replicas(&self, digests: &[Digest]) -> Result<Vec<Replicas>, DiscoveryError> {
+        let links = self.shared.links();
+        let mut groups: HashMap<Vec<String>, Vec<usize>> = HashMap::new();
+        for (place, digest) in digests.iter().enumerate() {
+            let names = links.order(digest).iter().map(|link| link.tracker.clone()).collect();
+            groups.entry(names).or_default().push(place);
         }
-    }
-    Err(all_failed(failed))
-}
-
-/// One error that names every tracker; a refusal tells more than silence.
-fn all_failed(mut failed: Vec<DiscoveryError>) -> DiscoveryError {
-    if let Some(refused) = failed.iter().position(|error| matches!(error, DiscoveryError::Refused { .. })) {
-        return failed.swap_remove(refused);
-    }
-    let (mut trackers, mut reasons) = (Vec::new(), Vec::new());
-    for error in failed {
-        if let DiscoveryError::Unreachable { tracker, reason } = error {
-            trackers.push(tracker);
-            reasons.push(reason);
+        let links = &links;
+        let asked = groups.into_values().map(|places| async move {
+            let order = places.first().map(|&place| links.order(&digests[place])).unwrap_or_default();
+            let ask = |link: Arc<Link>| {
+                let caller = Some(self.shared.caller.clone());
+                let digests = places.iter().map(|&place| digests[place].as_bytes().to_vec()).collect();
+                async move { link.client().replicas(proto::ReplicasRequest { caller, digests }).await }
+            };
+            let spare = Arc::new(|link: Arc<Link>, reply: proto::ReplicasReply| {
+                link.observe(reply.registration, reply.pause_ms);
+            });
+            let (link, reply) = self.shared.ask(order, FIND_HEDGE, ask, spare).await?;
+            link.observe(reply.registration, reply.pause_ms);
+            Ok::<_, DiscoveryError>((places, reply.counts))
+        });
+        let mut replicas: Vec<Option<Replicas>> = vec![None; digests.len()];
+        for answer in join_all(asked).await {
+            let (places, counts) = answer?;
+            for (place, count) in places.into_iter().zip(counts) {
+                replicas[place] = Some(Replicas { zone: count.zone, all: count.all });
+            }
         }
+        Ok(replicas.into_iter().collect::<Option<_>>().unwrap_or_default())
     }
-    DiscoveryError::Unreachable { tracker: trackers.join(", "), reason: reasons.join("; ") }
 }

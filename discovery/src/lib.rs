@@ -10,7 +10,8 @@
 //! * [`seed`]: asking seeds to fetch blobs for all: the service, and which of several is asked
 //! * [`limits`], [`metrics`]: every bound and period; every metric name
 //!
-//! A search goes: [`TrackerClient`]'s `find` -> the first tracker whose circuit is closed -> `server/service.rs`, which
+//! A search goes: [`TrackerClient`]'s `find` -> the first owner of the digest (`client/owners.rs`) whose circuit is closed, and
+//! the next one where that is slow to answer (`client/asking.rs`) -> `server/service.rs`, which
 //! takes the caller's address from the connection and checks the message -> [`registry::Registry::find`], which registers
 //! the caller if need be, passes over holders that are silent, reported or the caller itself, and orders the others by
 //! [`registry::distance`] -> `client/answers.rs`, which believes only what a peer could be. The reply also carries the
@@ -22,8 +23,9 @@ pub mod limits;
 pub mod metrics;
 pub mod proto;
 pub mod registry;
+mod rendezvous;
 pub mod seed;
 pub mod server;
 mod wire;
 
-pub use self::client::{ClientConfig, InvalidConfig, TrackerClient};
+pub use self::client::{ClientConfig, InvalidConfig, TrackerClient, TrackerSource};

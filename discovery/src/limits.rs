@@ -207,20 +207,54 @@ pub const SEED_SUSPICION: Duration = Duration::from_secs(10);
 
 // The client.
 
-/// Most trackers in a configuration.
+/// Most trackers in a configuration, and in use; of more that DNS or a file names, the first by name are used.
 pub const MAX_TRACKERS: usize = 8;
+/// How often names of trackers are resolved again, unless configured.
+pub const SOURCE_REFRESH: Duration = Duration::from_secs(30);
+/// How often a file of trackers is looked at, and a name asked for that has not been resolved yet.
+pub const SOURCE_POLL: Duration = Duration::from_secs(1);
+/// How long a name server may take to answer before it is asked again, or the next one is.
+pub const DNS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Largest file of trackers, in bytes.
+pub const MAX_TRACKER_FILE_BYTES: u64 = 64 * 1024;
 /// Announcements are collected for so long, and up to twice as long.
 pub const ANNOUNCE_BATCH: Duration = Duration::from_millis(50);
 /// Shortest time between two full listings to one tracker.
 pub const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(500);
-/// First pause after a failure.
+/// Longest time over which a tracker spreads full listings, and the longest pause that a client believes of it.
+pub const MAX_LISTING_PAUSE: Duration = Duration::from_secs(60);
+/// Longest time between two heartbeats of a node whose tracker slows it down, before jitter.
+pub const MAX_SLOWED_HEARTBEAT: Duration = Duration::from_secs(24);
+/// Longest time in which the announcements of such a node are collected; up to twice as long with jitter.
+pub const MAX_SLOWED_BATCH: Duration = Duration::from_millis(400);
+/// Full listings that a tracker wants in a second: a hundred thousand nodes are through within a minute.
+pub const LISTINGS_PER_S: u32 = 2000;
+/// Calls in a second from which on a tracker slows its nodes down.
+pub const CALM_CALLS_PER_S: u32 = 20_000;
+/// Longest pause before the first attempt after a failure.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// Longest pause between attempts at a dead tracker.
+/// Longest pause between attempts at a dead tracker, while the budget for attempts lasts.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(8);
 /// How long one call to a tracker may take, unless configured.
 pub const DEADLINE: Duration = Duration::from_secs(2);
 /// Longest time to connect to a tracker.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Trackers that own a digest: they are told of it, and asked about it first.
+pub const OWNERS: usize = 2;
+/// A tracker that has not answered a search for so long is not waited for alone: the next is asked as well.
+pub const FIND_HEDGE: Duration = Duration::from_millis(300);
+/// The same with a lease: two trackers that grant leave one to be given back.
+pub const LEASE_HEDGE: Duration = Duration::from_millis(400);
+/// While a tracker owes an answer for so long, others are asked before it.
+pub const OVERDUE: Duration = Duration::from_millis(300);
+/// Most attempts at once beyond those that answers and time allow, over all trackers.
+pub const RETRY_TOKENS: f64 = 16.0;
+/// Further attempts that each second allows.
+pub const RETRIES_PER_S: f64 = 1.0;
+/// Further attempts that each answer allows.
+pub const RETRIES_PER_ANSWER: f64 = 0.2;
+/// Most leases whose tracker is remembered, to be told of their end; of others all trackers are told.
+pub const MAX_REMEMBERED_LEASES: usize = 4096;
 /// Longest term or pause that a client believes.
 pub const MAX_BELIEVED: Duration = Duration::from_secs(300);
 

@@ -143,6 +143,8 @@ struct Totals {
     books: usize,
     /// Numbers given out, to registrations and leases alike.
     numbers: u64,
+    /// How often a node was registered anew.
+    registrations: u64,
     expired_leases: usize,
 }
 
@@ -172,6 +174,11 @@ impl Registry {
     /// An empty one with the same policy, and numbers that mean nothing in this one.
     pub(crate) fn fresh(&mut self) -> Self {
         Self::with_policy(self.random.u64(..), self.policy.clone())
+    }
+
+    /// How often a node was registered anew, which then has everything to tell.
+    pub(crate) const fn registrations(&self) -> u64 {
+        self.totals.registrations
     }
 
     /// Registers `caller` or notes that it lives.
@@ -292,6 +299,7 @@ impl Registry {
         let next = self.epoch.wrapping_add(self.totals.numbers + 1);
         let (node, registration) = group.register(now, &mut self.totals, caller, next)?;
         self.totals.numbers += u64::from(registration == next);
+        self.totals.registrations += u64::from(registration == next);
         Ok(Call { group, totals: &mut self.totals, random: &mut self.random, node, registration })
     }
 }

@@ -5,6 +5,7 @@
 //! embedded tracker of `lapwing up` is the same thing in the same process.
 
 mod keeping;
+mod load;
 mod service;
 
 use std::future::Future;
@@ -16,6 +17,7 @@ use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
 pub use self::keeping::Keeping;
+use self::load::Load;
 use crate::lease::sites::LeasePolicy;
 use crate::limits::{BACKLOG_TICK, CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
 use crate::metrics::Metrics;
@@ -29,6 +31,7 @@ pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
 #[derive(Clone)]
 pub struct Tracker {
     state: Arc<Mutex<Registry>>,
+    load: Arc<Mutex<Load>>,
     clock: Clock,
     metrics: Metrics,
 }
@@ -64,7 +67,8 @@ impl Tracker {
     }
 
     fn on(registry: Registry, clock: Clock) -> Self {
-        Self { state: Arc::new(Mutex::new(registry)), clock, metrics: Metrics::default() }
+        let load = Arc::new(Mutex::new(Load::new(clock())));
+        Self { state: Arc::new(Mutex::new(registry)), load, clock, metrics: Metrics::default() }
     }
 
     /// What it counts.
@@ -90,6 +94,11 @@ impl Tracker {
             tracing::debug!(nodes = expired.nodes, leases = expired.leases, "expired");
         }
         expired
+    }
+
+    fn load(&self) -> MutexGuard<'_, Load> {
+        // Counts: nothing is left half done.
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

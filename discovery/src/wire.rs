@@ -171,7 +171,7 @@ pub(crate) fn seeds_reply(registration: u64, seeds: &[Seed]) -> proto::SeedsRepl
         piece_port: seed.piece_port.into(),
         seed_port: seed.seed_port.into(),
     };
-    proto::SeedsReply { registration, seeds: seeds.iter().map(seed).collect() }
+    proto::SeedsReply { registration, pause_ms: 0, seeds: seeds.iter().map(seed).collect() }
 }
 
 /// A seed as a tracker names it, unless it is nonsense.
@@ -215,6 +215,7 @@ pub(crate) fn find_reply(registration: u64, found: &Found) -> proto::FindReply {
         holders: found.holders.iter().map(holder).collect(),
         votes: found.votes.iter().map(vote).collect(),
         lessees: found.lessees.iter().map(|peer| peer.as_bytes().to_vec()).collect(),
+        ..proto::FindReply::default()
     }
 }
 

@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use lapwing_discovery::TrackerSource;
 use rustix::fs::StatVfs;
 use serde::Serialize;
 
 use crate::cli::Doctor;
-use crate::config::Config;
+use crate::config::{self, Config};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -54,7 +55,7 @@ pub(crate) fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
     findings.push(fuse_request_timeout());
     findings.push(root_directory(&config.root));
     findings.push(containerd());
-    findings.extend(config.tracker.addresses.iter().map(|address| tracker(address)));
+    findings.extend(trackers(&config.tracker)?);
     let mut out = std::io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &findings)?;
@@ -189,6 +190,24 @@ fn containerd() -> Finding {
             "add what contrib/containerd/ shows, and restart containerd",
         )
     }
+}
+
+/// Every tracker that the configuration names, and every name that leads to none.
+fn trackers(config: &config::Tracker) -> anyhow::Result<Vec<Finding>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let resolver = config.resolver().map_err(anyhow::Error::msg)?;
+    let mut findings = Vec::new();
+    for entry in &config.addresses {
+        match runtime.block_on(TrackerSource::parse(entry)?.trackers(resolver)) {
+            Ok(trackers) => findings.extend(trackers.iter().map(|address| tracker(address))),
+            Err(error) => findings.push(Finding::warn(
+                "tracker",
+                error.to_string(),
+                "check tracker.addresses and tracker.resolver; until then blobs come from the registries alone",
+            )),
+        }
+    }
+    Ok(findings)
 }
 
 fn tracker(address: &str) -> Finding {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Found, LeaseKind, LeaseReply, LeaseRequest};
+use lapwing_p2p::discovery::{Found, Holding, LeaseKind, LeaseReply, LeaseRequest};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::layout::PieceIndex;
 
@@ -27,6 +27,33 @@ pub(super) fn found(reply: &proto::FindReply, digest: Digest, me: PeerId, tracke
     let votes = reply.votes.iter().filter_map(|vote| wire::vote(digest, vote)).take(MAX_OBJECTS_PER_SUBJECT).collect();
     let lessees = reply.lessees.iter().filter_map(|peer| wire::peer("", peer).ok()).take(MAX_LESSEES).collect();
     Found { holders, votes, lessees }
+}
+
+/// What two trackers know together, by the same bounds; who holds all in the eyes of one does.
+pub(super) fn merged(mut found: Found, more: Found) -> Found {
+    for holder in more.holders {
+        let room = found.holders.len() < MAX_HOLDERS_PER_ANSWER;
+        match found.holders.iter_mut().find(|known| known.peer == holder.peer) {
+            Some(known) if holder.holding == Holding::Complete => *known = holder,
+            None if room => found.holders.push(holder),
+            _ => {}
+        }
+    }
+    for vote in more.votes {
+        let room = found.votes.len() < MAX_OBJECTS_PER_SUBJECT;
+        match found.votes.iter_mut().find(|known| known.statement == vote.statement) {
+            // Mostly the same nodes: they say it to both.
+            Some(known) => known.nodes = known.nodes.max(vote.nodes),
+            None if room => found.votes.push(vote),
+            None => {}
+        }
+    }
+    found.votes.sort_by_key(|vote| std::cmp::Reverse(vote.nodes));
+    let known: HashSet<PeerId> = found.lessees.iter().copied().collect();
+    let new = more.lessees.into_iter().filter(|lessee| !known.contains(lessee));
+    let room = MAX_LESSEES.saturating_sub(known.len());
+    found.lessees.extend(new.take(room));
+    found
 }
 
 /// Reads a listing of seeds: no more than the bound, none twice, not this node, no address that none can have.
@@ -148,13 +175,41 @@ mod tests {
             seed(8, [10, 0, 0, 9], 7081, 7083),
         ];
         let read = |seeds: Vec<proto::Seed>| {
-            let reply = proto::SeedsReply { registration: 1, seeds };
+            let reply = proto::SeedsReply { seeds, ..proto::SeedsReply::default() };
             super::seeds(&reply, PeerId::from_bytes([1; 32]), false)
         };
         let believed = read(seeds_named.clone());
         assert_eq!(believed.iter().map(|seed| seed.service().to_string()).collect::<Vec<_>>(), ["10.0.0.8:7083"]);
         seeds_named.extend((20..255).map(|node| seed(node, [10, 0, 1, node], 7081, 7083)));
         assert_eq!(read(seeds_named).len(), MAX_SEEDS);
+    }
+
+    #[test]
+    fn two_answers_are_merged_within_the_bounds_of_one() {
+        use lapwing_p2p::discovery::{Holder, Statement, StatementKind, Vote};
+        let peer = |number: u8| PeerId::from_bytes([number; 32]);
+        let holder = |number, holding| Holder::new(peer(number), "10.0.0.1:7081".parse().unwrap(), holding);
+        let vote = |object: &[u8], nodes| {
+            let (subject, object) = (Digest::of(b"x"), Digest::of(object));
+            Vote { statement: Statement { subject, kind: StatementKind::Metainfo, object, length: 1 }, nodes }
+        };
+        let one = Found {
+            holders: vec![holder(1, Holding::Partial), holder(2, Holding::Complete)],
+            votes: vec![vote(b"a", 3)],
+            lessees: vec![peer(1)],
+        };
+        let other = Found {
+            holders: vec![holder(1, Holding::Complete), holder(2, Holding::Partial), holder(3, Holding::Partial)],
+            votes: vec![vote(b"b", 5), vote(b"a", 2)],
+            lessees: vec![peer(1), peer(4)],
+        };
+        let both = merged(one.clone(), other);
+        let holders: Vec<_> = both.holders.iter().map(|holder| (holder.peer, holder.holding)).collect();
+        assert_eq!(holders, [(peer(1), Holding::Complete), (peer(2), Holding::Complete), (peer(3), Holding::Partial)]);
+        assert_eq!(both.votes, [vote(b"b", 5), vote(b"a", 3)]);
+        assert_eq!(both.lessees, [peer(1), peer(4)]);
+        let many = (0..=255).map(|number| holder(number, Holding::Partial)).collect();
+        assert_eq!(merged(one, Found { holders: many, ..Found::default() }).holders.len(), MAX_HOLDERS_PER_ANSWER);
     }
 
     #[test]
@@ -179,7 +234,7 @@ mod tests {
         let read = |first, count| {
             let outcome =
                 Outcome::Grant(proto::lease_reply::Grant { lease: 1, first, count, term_ms: u32::MAX, kind: 0 });
-            leased(&proto::LeaseReply { registration: 1, outcome: Some(outcome) }, &request)
+            leased(&proto::LeaseReply { outcome: Some(outcome), ..proto::LeaseReply::default() }, &request)
         };
         for (first, count) in [(2, 2), (2, 1), (8, 1), (0, 1)] {
             let Some(LeaseReply::Granted(lease)) = read(first, count) else { panic!("{first}+{count}") };

@@ -1,19 +1,21 @@
 //! What a node tells its client of trackers.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lapwing_p2p::identity::PeerId;
 use tonic::transport::{Endpoint, Uri};
 
-use crate::limits::{CONNECT_TIMEOUT, DEADLINE, HEARTBEAT, MAX_TRACKERS};
+use super::source::TrackerSource;
+use crate::limits::{CONNECT_TIMEOUT, DEADLINE, HEARTBEAT, MAX_TRACKERS, SOURCE_REFRESH};
 use crate::wire::{check_group, check_label};
 
 /// Configuration of a [`TrackerClient`](super::TrackerClient).
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// Trackers as `host:port`, at most [`MAX_TRACKERS`]. Every one is told everything; questions go to the first that
-    /// answers, so that all nodes of a cluster should name them in the same order.
+    /// Where trackers are named ([`TrackerSource`]): `host:port`, `dns:name:port`, `srv:name`, `file:/path`; at most
+    /// [`MAX_TRACKERS`] entries, and as many trackers. Two of them own each digest by its hash with their names, so that all
+    /// nodes of a cluster must name them alike.
     pub trackers: Vec<String>,
     /// This node.
     pub node: PeerId,
@@ -29,6 +31,10 @@ pub struct ClientConfig {
     pub seed: bool,
     /// TCP port of its seed service; 0 if it is no seed.
     pub seed_port: u16,
+    /// The name server to ask for `dns:` and `srv:` entries; by default those of `/etc/resolv.conf`.
+    pub resolver: Option<SocketAddr>,
+    /// How often these are asked for again, before jitter.
+    pub refresh: Duration,
     /// How long one call may take before the next tracker is asked; twice that for a call in all.
     pub deadline: Duration,
     /// Between two signs of life, before jitter; a tracker forgets a node that is silent for 55 s.
@@ -47,19 +53,22 @@ impl ClientConfig {
             piece_port: 0,
             seed: false,
             seed_port: 0,
+            resolver: None,
+            refresh: SOURCE_REFRESH,
             deadline: DEADLINE,
             heartbeat: HEARTBEAT,
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
+    /// Checks all of it; gives the sources of trackers.
+    pub(super) fn check(&self) -> Result<Vec<TrackerSource>, InvalidConfig> {
         check_group(&self.group).map_err(InvalidConfig::Name)?;
         check_label("zone", &self.zone).map_err(InvalidConfig::Name)?;
         check_label("rack", &self.rack).map_err(InvalidConfig::Name)?;
         if self.trackers.is_empty() || self.trackers.len() > MAX_TRACKERS {
             return Err(InvalidConfig::Count(self.trackers.len()));
         }
-        Ok(())
+        self.trackers.iter().map(|entry| TrackerSource::parse(entry)).collect()
     }
 }
 
@@ -73,7 +82,10 @@ pub enum InvalidConfig {
     #[error("{0} trackers are configured; expected 1 to {MAX_TRACKERS}")]
     Count(usize),
     /// A tracker's address is malformed.
-    #[error("tracker {0:?}: expected host:port, as in tracker.example:7070 or [fd00::1]:7070")]
+    #[error(
+        "tracker {0:?}: expected host:port, as in tracker.example:7070 or [fd00::1]:7070, or dns:name:port, \
+         srv:_lapwing._tcp.example.org, file:/path"
+    )]
     Address(String),
 }
 
@@ -129,7 +141,7 @@ mod tests {
     fn refuses_groups_and_labels_that_trackers_would() {
         let node = PeerId::from_bytes([1; 32]);
         let good = ClientConfig::new(vec!["t:1".to_owned()], node);
-        assert_eq!(good.check(), Ok(()));
+        assert!(good.check().is_ok());
         for bad in [
             ClientConfig { group: String::new(), ..good.clone() },
             ClientConfig { group: "a/b".to_owned(), ..good.clone() },

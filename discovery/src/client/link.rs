@@ -1,26 +1,33 @@
 //! The connection to one tracker: a circuit breaker around it, and the task that keeps the tracker up to date.
 //!
-//! The task tells everything when it starts, after any failure, and whenever the tracker's replies carry another
-//! registration than before (it restarted, or forgot this node). Otherwise it sends changes in small batches, and a
-//! heartbeat when there is nothing else to say. While the circuit is open, calls fail at once; only the task tries, with
-//! growing pauses, and closes the circuit after the tracker has been told everything.
+//! The task registers the node with a heartbeat, and then tells everything; again after any failure, and whenever the
+//! tracker's replies carry another registration than before (it restarted, or forgot this node). A tracker that has many
+//! nodes to hear names a pause: then what this node is pulling is told at once, and the full listing later
+//! (`client/pace.rs`). Otherwise the task sends changes in small batches, and a heartbeat when there is nothing else to say.
+//! While the circuit is open, calls fail at once; only the task tries, with growing pauses and within the budget of
+//! `client/budget.rs`, and closes the circuit with the first answer.
+//!
+//! A tracker that owes an answer for a moment is not taken for dead: others are asked before it until it answers. The
+//! circuit opens when a connection fails, or when a whole deadline passes without an answer to any call.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{DiscoveryError, Holding, Statement, StatementKind};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::Shared;
-use crate::limits::{
-    ANNOUNCE_BATCH, BACKOFF_MAX, BACKOFF_MIN, MAX_ENTRIES_PER_MESSAGE, MAX_REPLY_BYTES, MIN_SYNC_INTERVAL,
-};
+use super::budget::RetryBudget;
+use super::pace::Pace;
+use super::{Shared, lock};
+use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_REPLY_BYTES, OVERDUE};
 use crate::proto::tracker_service_client::TrackerServiceClient;
 use crate::proto::{self, AnnounceRequest, HeartbeatRequest, StateRequest, SyncRequest};
 use crate::registry::Registration;
@@ -50,8 +57,13 @@ impl Pending {
 struct State {
     /// Why calls fail at once, while they do.
     open: Option<String>,
+    /// When it answered last.
+    answered_at: Option<Instant>,
     /// Everything must be told.
     resync: bool,
+    /// What this node is pulling must be told before.
+    tell_pulls: bool,
+    pace: Pace,
     /// What the tracker called this node when it had last been told everything.
     registration: Option<Registration>,
     pending: Pending,
@@ -68,20 +80,56 @@ pub(super) struct Link {
     client: TrackerServiceClient<Channel>,
     state: Mutex<State>,
     wake: Notify,
+    /// Calls that it has owed an answer for longer than usual.
+    overdue: AtomicUsize,
+    budget: Arc<Mutex<RetryBudget>>,
+}
+
+/// Counts a call as overdue for as long as it lives.
+struct Overdue<'a>(&'a AtomicUsize);
+
+impl<'a> Overdue<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Overdue<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the task does next.
 enum Step {
+    Knock,
     TellAll,
     TellChanges,
-    Rest,
+    Rest { until: Instant },
 }
 
 impl Link {
-    pub(super) fn new(tracker: String, is_local: bool, channel: Channel) -> Self {
+    pub(super) fn new(
+        tracker: String,
+        is_local: bool,
+        channel: Channel,
+        budget: Arc<Mutex<RetryBudget>>,
+        pace: Pace,
+    ) -> Self {
         let client = TrackerServiceClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES);
-        let state = State { open: None, resync: true, registration: None, pending: Pending::default(), telling: false };
-        Self { tracker, is_local, client, state: Mutex::new(state), wake: Notify::new() }
+        let state = State {
+            open: None,
+            answered_at: None,
+            resync: true,
+            tell_pulls: false,
+            pace,
+            registration: None,
+            pending: Pending::default(),
+            telling: false,
+        };
+        let (state, overdue) = (Mutex::new(state), AtomicUsize::new(0));
+        Self { tracker, is_local, client, state, wake: Notify::new(), overdue, budget }
     }
 
     pub(super) fn client(&self) -> TrackerServiceClient<Channel> {
@@ -114,14 +162,35 @@ impl Link {
         }
     }
 
-    /// A reply carried this registration.
-    pub(super) fn observe(&self, registration: Registration) {
+    /// Whether it owes an answer.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.overdue.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether an answer may be expected from it at once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.check_open().is_ok() && !self.is_overdue()
+    }
+
+    /// Whether it has lost what it knew, so that others may know more.
+    pub(super) fn is_forgetful(&self) -> bool {
+        self.state().resync
+    }
+
+    /// A reply carried this registration, and this pause.
+    pub(super) fn observe(&self, registration: Registration, pause_ms: u32) {
         let mut state = self.state();
-        if state.registration.is_some_and(|known| known != registration) && !state.resync {
-            tracing::info!(tracker = self.tracker, "tracker has forgotten this node: telling it everything again");
-            state.resync = true;
-            self.wake.notify_one();
+        state.pace.asked(Duration::from_millis(pause_ms.into()));
+        let known = state.registration.replace(registration);
+        if known == Some(registration) {
+            return;
         }
+        if known.is_some() && !state.resync {
+            tracing::info!(tracker = self.tracker, "tracker has forgotten this node: telling it everything again");
+        }
+        state.resync = true;
+        state.tell_pulls = state.pace.postpone_listing(Instant::now());
+        self.wake.notify_one();
     }
 
     /// One call, which opens the circuit if the tracker does not answer.
@@ -130,66 +199,110 @@ impl Link {
         deadline: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, DiscoveryError> {
-        let status = match timeout(deadline, call).await {
-            Ok(Ok(response)) => return Ok(response.into_inner()),
+        let began = Instant::now();
+        let mut call = pin!(call);
+        let outcome = match timeout(OVERDUE.min(deadline), &mut call).await {
+            Ok(outcome) => Ok(outcome),
+            Err(_) => {
+                let _overdue = Overdue::new(&self.overdue);
+                timeout_at(began + deadline, call).await
+            }
+        };
+        let reason = match outcome {
+            Ok(Ok(response)) => {
+                self.answered();
+                return Ok(response.into_inner());
+            }
             Ok(Err(status)) if is_refusal(status.code()) => {
+                self.answered();
                 let reason = format!("{} ({:?})", status.message(), status.code());
                 return Err(DiscoveryError::Refused { tracker: self.tracker.clone(), reason });
             }
             Ok(Err(status)) => deepest(&status),
             Err(_) => format!("no answer within {deadline:?}"),
         };
-        self.open(&status);
-        Err(self.unreachable(status))
+        // Calls that began later were answered: it lives, and was unlucky with this one.
+        if self.state().answered_at.is_none_or(|at| at < began) {
+            self.open(&reason);
+        }
+        Err(self.unreachable(reason))
+    }
+
+    fn answered(&self) {
+        let now = Instant::now();
+        self.state().answered_at = Some(now);
+        lock(&self.budget).answered(now);
     }
 
     /// Keeps the tracker up to date for as long as it is polled.
     pub(super) async fn keep(&self, shared: Arc<Shared>) {
-        let mut backoff = BACKOFF_MIN;
-        let mut heartbeat_at = Instant::now();
-        let mut may_tell_all_at = Instant::now();
         loop {
+            self.note_pulls(&shared);
             let outcome = match self.next_step() {
-                Step::TellAll => {
-                    if self.state().open.is_some() {
-                        sleep(jittered(backoff)).await;
-                    }
-                    // Two nodes with one key would otherwise make each other tell everything all the time.
-                    sleep_until(may_tell_all_at).await;
-                    may_tell_all_at = Instant::now() + MIN_SYNC_INTERVAL;
-                    self.tell_all(&shared).await
-                }
+                Step::Knock => self.beat(&shared).await,
+                Step::TellAll => self.tell_all(&shared).await,
                 Step::TellChanges => {
-                    sleep(ANNOUNCE_BATCH + ANNOUNCE_BATCH.mul_f64(fastrand::f64())).await;
+                    let batch = self.state().pace.batch();
+                    sleep(batch).await;
                     self.tell_changes(&shared).await
                 }
-                Step::Rest => tokio::select! {
+                Step::Rest { until } => tokio::select! {
                     () = self.wake.notified() => continue,
-                    () = sleep_until(heartbeat_at) => self.beat(&shared).await,
+                    () = sleep_until(until) => {
+                        if self.state().pace.heartbeat_at() > Instant::now() {
+                            continue;
+                        }
+                        self.beat(&shared).await
+                    }
                 },
             };
             self.state().telling = false;
             match outcome {
-                Ok(()) => {
-                    backoff = BACKOFF_MIN;
-                    heartbeat_at = Instant::now() + jittered(shared.config.heartbeat);
-                }
+                Ok(()) => self.was_told(),
                 Err(error) => {
-                    tracing::debug!(tracker = self.tracker, %error, "tracker was not told");
-                    if matches!(error, DiscoveryError::Refused { .. }) {
-                        tracing::warn!(tracker = self.tracker, %error, "tracker refuses what this node announces");
-                        sleep(jittered(backoff)).await;
-                    }
-                    self.state().resync = true;
-                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    let wait = self.was_not_told(&error);
+                    sleep(wait).await;
                 }
             }
         }
     }
 
+    /// Where the full listing has to wait, what this node is pulling is announced before.
+    fn note_pulls(&self, shared: &Shared) {
+        if !std::mem::take(&mut self.state().tell_pulls) {
+            return;
+        }
+        let held = shared.held();
+        let links = shared.links();
+        let pulled = held.holdings.iter().filter(|(_, holding)| **holding == Holding::Partial);
+        for (&digest, &holding) in pulled.filter(|(digest, _)| links.owns(&self.tracker, digest)) {
+            self.push_holding(digest, Some(holding));
+        }
+    }
+
+    /// The tracker answers: the circuit closes.
+    fn was_told(&self) {
+        let mut state = self.state();
+        state.pace.told(Instant::now());
+        if state.open.take().is_some() {
+            tracing::info!(tracker = self.tracker, "tracker answers again");
+        }
+    }
+
+    /// Returns how long to wait before it is tried again.
+    fn was_not_told(&self, error: &DiscoveryError) -> Duration {
+        tracing::debug!(tracker = self.tracker, %error, "tracker was not told");
+        if matches!(error, DiscoveryError::Refused { .. }) {
+            tracing::warn!(tracker = self.tracker, %error, "tracker refuses what this node announces");
+        }
+        let turn = lock(&self.budget).reserve(Instant::now());
+        let mut state = self.state();
+        state.resync = true;
+        turn + state.pace.failed()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        // Every change below is a single step: nothing is left half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn unreachable(&self, reason: String) -> DiscoveryError {
@@ -198,12 +311,17 @@ impl Link {
 
     fn next_step(&self) -> Step {
         let state = self.state();
-        if state.resync {
+        let (heartbeat_at, listing_at) = (state.pace.heartbeat_at(), state.pace.listing_at());
+        if state.open.is_some() || state.registration.is_none() {
+            Step::Knock
+        } else if state.resync && listing_at <= Instant::now() {
             Step::TellAll
         } else if !state.pending.is_empty() {
             Step::TellChanges
+        } else if state.resync {
+            Step::Rest { until: heartbeat_at.min(listing_at) }
         } else {
-            Step::Rest
+            Step::Rest { until: heartbeat_at }
         }
     }
 
@@ -224,15 +342,16 @@ impl Link {
             state.pending = Pending::default();
             state.resync = false;
             state.telling = true;
-            listing(&held, &shared.caller)
+            let links = shared.links();
+            listing(&held, &shared.caller, |digest| links.owns(&self.tracker, digest))
         };
         let call = async { self.client().sync(tokio_stream::iter(listing)).await };
-        let registration = self.call(2 * shared.config.deadline, call).await?.registration;
+        let reply = self.call(2 * shared.config.deadline, call).await?;
         let mut state = self.state();
-        state.registration = Some(registration);
-        if state.open.take().is_some() {
-            tracing::info!(tracker = self.tracker, "tracker answers again and has been told everything");
-        }
+        state.pace.asked(Duration::from_millis(reply.pause_ms.into()));
+        // Whatever it was before, this is the one that was told everything.
+        state.registration = Some(reply.registration);
+        state.pace.listed(Instant::now());
         Ok(())
     }
 
@@ -247,13 +366,15 @@ impl Link {
         for chunk in holdings.chunks(MAX_ENTRIES_PER_MESSAGE) {
             let request = AnnounceRequest { caller: Some(shared.caller.clone()), holdings: chunk.to_vec() };
             let call = async { self.client().announce(request).await };
-            self.observe(self.call(shared.config.deadline, call).await?.registration);
+            let reply = self.call(shared.config.deadline, call).await?;
+            self.observe(reply.registration, reply.pause_ms);
         }
         let statements: Vec<_> = pending.statements.values().map(wire::statement_message).collect();
         for chunk in statements.chunks(MAX_ENTRIES_PER_MESSAGE) {
             let request = StateRequest { caller: Some(shared.caller.clone()), statements: chunk.to_vec() };
             let call = async { self.client().state(request).await };
-            self.observe(self.call(shared.config.deadline, call).await?.registration);
+            let reply = self.call(shared.config.deadline, call).await?;
+            self.observe(reply.registration, reply.pause_ms);
         }
         Ok(())
     }
@@ -261,21 +382,23 @@ impl Link {
     async fn beat(&self, shared: &Shared) -> Result<(), DiscoveryError> {
         let request = HeartbeatRequest { caller: Some(shared.caller.clone()) };
         let call = async { self.client().heartbeat(request).await };
-        self.observe(self.call(shared.config.deadline, call).await?.registration);
+        let reply = self.call(shared.config.deadline, call).await?;
+        self.observe(reply.registration, reply.pause_ms);
         Ok(())
     }
 }
 
-/// Everything, in messages that are small enough; at least one.
-fn listing(held: &Held, caller: &proto::Caller) -> Vec<SyncRequest> {
+/// Everything of digests that the tracker owns, in messages that are small enough; at least one.
+fn listing(held: &Held, caller: &proto::Caller, owns: impl Fn(&Digest) -> bool) -> Vec<SyncRequest> {
     let message = |holdings: Vec<proto::Holding>, statements: Vec<proto::Statement>| SyncRequest {
         caller: Some(caller.clone()),
         holdings,
         statements,
     };
-    let holdings: Vec<_> =
-        held.holdings.iter().map(|(digest, holding)| wire::holding_message(*digest, Some(*holding))).collect();
-    let statements: Vec<_> = held.statements.values().map(wire::statement_message).collect();
+    let holdings = held.holdings.iter().filter(|(digest, _)| owns(digest));
+    let holdings: Vec<_> = holdings.map(|(digest, holding)| wire::holding_message(*digest, Some(*holding))).collect();
+    let statements = held.statements.values().filter(|statement| owns(&statement.subject));
+    let statements: Vec<_> = statements.map(wire::statement_message).collect();
     let mut messages = vec![message(Vec::new(), Vec::new())];
     messages.extend(holdings.chunks(MAX_ENTRIES_PER_MESSAGE).map(|chunk| message(chunk.to_vec(), Vec::new())));
     messages.extend(statements.chunks(MAX_ENTRIES_PER_MESSAGE).map(|chunk| message(Vec::new(), chunk.to_vec())));
@@ -310,6 +433,50 @@ fn deepest(status: &Status) -> String {
 }
 
 /// Within a fifth of `period`.
-fn jittered(period: Duration) -> Duration {
+pub(super) fn jittered(period: Duration) -> Duration {
     period.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::transport::Endpoint;
+
+    use super::*;
+    use crate::limits::HEARTBEAT;
+
+    fn link() -> Link {
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let now = Instant::now();
+        let budget = Arc::new(Mutex::new(RetryBudget::new(now)));
+        Link::new("t:1".to_owned(), true, channel, budget, Pace::new(now, HEARTBEAT))
+    }
+
+    #[tokio::test]
+    async fn a_slow_answer_is_taken_and_others_are_asked_first_until_it_comes() {
+        let link = link();
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let slow = link.call(Duration::from_secs(600), async { Ok(answered.await.unwrap()) });
+        let watch = async {
+            assert!(link.is_ready());
+            while !link.is_overdue() {
+                sleep(OVERDUE / 10).await;
+            }
+            link.check_open().unwrap();
+            answer.send(Response::new(())).unwrap();
+        };
+        tokio::join!(slow, watch).0.unwrap();
+        assert!(link.is_ready());
+    }
+
+    #[tokio::test]
+    async fn silence_for_a_deadline_opens_the_circuit_unless_others_were_answered() {
+        let link = link();
+        let silent = || link.call(Duration::from_millis(20), std::future::pending::<Result<Response<()>, Status>>());
+        let quick = link.call(Duration::from_secs(600), async { Ok(Response::new(())) });
+        let (silence, answer) = tokio::join!(silent(), quick);
+        assert!(silence.is_err() && answer.is_ok());
+        assert!(link.is_ready(), "it lives");
+        silent().await.unwrap_err();
+        assert!(link.check_open().unwrap_err().to_string().contains("no answer within 20ms"));
+    }
 }

@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::TrackerClient;
 use super::answers;
 use crate::limits::{
-    CONNECT_TIMEOUT, MAX_SEED_REPLY_BYTES, MAX_SEEDS_TRIED, SEED_DEADLINE, SEED_LISTING_AGE, SEED_SUSPICION,
+    CONNECT_TIMEOUT, FIND_HEDGE, MAX_SEED_REPLY_BYTES, MAX_SEEDS_TRIED, SEED_DEADLINE, SEED_LISTING_AGE, SEED_SUSPICION,
 };
 use crate::proto;
 use crate::seed::fetch_reply::{Outcome, Reason};
@@ -130,11 +130,15 @@ impl TrackerClient {
             let request = proto::SeedsRequest { caller: Some(self.shared.caller.clone()) };
             async move { link.client().seeds(request).await }
         };
-        let reply = self.ask(ask).await;
+        let observe = Arc::new(|link: Arc<super::Link>, reply: proto::SeedsReply| {
+            link.observe(reply.registration, reply.pause_ms);
+        });
+        let links = self.shared.links().all().to_vec();
+        let reply = self.shared.ask(links, FIND_HEDGE, ask, observe).await;
         seeds.refreshing.store(false, Ordering::Release);
         match reply {
             Ok((link, reply)) => {
-                link.observe(reply.registration);
+                link.observe(reply.registration, reply.pause_ms);
                 let found = answers::seeds(&reply, self.shared.config.node, link.is_local);
                 seeds.listed(found.clone());
                 found

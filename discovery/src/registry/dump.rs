@@ -318,7 +318,8 @@ mod tests {
     fn crowd() -> Registry {
         let mut registry = Registry::new(1);
         for number in 0..3000 {
-            let holding = |blob: u32| if (blob + number).is_multiple_of(5) { Holding::Partial } else { Holding::Complete };
+            let holding =
+                |blob: u32| if (blob + number).is_multiple_of(5) { Holding::Partial } else { Holding::Complete };
             let blobs = [0, 1, number % 97 + 2, number + 100];
             let holdings: Vec<_> = blobs.map(|blob| (digest(blob), holding(blob))).into();
             registry.sync(NOW, &caller(number), &holdings, &[]).unwrap();

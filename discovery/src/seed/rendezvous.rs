@@ -1,17 +1,14 @@
-//! Which seed fetches a blob: rendezvous hashing (Thaler and Ravishankar 1998), so that every node that knows the same
-//! seeds chooses the same one, and only the blobs of a seed that is gone move to others.
+//! Which seed fetches a blob: every node that knows the same seeds chooses the same one, and only the blobs of a seed that
+//! is gone move to others.
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::verify::piece_hash;
 
 use super::Seed;
+use crate::rendezvous::rank;
 
 /// The seeds in the order in which they are to be asked for `digest`.
 pub fn order(digest: &Digest, seeds: &[Seed]) -> Vec<Seed> {
-    let weight = |seed: &Seed| piece_hash(&[digest.as_bytes().as_slice(), seed.peer.as_bytes().as_slice()].concat());
-    let mut seeds = seeds.to_vec();
-    seeds.sort_by_cached_key(|seed| std::cmp::Reverse(weight(seed)));
-    seeds
+    rank(digest, seeds.to_vec(), |seed| seed.peer.as_bytes())
 }
 
 #[cfg(test)]

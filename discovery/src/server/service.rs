@@ -22,6 +22,30 @@ impl From<Refusal> for Status {
     }
 }
 
+/// Replies that can carry a pause.
+trait Paced {
+    fn paced(self, pause: Duration) -> Self;
+}
+
+macro_rules! paced {
+    ($($reply:ident),*) => {
+        $(impl Paced for proto::$reply {
+            fn paced(self, pause: Duration) -> Self {
+                Self { pause_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX), ..self }
+            }
+        })*
+    };
+}
+
+paced!(AnnounceReply, SyncReply, FindReply, ReplicasReply, SeedsReply, LeaseReply, SettleReply, StateReply);
+paced!(HeartbeatReply, ReportReply);
+
+impl Paced for proto::LeaveReply {
+    fn paced(self, _: Duration) -> Self {
+        self
+    }
+}
+
 fn ends<T>(request: &Request<T>) -> Result<Ends, Status> {
     match (request.remote_addr(), request.local_addr()) {
         (Some(remote), Some(local)) => Ok(Ends { remote: plain(remote.ip()), local: plain(local.ip()) }),
@@ -37,8 +61,9 @@ impl Tracker {
         outcome.map(Response::new)
     }
 
-    /// Carries out one call: `read` checks the message, then `act` runs under the lock.
-    fn call<T, P, R>(
+    /// Carries out one call: `read` checks the message, then `act` runs under the lock. The reply says how far the caller is to
+    /// slow down.
+    fn call<T, P, R: Paced>(
         &self,
         method: &'static str,
         request: Request<T>,
@@ -50,7 +75,11 @@ impl Tracker {
             let caller = wire::caller(caller, ends)?;
             let mut registry = self.registry();
             let now = (self.clock)();
-            Ok(act(&mut registry, now, &caller, parameters)?)
+            let before = registry.registrations();
+            let reply = act(&mut registry, now, &caller, parameters)?;
+            let newcomer = registry.registrations() != before;
+            drop(registry);
+            Ok(reply.paced(self.load().called(now, newcomer)))
         });
         self.counted(method, outcome)
     }
@@ -85,7 +114,9 @@ impl Tracker {
         let caller = caller.ok_or_else(|| Status::invalid_argument("sync: no message came"))?;
         let now = (self.clock)();
         let registration = self.registry().sync(now, &caller, &holdings, &statements)?;
-        Ok(proto::SyncReply { registration })
+        // Who has just told everything need not do it again, even where it came unannounced.
+        let pause = self.load().called(now, false);
+        Ok(proto::SyncReply { registration, pause_ms: 0 }.paced(pause))
     }
 }
 
@@ -97,7 +128,7 @@ impl TrackerService for Tracker {
     ) -> Result<Response<proto::AnnounceReply>, Status> {
         let read = |message: proto::AnnounceRequest| Ok((message.caller, wire::holdings(&message.holdings)?));
         self.call("announce", request, read, |registry, now, caller, holdings| {
-            Ok(proto::AnnounceReply { registration: registry.announce(now, caller, &holdings)? })
+            Ok(proto::AnnounceReply { registration: registry.announce(now, caller, &holdings)?, pause_ms: 0 })
         })
     }
 
@@ -109,9 +140,10 @@ impl TrackerService for Tracker {
 
     async fn find(&self, request: Request<proto::FindRequest>) -> Result<Response<proto::FindReply>, Status> {
         let read = |message: proto::FindRequest| Ok((message.caller, wire::digest("digest", &message.digest)?));
+        let settling = self.load().is_settling((self.clock)());
         self.call("find", request, read, |registry, now, caller, digest| {
             let (registration, found) = registry.find(now, caller, digest)?;
-            Ok(wire::find_reply(registration, &found))
+            Ok(proto::FindReply { settling, ..wire::find_reply(registration, &found) })
         })
     }
 
@@ -123,7 +155,7 @@ impl TrackerService for Tracker {
         self.call("replicas", request, read, |registry, now, caller, digests| {
             let (registration, counts) = registry.replicas(now, caller, &digests)?;
             let count = |replicas: Replicas| proto::ReplicaCount { zone: replicas.zone, all: replicas.all };
-            Ok(proto::ReplicasReply { registration, counts: counts.into_iter().map(count).collect() })
+            Ok(proto::ReplicasReply { registration, pause_ms: 0, counts: counts.into_iter().map(count).collect() })
         })
     }
 
@@ -149,14 +181,14 @@ impl TrackerService for Tracker {
     async fn settle(&self, request: Request<proto::SettleRequest>) -> Result<Response<proto::SettleReply>, Status> {
         let read = |mut message: proto::SettleRequest| Ok((message.caller.take(), wire::lease::settlement(&message)?));
         self.call("settle", request, read, |registry, now, caller, settlement| {
-            Ok(proto::SettleReply { registration: registry.settle(now, caller, settlement)? })
+            Ok(proto::SettleReply { registration: registry.settle(now, caller, settlement)?, pause_ms: 0 })
         })
     }
 
     async fn state(&self, request: Request<proto::StateRequest>) -> Result<Response<proto::StateReply>, Status> {
         let read = |message: proto::StateRequest| Ok((message.caller, wire::statements(&message.statements)?));
         self.call("state", request, read, |registry, now, caller, statements| {
-            Ok(proto::StateReply { registration: registry.state(now, caller, &statements)? })
+            Ok(proto::StateReply { registration: registry.state(now, caller, &statements)?, pause_ms: 0 })
         })
     }
 
@@ -166,7 +198,7 @@ impl TrackerService for Tracker {
     ) -> Result<Response<proto::HeartbeatReply>, Status> {
         let read = |message: proto::HeartbeatRequest| Ok((message.caller, ()));
         self.call("heartbeat", request, read, |registry, now, caller, ()| {
-            Ok(proto::HeartbeatReply { registration: registry.heartbeat(now, caller)? })
+            Ok(proto::HeartbeatReply { registration: registry.heartbeat(now, caller)?, pause_ms: 0 })
         })
     }
 
@@ -174,7 +206,7 @@ impl TrackerService for Tracker {
         let read = |message: proto::ReportRequest| Ok((message.caller, wire::peer("peer", &message.peer)?));
         self.call("report", request, read, |registry, now, caller, peer| {
             tracing::debug!(peer = %peer, reporter = %caller.node, "reported");
-            Ok(proto::ReportReply { registration: registry.report(now, caller, peer)? })
+            Ok(proto::ReportReply { registration: registry.report(now, caller, peer)?, pause_ms: 0 })
         })
     }
 

@@ -83,7 +83,7 @@ pub(crate) fn reply_message(registration: u64, reply: &LeaseReply) -> proto::Lea
         LeaseReply::Wait(pause) => Outcome::Wait(Wait { pause_ms: millis(*pause) }),
         LeaseReply::Exhausted => Outcome::Exhausted(Exhausted {}),
     };
-    proto::LeaseReply { registration, outcome: Some(outcome) }
+    proto::LeaseReply { registration, pause_ms: 0, outcome: Some(outcome) }
 }
 
 /// The lease that a tracker grants, whatever it is worth.

@@ -1,0 +1,175 @@
+//! Three independent trackers, which are killed, stopped and restarted while nodes pull: no pull fails, or waits long, and the registry
+//! still sends about one copy.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
+
+use std::time::{Duration, Instant};
+
+use lapwing_lab::image::{self, Noise};
+use lapwing_lab::{Lapwing, LapwingSettings, Machine, Mbit, Need, Process, Site, require, wait};
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::verify::piece_hash;
+use rustix::process::Signal;
+
+const NEEDS: [Need; 7] = [
+    Need::Root,
+    Need::Disk,
+    Need::Fuse,
+    Need::Erofs,
+    Need::Tools,
+    Need::Program("docker-registry"),
+    Need::Program("skopeo"),
+];
+const DEADLINE: Duration = Duration::from_secs(180);
+const WORKERS: usize = 3;
+const LAYER_MIB: usize = 20;
+/// What the registry may send, as copies of the image: leases under way are granted again by the other owner.
+const COPIES: f64 = 1.5;
+/// What a disturbance may cost: far more than it does, since machines of tests are busy.
+const SLACK: Duration = Duration::from_secs(20);
+
+/// Three trackers, a registry on a slow link, and workers that know all trackers.
+struct Cluster {
+    site: Site,
+    others: [Lapwing; 2],
+    workers: Vec<Machine>,
+}
+
+impl Cluster {
+    fn new(name: &str) -> Self {
+        let site = Site::new(name, Some(Mbit(40))).unwrap();
+        let others = ["tracker2", "tracker3"]
+            .map(|host| Lapwing::start(&site.network.host(host, None).unwrap(), LapwingSettings::tracker()).unwrap());
+        let mut cluster = Self { site, others, workers: Vec::new() };
+        let start = |number: usize| {
+            let settings = LapwingSettings::node(&cluster.addresses());
+            let settings = settings.with("lazy", "complete_after = \"0\"");
+            cluster.site.worker(&format!("w{number}"), None, settings).unwrap()
+        };
+        cluster.workers = (0..WORKERS).map(start).collect();
+        cluster
+    }
+
+    fn addresses(&self) -> [String; 3] {
+        let [second, third] = &self.others;
+        [&self.site.tracker, second, third].map(Lapwing::tracker_address)
+    }
+
+    fn tracker(&mut self, place: usize) -> &mut Lapwing {
+        let [second, third] = &mut self.others;
+        [&mut self.site.tracker, second, third].into_iter().nth(place).unwrap()
+    }
+
+    /// The trackers in the order in which nodes ask them about the layer of `image`.
+    fn order(&self, image: &Noise) -> [usize; 3] {
+        let digest: Digest = image.layout.layers[0].digest.parse().unwrap();
+        let addresses = self.addresses();
+        let weight = |place: &usize| piece_hash(&[digest.as_bytes(), addresses[*place].as_bytes()].concat());
+        let mut places = [0, 1, 2];
+        places.sort_by_key(|place| std::cmp::Reverse(weight(place)));
+        places
+    }
+
+    /// The sum of a metric over all workers.
+    fn sum(&self, metric: &str, labels: &str) -> f64 {
+        let of = |worker: &Machine| worker.lapwing.as_ref().unwrap().metric(metric, labels).unwrap();
+        self.workers.iter().map(of).sum()
+    }
+
+    fn origin_bytes(&self) -> u64 {
+        self.sum("lapwing_piece_bytes_total", "source=\"origin\"") as u64
+    }
+}
+
+/// A pull that all workers have begun.
+struct Pulling<'a> {
+    cluster: &'a mut Cluster,
+    /// The trackers in the order in which the nodes ask them.
+    order: [usize; 3],
+    before: u64,
+    bytes: u64,
+}
+
+impl Pulling<'_> {
+    /// Waits until the workers have that share of the image from the registry.
+    fn reach(&self, percent: u64) {
+        wait::until_true("the pulls to be so far", DEADLINE, || {
+            self.cluster.origin_bytes() - self.before >= self.bytes * percent / 100
+        })
+        .unwrap();
+    }
+
+    fn tracker(&mut self, place: usize) -> &mut Lapwing {
+        self.cluster.tracker(self.order[place])
+    }
+}
+
+/// Lets all workers pull an image that none has, with trackers failing meanwhile; returns how long it took.
+fn pull(cluster: &mut Cluster, seed: u64, name: &str, fail: impl FnOnce(&mut Pulling<'_>)) -> Duration {
+    let image = image::noise(seed, &[LAYER_MIB]).unwrap();
+    let reference = cluster.site.registry.push(&image.layout, &format!("noise:{seed}")).unwrap();
+    let sent = cluster.site.registry.sent_bytes().unwrap();
+    let (before, order, bytes) = (cluster.origin_bytes(), cluster.order(&image), image.layout.compressed_bytes());
+    let unleased = cluster.sum("lapwing_origin_unleased_total", "");
+    let start = Instant::now();
+    let mut pulls: Vec<Process> =
+        cluster.workers.iter().map(|worker| worker.containerd.start_pull(&reference, "lapwing").unwrap()).collect();
+    fail(&mut Pulling { cluster, order, before, bytes });
+    for (number, pull) in pulls.iter_mut().enumerate() {
+        let status = pull.wait(DEADLINE).unwrap();
+        assert!(status.success(), "{name}, w{number}: {status}: {}", pull.log_tail());
+    }
+    let took = start.elapsed();
+    let sent = cluster.site.registry.sent_bytes().unwrap() - sent;
+    for (number, worker) in cluster.workers.iter().enumerate() {
+        let output = worker.containerd.run(&reference, "lapwing", &format!("content{seed}"), &[]).unwrap();
+        assert_eq!(output, image.sums, "{name}, w{number}");
+    }
+    let unleased = cluster.sum("lapwing_origin_unleased_total", "") - unleased;
+    let copies = sent as f64 / bytes as f64;
+    eprintln!("{name}: {took:.1?}, {copies:.3} copies, {unleased} transfers without a lease");
+    assert!((1.0..=COPIES).contains(&copies), "{name}: the registry sent {copies:.3} copies");
+    took
+}
+
+#[test]
+fn pulls_outlive_trackers_that_are_killed_stopped_and_restarted() {
+    if !require("pulls_outlive_trackers_that_are_killed_stopped_and_restarted", &NEEDS) {
+        return;
+    }
+    let mut cluster = Cluster::new("trackers");
+    let undisturbed = pull(&mut cluster, 61, "undisturbed", |_| ());
+    let check = |name: &str, took: Duration| {
+        assert!(took < undisturbed + SLACK, "{name}: {took:.1?}, {undisturbed:.1?} undisturbed");
+    };
+
+    let took = pull(&mut cluster, 62, "first owner killed early, second restarted", |pulling| {
+        pulling.reach(10);
+        pulling.tracker(0).kill9().unwrap();
+        pulling.reach(50);
+        pulling.tracker(1).restart().unwrap();
+    });
+    check("killed", took);
+    for place in 0..3 {
+        cluster.tracker(place).restart().unwrap();
+    }
+
+    let took = pull(&mut cluster, 63, "first owner stopped, as if cut off", |pulling| {
+        pulling.reach(30);
+        pulling.tracker(0).process().signal(Signal::STOP).unwrap();
+    });
+    check("stopped", took);
+    for place in 0..3 {
+        cluster.tracker(place).process().signal(Signal::CONT).unwrap();
+    }
+
+    let took = pull(&mut cluster, 64, "both owners killed, one after the other, and the first back", |pulling| {
+        pulling.reach(20);
+        pulling.tracker(1).kill9().unwrap();
+        pulling.reach(40);
+        pulling.tracker(0).kill9().unwrap();
+        pulling.reach(60);
+        pulling.tracker(0).restart().unwrap();
+    });
+    check("both", took);
+}
