@@ -74,6 +74,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     if embedded == Embedded::Tracker {
         let tracker = Tracker::with_policy(config.origin.policy());
         tracker.metrics().register(&mut admin.metrics);
+        admin.api = admin.api.merge(tracker::view::routes(tracker.clone()));
         tracker::start(&config, tracker, shutdown.clone()).await?;
         config.tracker.addresses.push(config.tracker.listen.to_string());
     }

@@ -1,0 +1,38 @@
+//! Who has a blob, for an asker that is no member: nobody is registered by asking.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lapwing_p2p::digest::Digest;
+
+use super::Registry;
+use super::nearness::{Place, distance};
+use crate::limits::MAX_HOLDERS_SCANNED;
+
+impl Registry {
+    /// At most `limit` nodes of `group` that hold `digest`, nearest to `from` first, in any order among equals.
+    pub(crate) fn nearest(
+        &mut self,
+        now: Duration,
+        group: &str,
+        digest: Digest,
+        from: &Place,
+        limit: usize,
+    ) -> Vec<SocketAddr> {
+        let Some((group, blob)) = self.groups.get(group).and_then(|group| Some((group, group.get(digest)?))) else {
+            return Vec::new();
+        };
+        let (count, _) = blob.counts();
+        let skip = if count > MAX_HOLDERS_SCANNED { self.random.usize(..count) } else { 0 };
+        let holders = blob.holders(skip, MAX_HOLDERS_SCANNED);
+        let nodes = holders.filter_map(|(index, _)| group.nodes.get(index)).filter(|node| node.serves(now));
+        let mut found: Vec<(u32, u32, SocketAddr)> =
+            nodes.map(|node| (distance(from, &node.place), self.random.u32(..), node.address())).collect();
+        if found.len() > limit {
+            found.select_nth_unstable(limit);
+            found.truncate(limit);
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(.., address)| address).collect()
+    }
+}
