@@ -7,7 +7,7 @@ use lapwing_p2p::digest::Digest;
 
 use super::Registry;
 use super::nearness::{Place, distance};
-use crate::limits::MAX_HOLDERS_SCANNED;
+use crate::limits::{HOLDERS_SAMPLED, MAX_HOLDERS_SCANNED, MAX_NEIGHBOURS_SCANNED};
 
 impl Registry {
     /// At most `limit` nodes of `group` that hold `digest`, nearest to `from` first, in any order among equals.
@@ -22,10 +22,17 @@ impl Registry {
         let Some((group, blob)) = self.groups.get(group).and_then(|group| Some((group, group.get(digest)?))) else {
             return Vec::new();
         };
-        let (count, _) = blob.counts();
-        let skip = if count > MAX_HOLDERS_SCANNED { self.random.usize(..count) } else { 0 };
-        let holders = blob.holders(skip, MAX_HOLDERS_SCANNED);
-        let nodes = holders.filter_map(|(index, _)| group.nodes.get(index)).filter(|node| node.serves(now));
+        let (count, _) = blob.holders.counts();
+        let mut looked_at: Vec<u32> = if count <= MAX_HOLDERS_SCANNED {
+            blob.holders.iter(0.0).collect()
+        } else {
+            let sample = blob.holders.iter(self.random.f64()).take(HOLDERS_SAMPLED).collect::<Vec<_>>().into_iter();
+            let near = group.neighbours.near(from, MAX_NEIGHBOURS_SCANNED, &mut self.random);
+            sample.chain(near.filter(|index| blob.holders.get(*index).is_some())).collect()
+        };
+        looked_at.sort_unstable();
+        looked_at.dedup();
+        let nodes = looked_at.into_iter().filter_map(|index| group.nodes.get(index)).filter(|node| node.serves(now));
         let mut found: Vec<(u32, u32, SocketAddr)> =
             nodes.map(|node| (distance(from, &node.place), self.random.u32(..), node.address())).collect();
         if found.len() > limit {

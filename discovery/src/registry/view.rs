@@ -150,11 +150,12 @@ impl Registry {
 impl Group {
     fn view(&self, now: Duration, name: &str, digest: Digest, from: &Place, limit: usize) -> Option<BlobView> {
         let blob = self.get(digest)?;
-        let (total, complete) = blob.counts();
+        let (total, complete) = blob.holders.counts();
         let mut found: Vec<_> = blob
-            .holders(0, total)
-            .filter_map(|(index, holding)| {
-                let node = self.nodes.get(index)?;
+            .holders
+            .iter(0.0)
+            .filter_map(|index| {
+                let (holding, node) = (blob.holders.get(index)?, self.nodes.get(index)?);
                 let partial = holding != Holding::Complete;
                 Some((
                     (!node.serves(now), distance(from, &node.place), partial, node.address(), node.peer),
