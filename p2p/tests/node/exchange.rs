@@ -1,7 +1,6 @@
 //! Nodes whose tracker is dead, and what they still find through the peers they know.
 
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -100,15 +99,15 @@ async fn a_node_that_starts_without_a_tracker_asks_the_peers_it_remembers() {
     let bytes = content(LENGTH, 73);
     hold(&holder, &bytes).await;
     let identity = Arc::new(Identity::generate().unwrap());
-    let restart =
-        |root: &Path| start_with(&tracker, root, Arc::clone(&identity), Arc::new(Metrics::default()), patient);
-    let first = restart(two.path()).await;
+    let root = two.path();
+    let start_anew = || start_with(&tracker, root, Arc::clone(&identity), Arc::new(Metrics::default()), patient);
+    let first = start_anew().await;
     acquaint(&holder, &first, 74).await;
     first.shutdown().await;
     drop(first);
     tracker.down.store(true, Ordering::Relaxed);
 
-    let second = restart(two.path()).await;
+    let second = start_anew().await;
     read_all(&second, &bytes).await;
     second.shutdown().await;
     holder.shutdown().await;
