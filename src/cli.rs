@@ -1,11 +1,12 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::ByteSize;
+use crate::tracker::view::DEFAULT_ROWS;
 
 /// Peer-to-peer image distribution and lazy start for containerd.
 #[derive(Debug, Parser)]
@@ -27,6 +28,10 @@ pub(crate) enum Command {
     Up(Daemon),
     /// List the blobs and lazily mounted layers of the node on this machine
     Ls(Query),
+    /// List the nodes that the tracker on this machine knows
+    Nodes(Nodes),
+    /// Show who holds a blob, nearest first, as the tracker on this machine knows it
+    Find(Find),
     /// Show the speed limits of the node on this machine, or change them until it is started anew
     Limits(Limits),
     /// Keep blobs on this machine, whatever else needs room, until they are unpinned
@@ -54,6 +59,55 @@ pub(crate) struct Query {
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Nodes {
+    /// The tracker's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Only nodes of this group
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Only nodes of this zone
+    #[arg(long)]
+    pub zone: Option<String>,
+    /// Leave out so many, which were shown before
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub skip: usize,
+    /// Show at most so many
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_ROWS)]
+    pub limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Find {
+    /// Digest of a layer or another blob ("sha256:...")
+    pub digest: lapwing_p2p::digest::Digest,
+    /// The tracker's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Only holders of this group
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Order by nearness to this zone
+    #[arg(long)]
+    pub zone: Option<String>,
+    /// Order by nearness to this rack of the zone
+    #[arg(long, requires = "zone")]
+    pub rack: Option<String>,
+    /// Order by nearness to this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub near: Option<IpAddr>,
+    /// Show at most so many holders of each group
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_ROWS)]
+    pub limit: usize,
 }
 
 /// Sizes per second, such as "10MiB"; "0" takes a limit away. Limits that are not named stay.

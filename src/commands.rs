@@ -2,6 +2,9 @@
 
 pub(crate) mod config;
 pub(crate) mod doctor;
+pub(crate) mod find;
 pub(crate) mod limits;
 pub(crate) mod ls;
+pub(crate) mod nodes;
 pub(crate) mod pin;
+mod tracker;

@@ -113,6 +113,7 @@ pub(crate) struct Tracker {
     pub resolver: String,
     pub refresh: Span,
     pub listen: SocketAddr,
+    pub piccolo_listen: String,
     pub insecure: bool,
     pub group: String,
     pub zone: String,
@@ -261,6 +262,7 @@ impl Default for Tracker {
             resolver: String::new(),
             refresh: Span::seconds(30),
             listen: loopback(7070),
+            piccolo_listen: String::new(),
             insecure: false,
             group: "default".into(),
             zone: String::new(),
@@ -309,6 +311,13 @@ impl Default for Http {
             connect_timeout: Span::seconds(5),
             read_timeout: Span::seconds(20),
         }
+    }
+}
+
+impl Tracker {
+    /// Where Piccolo's agents are listened for, if they are.
+    pub(crate) fn piccolo_listen(&self) -> Option<SocketAddr> {
+        self.piccolo_listen.parse().ok()
     }
 }
 
@@ -373,7 +382,13 @@ impl Config {
         }
         // Who says it of the piece wire, which can be encrypted, means it of trackers and seeds, which cannot yet.
         let may_be_reached = self.tracker.insecure || self.peer.insecure;
-        for (key, address) in [("tracker.listen", self.tracker.listen), ("seed.listen", self.seed.listen)] {
+        let piccolo = self.tracker.piccolo_listen();
+        if piccolo.is_none() && !self.tracker.piccolo_listen.is_empty() {
+            let found = &self.tracker.piccolo_listen;
+            return invalid("tracker.piccolo_listen", format!("{found:?} is not address:port, nor empty"));
+        }
+        let listeners = [("tracker.listen", self.tracker.listen), ("seed.listen", self.seed.listen)];
+        for (key, address) in listeners.into_iter().chain(piccolo.map(|address| ("tracker.piccolo_listen", address))) {
             if address.ip().is_loopback() || may_be_reached {
                 continue;
             }
@@ -516,6 +531,8 @@ mod tests {
             ("root = \"relative\"", "root"),
             ("[tracker]\nlisten = \"0.0.0.0:7070\"", "tracker.insecure"),
             ("[seed]\nlisten = \"0.0.0.0:7083\"", "tracker.insecure"),
+            ("[tracker]\npiccolo_listen = \"0.0.0.0:7789\"", "tracker.piccolo_listen"),
+            ("[tracker]\npiccolo_listen = \"7789\"", "address:port"),
             ("[seed]\nfetches = 0", "seed.fetches"),
             ("[seed.storage]\nservice = \"ftp\"", "s3"),
             ("[seed.storage.options]\nbucket = \"b\"", "need a service"),

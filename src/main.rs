@@ -42,6 +42,8 @@ fn main() -> ExitCode {
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
+        Command::Find(arguments) => on_runtime(commands::find::run(&arguments)),
+        Command::Nodes(arguments) => on_runtime(commands::nodes::run(&arguments)),
         Command::Ls(query) => on_runtime(commands::ls::run(&query)),
         Command::Pin(arguments) => on_runtime(commands::pin::run(&arguments, true)),
         Command::Unpin(arguments) => on_runtime(commands::pin::run(&arguments, false)),

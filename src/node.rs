@@ -74,6 +74,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     if embedded == Embedded::Tracker {
         let tracker = Tracker::with_policy(config.origin.policy());
         tracker.metrics().register(&mut admin.metrics);
+        admin.api = admin.api.merge(tracker::view::routes(tracker.clone()));
         tracker::start(&config, tracker, shutdown.clone()).await?;
         config.tracker.addresses.push(config.tracker.listen.to_string());
     }
@@ -204,6 +205,7 @@ pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) 
     settings.metainfo_quorum = config.trust.metainfo_quorum;
     settings.index_quorum = config.trust.index_quorum;
     settings.compression = config.peer.compression;
+    settings.group = config.tracker.group.clone().into();
     settings.ask_seeds = role == Role::Worker;
     let discovery: Arc<dyn Discovery> = if config.tracker.addresses.is_empty() {
         tracing::warn!("no tracker is configured (tracker.addresses): blobs come from the registries alone");

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
+use lapwing_discovery::piccolo::{self, Piccolo};
 use lapwing_discovery::server::{self, Keeping, Tracker};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -11,11 +12,14 @@ use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::node::cannot_listen;
 
+pub(crate) mod view;
+
 /// Runs until `shutdown`.
 pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut admin = Admin::default();
     let tracker = Tracker::with_policy(config.origin.policy());
     tracker.metrics().register(&mut admin.metrics);
+    admin.api = admin.api.merge(view::routes(tracker.clone()));
     let serving = start(config, tracker.clone(), shutdown.clone()).await?;
     admin.ready.store(true, Ordering::Release);
     let listen = config.admin.listen;
@@ -25,7 +29,7 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
     serving.await?
 }
 
-/// Listens at `tracker.listen` and serves in a task of its own.
+/// Listens at `tracker.listen`, and for Piccolo's agents if asked to, and serves in a task of its own.
 pub(crate) async fn start(
     config: &Config,
     tracker: Tracker,
@@ -36,12 +40,28 @@ pub(crate) async fn start(
     tokio::task::spawn_blocking(move || kept.restore(&empty)).await?;
     let listen = config.tracker.listen;
     let listener = TcpListener::bind(listen).await.with_context(|| cannot_listen("tracker.listen", listen))?;
+    let agents = match config.tracker.piccolo_listen() {
+        Some(listen) => {
+            let listener =
+                TcpListener::bind(listen).await.with_context(|| cannot_listen("tracker.piccolo_listen", listen))?;
+            Some((listener, Piccolo::new(tracker.clone())))
+        }
+        None => None,
+    };
     Ok(tokio::spawn(async move {
-        let served = tokio::select! {
-            served = server::serve(listener, tracker.clone(), shutdown.cancelled_owned()) => served,
-            () = keeping.keep(&tracker) => Ok(()),
+        let stop = shutdown.clone().cancelled_owned();
+        let nodes = async {
+            let served = tokio::select! {
+                served = server::serve(listener, tracker.clone(), stop) => served,
+                () = keeping.keep(&tracker) => Ok(()),
+            };
+            keeping.write_aside(&tracker).await;
+            served.context("the tracker's listener ended")
         };
-        keeping.write_aside(&tracker).await;
-        served.context("the tracker's listener ended")
+        let agents = async {
+            let Some((listener, piccolo)) = agents else { return Ok(()) };
+            piccolo::serve(listener, piccolo, shutdown.cancelled_owned()).await.context("Piccolo's listener ended")
+        };
+        tokio::try_join!(nodes, agents).map(|_| ())
     }))
 }

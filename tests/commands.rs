@@ -8,11 +8,12 @@ use std::process::Output;
 
 use lapwing_lab::{
     Host, Lab, Lapwing, LapwingSettings, Machine, MachineOptions, Need, Registry, RegistryOptions, image,
-    lapwing_binary, output, require,
+    lapwing_binary, output, require, wait,
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 9] = ["node", "tracker", "up", "ls", "pin", "unpin", "limits", "doctor", "config"];
+const COMMANDS: [&str; 11] =
+    ["node", "tracker", "up", "ls", "nodes", "find", "pin", "unpin", "limits", "doctor", "config"];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 
 fn lapwing(args: &[&str]) -> Output {
@@ -264,10 +265,103 @@ fn a_tracker_has_an_admin_listener_too() {
     the_admin_listener_of(&tracker);
     let refused = lapwing_on(&host, &["limits"]);
     assert_eq!(refused.status.code(), Some(1), "a tracker has no limits to show");
+    let empty = lapwing_on(&host, &["nodes"]);
+    assert!(empty.status.success() && text(&empty.stdout).contains("0 nodes in 0 groups"), "{}", text(&empty.stdout));
     let refused = lapwing_on(&host, &["ls"]);
     assert_eq!(refused.status.code(), Some(1), "a tracker has no blobs to list");
     assert!(text(&refused.stderr).contains("127.0.0.1:7082"), "{}", text(&refused.stderr));
     tracker.stop().unwrap();
+}
+
+#[test]
+fn nodes_and_find_without_a_tracker_name_the_address_and_the_remedy() {
+    let digest = format!("sha256:{}", "5".repeat(64));
+    for args in [&["nodes", "--admin", "127.0.0.1:1"][..], &["find", &digest, "--json", "--admin", "127.0.0.1:1"]] {
+        let refused = lapwing(args);
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{args:?}");
+        assert!(error.contains("127.0.0.1:1") && error.contains("is `lapwing tracker`"), "{error}");
+        assert!(refused.stdout.is_empty());
+    }
+    let refused = lapwing(&["find", "latest"]);
+    assert_eq!(refused.status.code(), Some(2), "a tag is no digest");
+}
+
+#[test]
+fn nodes_and_find_tell_what_the_tracker_knows() {
+    const NAME: &str = "nodes_and_find_tell_what_the_tracker_knows";
+    if !require(NAME, &[&NEEDS[..], &[Need::Program("docker-registry"), Need::Program("skopeo")]].concat()) {
+        return;
+    }
+    let network = Lab::new("nodes").unwrap().network().unwrap();
+    let registry = Registry::start(&network.host("registry", None).unwrap(), RegistryOptions::default()).unwrap();
+    let layout = image::small().unwrap();
+    registry.push(&layout, "lab/small:1").unwrap();
+    let host = network.host("tracker", None).unwrap();
+    let tracker = Lapwing::start(&host, LapwingSettings::tracker()).unwrap();
+    let nodes: Vec<(Host, Lapwing)> = ["z1", "z2", "z2"]
+        .into_iter()
+        .enumerate()
+        .map(|(number, zone)| {
+            let settings = LapwingSettings::node(&[tracker.tracker_address()])
+                .registry(&registry.name())
+                .with("tracker", &format!("zone = {zone:?}"))
+                .with("lazy", "enabled = false");
+            let host = network.host(&format!("w{number}"), None).unwrap();
+            let node = Lapwing::start(&host, settings).unwrap();
+            (host, node)
+        })
+        .collect();
+    let digest = layout.layers[0].digest.as_str();
+    for (_, node) in &nodes[..2] {
+        assert_eq!(node.mirror_blob(&registry.name(), "lab/small", digest).unwrap().status, 200);
+    }
+    let ask = |args: &[&str]| -> Value {
+        let told = lapwing_on(&host, args);
+        assert!(told.status.success(), "{args:?}: {}", text(&told.stderr));
+        serde_json::from_slice(&told.stdout).unwrap()
+    };
+    let deadline = std::time::Duration::from_secs(60);
+    wait::until_true("both to have told the tracker that they hold the blob", deadline, || {
+        ask(&["find", digest, "--json"])[0]["complete"] == 2 && ask(&["nodes", "--json"])["total"] == 3
+    })
+    .unwrap();
+    the_nodes_are_told(&host, &ask);
+    for (zone, other) in [("z1", "z2"), ("z2", "z1")] {
+        let found = ask(&["find", digest, "--json", "--zone", zone]);
+        let zones: Vec<&str> =
+            found[0]["holders"].as_array().unwrap().iter().map(|holder| holder["zone"].as_str().unwrap()).collect();
+        assert_eq!(zones, [zone, other], "nearest first: {found}");
+        assert!(found[0]["holders"].as_array().unwrap().iter().all(|holder| holder["complete"] == true), "{found}");
+    }
+    let table = lapwing_on(&host, &["find", digest]);
+    let shown = text(&table.stdout);
+    assert!(shown.contains("2 nodes hold some or all of it") && column(shown, "PEER").len() == 2, "{shown}");
+    let nobody = lapwing_on(&host, &["find", &format!("sha256:{}", "5".repeat(64))]);
+    assert!(nobody.status.success() && text(&nobody.stdout).contains("no node holds"), "{}", text(&nobody.stdout));
+    let refused = lapwing_on(&nodes[0].0, &["nodes"]);
+    assert_eq!(refused.status.code(), Some(1), "a node knows nobody's nodes");
+    assert!(text(&refused.stderr).contains("is no tracker"), "{}", text(&refused.stderr));
+    assert_eq!(tracker.admin("/api/v1/holders/sha256:0").unwrap().status, 400, "not a digest");
+    assert_eq!(tracker.admin("/api/v1/nodes?everything=1").unwrap().status, 400, "not a question");
+}
+
+fn the_nodes_are_told(host: &Host, ask: &dyn Fn(&[&str]) -> Value) {
+    let far = ask(&["nodes", "--json", "--zone", "z2"]);
+    assert_eq!((far["total"].as_u64(), far["tracker"]["nodes"].as_u64()), (Some(2), Some(3)), "{far}");
+    assert!(far["nodes"].as_array().unwrap().iter().all(|node| node["state"] == "live" && node["group"] == "default"));
+    assert_eq!(far["tracker"]["groups"][0]["nodes"], 3, "{far}");
+    wait::until_true("the rates to be known", std::time::Duration::from_secs(60), || {
+        ask(&["nodes", "--json"])["tracker"]["calls_per_second"]["find"].is_number()
+    })
+    .unwrap();
+    let table = lapwing_on(host, &["nodes", "--limit", "2"]);
+    let shown = text(&table.stdout);
+    assert_eq!(column(shown, "PEER").len(), 2, "{shown}");
+    assert!(shown.contains("2 of 3 nodes shown, 0 before them and 1 after left out"), "{shown}");
+    assert!(shown.contains("finds/s") && shown.contains("leases/s"), "{shown}");
+    let rest = lapwing_on(host, &["nodes", "--skip", "2"]);
+    assert!(text(&rest.stdout).contains("1 of 3 nodes shown, 2 before"), "{}", text(&rest.stdout));
 }
 
 fn the_admin_listener_of(lapwing: &Lapwing) {

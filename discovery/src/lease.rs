@@ -183,6 +183,11 @@ impl LeaseBook {
         self.live.len()
     }
 
+    /// Leases that are under way: whose, of which pieces, since when.
+    pub fn under_way(&self) -> impl Iterator<Item = (PeerId, Range<u32>, Duration)> + '_ {
+        self.live.values().map(|grant| (grant.peer, grant.run.clone(), grant.granted))
+    }
+
     /// Pieces that live nodes fetched from the origin.
     pub fn fetched(&self) -> u32 {
         self.fetched_by_any.count()

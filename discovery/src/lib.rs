@@ -8,6 +8,7 @@
 //! * [`registry`]: the tracker's state: groups, nodes, holders, votes. Pure: no sockets, no clock
 //! * [`lease`]: of one blob, who may fetch which pieces from the origin. Pure as well
 //! * [`seed`]: asking seeds to fetch blobs for all: the service, and which of several is asked
+//! * [`piccolo`]: Piccolo's agents as nodes of the tracker, by HTTP
 //! * [`limits`], [`metrics`]: every bound and period; every metric name
 //!
 //! A search goes: [`TrackerClient`]'s `find` -> the first owner of the digest (`client/owners.rs`) whose circuit is closed, and
@@ -21,7 +22,9 @@ pub mod client;
 pub mod lease;
 pub mod limits;
 pub mod metrics;
+pub mod piccolo;
 pub mod proto;
+mod rates;
 pub mod registry;
 mod rendezvous;
 pub mod seed;

@@ -62,6 +62,10 @@ pub const HOLDERS_SAMPLED: usize = 128;
 pub const COMPLETE_SAMPLED: usize = 16;
 /// Nodes of the asker's rack, subnet and zone, each, of which it is seen whether they hold the blob.
 pub const MAX_NEIGHBOURS_SCANNED: usize = 64;
+/// Most nodes, holders or leases in one answer to an operator.
+pub const MAX_VIEW_ROWS: usize = 10_000;
+/// Rates that an operator sees are means over so many ticks.
+pub const RATE_TICKS: usize = 10;
 /// Most nodes, and most blobs, in one snapshot for the admin page.
 pub const MAX_SNAPSHOT_ROWS: usize = 1000;
 
@@ -204,6 +208,23 @@ pub const SEED_DEADLINE: Duration = Duration::from_secs(1);
 pub const SEED_LISTING_AGE: Duration = Duration::from_secs(2);
 /// How long a seed that did not answer, or was too busy, is passed over.
 pub const SEED_SUSPICION: Duration = Duration::from_secs(10);
+
+// Piccolo's agents.
+
+/// An agent that was silent for so long is forgotten: Piccolo's own DEADTIMEOUT, three of its heartbeats.
+pub const AGENT_TTL: Duration = Duration::from_secs(31 * 60);
+/// The registry is told of an agent that lives so often: before a node would count as silent.
+pub const AGENT_REFRESH: Duration = Duration::from_secs(20);
+/// Most agents of which the registry is told under one lock.
+pub const MAX_AGENTS_PER_LOCK: usize = 256;
+/// Most holders in one answer to an agent: Piccolo's own default.
+pub const MAX_PICCOLO_HOLDERS: usize = 100;
+/// Longest key, in bytes: registry, repository and tag.
+pub const MAX_PICCOLO_KEY_BYTES: usize = MAX_NAMESPACE_BYTES + MAX_REPOSITORY_BYTES + 128 + 2;
+/// Longest body of an agent's request, in bytes: [`MAX_BLOBS_PER_NODE`] digests.
+pub const MAX_PICCOLO_BODY_BYTES: usize = 8 << 20;
+/// Most bodies that are read and taken in at the same time.
+pub const MAX_PICCOLO_BODIES: usize = 16;
 
 // The client.
 

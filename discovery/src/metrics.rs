@@ -9,6 +9,28 @@ use tonic::Code;
 
 use crate::registry::TrackerSnapshot;
 
+/// Every call there is.
+pub(crate) const METHODS: [&str; 15] = [
+    "find",
+    "announce",
+    "sync",
+    "lease",
+    "settle",
+    "state",
+    "heartbeat",
+    "replicas",
+    "seeds",
+    "report",
+    "leave",
+    "piccolo_findkey",
+    "piccolo_advertise",
+    "piccolo_sync",
+    "piccolo_keepalive",
+];
+
+const OUTCOMES: [&str; 6] =
+    ["ok", "invalid_argument", "resource_exhausted", "out_of_range", "deadline_exceeded", "other"];
+
 /// What a call was, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Call {
@@ -42,7 +64,16 @@ impl Metrics {
     }
 
     pub(crate) fn count_call(&self, method: &'static str, code: Code) {
+        debug_assert!(METHODS.contains(&method), "{method} is not among METHODS");
         self.calls.get_or_create(&Call { method, outcome: outcome(code) }).inc();
+    }
+
+    /// Calls so far, whatever came of them, in the order of [`METHODS`].
+    pub(crate) fn calls_by_method(&self) -> [u64; METHODS.len()] {
+        METHODS.map(|method| {
+            let count = |outcome| self.calls.get(&Call { method, outcome }).map_or(0, |counter| counter.get());
+            OUTCOMES.into_iter().map(count).sum()
+        })
     }
 
     pub(crate) fn set_sizes(&self, counts: &TrackerSnapshot) {

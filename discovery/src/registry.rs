@@ -19,6 +19,7 @@ mod find;
 mod group;
 mod holders;
 mod leasing;
+mod nearest;
 mod nearness;
 mod neighbours;
 mod node;
@@ -28,6 +29,7 @@ mod slab;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod view;
 mod votes;
 
 use std::collections::HashMap;
@@ -44,6 +46,7 @@ pub use self::dump::{Dump, DumpError, Restored};
 use self::group::Group;
 pub use self::nearness::{Place, distance};
 pub use self::snapshot::{Member, SwarmSnapshot, TrackerSnapshot};
+pub use self::view::{BlobView, GroupCounts, HolderView, LeaseView, MemberFilter, Members};
 use crate::lease::SettleError;
 use crate::lease::sites::LeasePolicy;
 use crate::limits::{

@@ -7,6 +7,7 @@
 mod keeping;
 mod load;
 mod service;
+mod view;
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ use crate::lease::sites::LeasePolicy;
 use crate::limits::{BACKLOG_TICK, CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
 use crate::metrics::Metrics;
 use crate::proto::tracker_service_server::TrackerServiceServer;
+use crate::rates::Rates;
 use crate::registry::{Expired, Registry, TrackerSnapshot};
 
 /// Tells the time since some fixed moment; must never go back.
@@ -34,6 +36,7 @@ pub struct Tracker {
     load: Arc<Mutex<Load>>,
     clock: Clock,
     metrics: Metrics,
+    rates: Arc<Mutex<Rates>>,
 }
 
 impl std::fmt::Debug for Tracker {
@@ -68,7 +71,8 @@ impl Tracker {
 
     fn on(registry: Registry, clock: Clock) -> Self {
         let load = Arc::new(Mutex::new(Load::new(clock())));
-        Self { state: Arc::new(Mutex::new(registry)), load, clock, metrics: Metrics::default() }
+        let state = Arc::new(Mutex::new(registry));
+        Self { state, load, clock, metrics: Metrics::default(), rates: Arc::default() }
     }
 
     /// What it counts.
@@ -83,8 +87,10 @@ impl Tracker {
 
     /// Forgets what has expired; [`serve`] does it once a second.
     pub fn tick(&self) -> Expired {
+        let now = (self.clock)();
+        self.sample_rates(now);
         let mut registry = self.registry();
-        let expired = registry.tick((self.clock)());
+        let expired = registry.tick(now);
         let counts = registry.counts();
         drop(registry);
         self.metrics.set_sizes(&counts);
@@ -101,7 +107,11 @@ impl Tracker {
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn registry(&self) -> MutexGuard<'_, Registry> {
+    pub(crate) fn now(&self) -> Duration {
+        (self.clock)()
+    }
+
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry> {
         // Soft state: whatever a panic left half done, nodes announce again, and answers are checked by those who use them.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 //! The contract with discovery: who has a blob, and who may fetch what from its origin.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
@@ -101,6 +101,21 @@ pub struct Replicas {
     pub zone: u32,
     /// In all zones.
     pub all: u32,
+}
+
+/// Where cloud machines find their credentials over IPv6; the IPv4 one is link-local.
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+/// Whether somebody else's word may send this node to an address: a tracker or a peer may lie. Loopback addresses are taken
+/// from who is on this machine only.
+pub fn may_dial(address: IpAddr, teller_is_local: bool) -> bool {
+    let never = address.is_unspecified()
+        || address.is_multicast()
+        || match address {
+            IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local() || ip == METADATA_V6,
+        };
+    !never && (teller_is_local || !address.is_loopback())
 }
 
 /// What discovery knows of a blob.

@@ -6,6 +6,7 @@
 //! * [`wire`]: the framing that peers speak
 //! * [`swarm`]: the deterministic scheduler: events and time in, actions out
 //! * [`rate`]: speed limits
+//! * `exchange`: whom to ask, and what to believe, while no tracker answers
 //! * [`origin`], [`discovery`], [`storage`]: the contracts that somebody else fulfils
 //! * [`node`]: the shell of sockets and tasks around all of it
 //!
@@ -16,6 +17,7 @@
 pub mod bitfield;
 pub mod digest;
 pub mod discovery;
+mod exchange;
 mod failpoint;
 pub mod identity;
 pub mod layout;

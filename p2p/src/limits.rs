@@ -79,6 +79,24 @@ pub const MAX_PASSING_BYTES: u64 = 32 << 20;
 /// Most peers of a blob that are remembered beyond those that are connected.
 pub const MAX_KNOWN_HOLDERS: usize = 256;
 
+/// Most holders that one peer names in an answer.
+pub const MAX_TOLD_HOLDERS: usize = 16;
+
+/// Most peers that are remembered over a restart.
+pub const MAX_REMEMBERED_PEERS: usize = 256;
+
+/// Longest file of remembered peers that is read, in bytes: a line has at most 113.
+pub const MAX_PEERS_FILE_LENGTH: u64 = 64 << 10;
+
+/// Most blobs that peers are asked for at the same time.
+pub const MAX_SEARCHES: usize = 1024;
+
+/// Most questions that one peer may ask at once, before [`QUESTIONS_PER_SECOND`].
+pub const MAX_QUESTIONS_AT_ONCE: u32 = 256;
+
+/// How many questions of one peer are answered in the long run: an image has some tens of blobs.
+pub const QUESTIONS_PER_SECOND: u32 = 32;
+
 /// Most piece lessees remembered of a blob.
 pub const MAX_LESSEES: usize = 4096;
 

@@ -69,6 +69,12 @@ pub struct Metrics {
     pub false_statements: Counter,
     /// `lapwing_spoilt_pieces_total`: pieces on this node's disk that could not be read or had changed.
     pub spoilt_pieces: Counter,
+    /// `lapwing_told_holders_total`: holders that peers named while discovery was silent.
+    pub told_holders: Counter,
+    /// `lapwing_refused_answers_total`: such answers that nobody asked for, or that name what no peer can be.
+    pub refused_answers: Counter,
+    /// `lapwing_refused_questions_total`: such questions, of other groups or too many.
+    pub refused_questions: Counter,
     /// `lapwing_active_blobs`: blobs that something wants.
     pub active_blobs: Gauge,
     /// `lapwing_peers`: connected peers.
@@ -94,6 +100,9 @@ impl Metrics {
         counter("origin_unleased", "Origin transfers begun without a lease", &self.unleased_fetches);
         counter("false_statements", "Hashes that peers signed and that were wrong", &self.false_statements);
         counter("spoilt_pieces", "Pieces lost on this disk and fetched again", &self.spoilt_pieces);
+        counter("told_holders", "Holders that peers named while no tracker answered", &self.told_holders);
+        counter("refused_answers", "Answers of peers about holders that are not believed", &self.refused_answers);
+        counter("refused_questions", "Questions of peers about holders that are not answered", &self.refused_questions);
         counter("digest_mismatches", "Blobs that did not match their digest", &self.digest_mismatches);
         counter("evicted_blobs", "Blobs evicted to make room", &self.evicted_blobs);
         registry.register("origin_errors", "Origin transfers that failed", self.origin_errors.clone());

@@ -17,6 +17,7 @@ mod config;
 mod connection;
 mod derived;
 mod error;
+mod exchange;
 mod finding;
 mod hashing;
 mod intake;
@@ -47,6 +48,7 @@ use tokio_util::task::TaskTracker;
 use crate::bitfield::Bitfield;
 use crate::digest::Digest;
 use crate::discovery::Discovery;
+use crate::exchange::{Exchange, remembered};
 use crate::identity::PeerId;
 use crate::layout::{PieceIndex, PieceLayout};
 use crate::metrics::Metrics;
@@ -98,6 +100,8 @@ pub struct Node {
     local_addr: SocketAddr,
     started: Instant,
     inner: Mutex<Inner>,
+    /// Never taken while another lock is held, nor another while this one is.
+    exchange: Mutex<Exchange>,
     derived: Derived,
     origin_gate: OriginGate,
     connections: Arc<Semaphore>,
@@ -158,7 +162,14 @@ impl Node {
             let root = store.root().to_owned();
             tokio::task::spawn_blocking(move || Derived::load(&root)).await
         };
+        let remembered = {
+            let root = store.root().to_owned();
+            tokio::task::spawn_blocking(move || remembered::load(&root)).await.unwrap_or_default()
+        };
+        let group = *Digest::of(config.group.as_bytes()).as_bytes();
+        let exchange = Exchange::new(config.identity.id(), group, remembered, fastrand::u64(..));
         let node = Arc::new(Self {
+            exchange: Mutex::new(exchange),
             derived: derived.unwrap_or_else(|_| Derived::load(store.root())),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             buffers: Buffers::new(),
@@ -186,6 +197,7 @@ impl Node {
         node.spawn(keeping::accept(Arc::clone(&node), listener));
         node.spawn(keeping::tick(Arc::clone(&node)));
         node.spawn(keeping::flush(Arc::clone(&node)));
+        node.spawn(exchange::remember(Arc::clone(&node)));
         node.spawn(ageing::age(Arc::clone(&node)));
         node.spawn(ageing::withdraw_removed(Arc::clone(&node), removed));
         node.spawn(Arc::clone(&node).announce_stored());
@@ -296,6 +308,7 @@ impl Node {
         self.tasks.close();
         let _ = tokio::time::timeout(PATIENCE, self.tasks.wait()).await;
         self.flush_all().await;
+        self.save_remembered().await;
         // At last: what still ran might have registered the node again.
         if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, self.discovery.leave()).await {
             tracing::debug!(%error, "discovery was not told that this node ends");

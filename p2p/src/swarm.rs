@@ -39,8 +39,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::bitfield::Bitfield;
 use crate::digest::Digest;
-use crate::discovery::Holding;
+use crate::discovery::{Holder, Holding};
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
 use crate::rate::{Buckets, Rates};
@@ -309,6 +310,17 @@ impl Swarm {
         self.blobs.get(digest).filter(|blob| blob.is_active()).map(|blob| blob.last_progress)
     }
 
+    /// Whom this node knows to have some or all of a blob that is open: where discovery or a peer named it, and who trades
+    /// it with this node now.
+    pub fn holders_of(&self, digest: &Digest) -> (Vec<Holder>, Vec<(PeerId, Holding)>) {
+        let Some(blob) = self.blobs.get(digest) else { return Default::default() };
+        let named = blob.known.iter().filter(|(_, known)| !known.failed);
+        let named = named.map(|(&peer, known)| Holder::new(peer, known.address, known.holding));
+        let trading = blob.trades.iter().filter(|(_, trade)| !trade.have.is_empty());
+        let holding = |have: &Bitfield| if have.is_full() { Holding::Complete } else { Holding::Partial };
+        (named.collect(), trading.map(|(_, trade)| (trade.peer, holding(&trade.have))).collect())
+    }
+
     /// Number of connected peers that take part in that blob.
     pub fn peers_of(&self, digest: &Digest) -> usize {
         self.blobs.get(digest).map_or(0, |blob| blob.trades.len())
@@ -349,6 +361,7 @@ impl Swarm {
             Event::FindAgain(digest) => self.find_again(digest),
             Event::SeedAnswered { digest, seed } => self.seed_answered(digest, seed.as_ref()),
             Event::Found { digest, found } => self.found(digest, found),
+            Event::Told { digest, told } => self.told(digest, &told),
             Event::Verifiable { digest, verifiable } => {
                 if let Some(blob) = self.blobs.get_mut(&digest) {
                     blob.verifiable |= verifiable;

@@ -15,15 +15,21 @@
 //! 8 Bye
 //! 9 Free     blob: u32                                        has an upload slot that nobody asks for
 //! 10 Packed   like Piece, but the bytes are a zstd frame of them  only to who offers it in the handshake
+//! 11 Here       port: u16, group: 32                          where the sender can be dialled, and in which group it is
+//! 12 AskHolders digest: 32                                    asks who has a blob
+//! 13 Holders    the answer: see [`telling`]                     the last three only to who offers them in the handshake
 //! ```
 //!
 //! A blob's number is chosen by whoever says it, in the `Hello` that precedes, and holds for that direction. A peer
-//! names content by digest and index only: never a path, a URL or an address.
+//! names content by digest and index only: never a path or a URL. Addresses of third parties come in `Holders` alone, as
+//! hints.
 
 pub mod handshake;
 pub mod packing;
+pub mod telling;
 pub mod tls;
 
+use self::telling::Telling;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use crate::bitfield::{Bitfield, InvalidBitfield};
@@ -45,6 +51,9 @@ const PING: u8 = 7;
 const BYE: u8 = 8;
 const FREE: u8 = 9;
 const PACKED: u8 = 10;
+const HERE: u8 = 11;
+const ASK_HOLDERS: u8 = 12;
+const HOLDERS: u8 = 13;
 
 const WHOLE_BLOB: u32 = u32::MAX;
 
@@ -127,6 +136,20 @@ pub enum Frame {
         /// The sender's number of the blob.
         blob: BlobNumber,
     },
+    /// Where the sender listens, on the address of this connection, and which group it is of.
+    Here {
+        /// The port of its piece wire.
+        port: u16,
+        /// Hash of the group's name.
+        group: [u8; 32],
+    },
+    /// The sender cannot reach a tracker and asks who has this blob.
+    AskHolders {
+        /// Which.
+        digest: Digest,
+    },
+    /// The answer.
+    Holders(Telling),
 }
 
 /// Bytes that are no frame. The connection cannot go on after any of these.
@@ -180,6 +203,9 @@ impl Header {
             PIECE | PACKED => MAX_PIECE_FRAME,
             PING | BYE => 0,
             FREE => 4,
+            HERE => 34,
+            ASK_HOLDERS => 32,
+            HOLDERS => telling::MAX_LENGTH,
             _ => return Err(WireError::Kind(kind)),
         };
         if length as usize > limit {
@@ -311,6 +337,12 @@ impl Frame {
                 out.put_slice(bytes);
             }
             Self::Free { blob } => out.put_u32(blob.0),
+            Self::Here { port, group } => {
+                out.put_u16(*port);
+                out.put_slice(group);
+            }
+            Self::AskHolders { digest } => out.put_slice(digest.as_bytes()),
+            Self::Holders(telling) => telling.put(out),
             Self::Ping | Self::Bye => {}
         }
         let length = (out.len() - start - HEADER_LENGTH) as u32;
@@ -357,6 +389,14 @@ impl Frame {
             PING => Self::Ping,
             BYE => Self::Bye,
             FREE => Self::Free { blob: BlobNumber(number(&mut body)?) },
+            HERE => {
+                let port = body.try_get_u16().map_err(|_| short)?;
+                let group = *body.first_chunk().ok_or(short)?;
+                body.advance(group.len());
+                Self::Here { port, group }
+            }
+            ASK_HOLDERS => Self::AskHolders { digest: digest(&mut body).ok_or(short)? },
+            HOLDERS => return Telling::decode(body).map(Self::Holders),
             kind => return Err(WireError::Kind(kind)),
         };
         if body.is_empty() { Ok(frame) } else { Err(short) }
@@ -383,6 +423,9 @@ impl Frame {
             Self::Ping => PING,
             Self::Bye => BYE,
             Self::Free { .. } => FREE,
+            Self::Here { .. } => HERE,
+            Self::AskHolders { .. } => ASK_HOLDERS,
+            Self::Holders(_) => HOLDERS,
         }
     }
 }
@@ -426,9 +469,12 @@ mod tests {
                 urgent
             }),
             (id.clone(), piece.clone()).prop_map(|(blob, piece)| Frame::Cancel { blob, piece }),
-            (digest, prop::option::of((0..u32::MAX).prop_map(PieceIndex)))
+            (digest.clone(), prop::option::of((0..u32::MAX).prop_map(PieceIndex)))
                 .prop_map(|(digest, piece)| Frame::NotHere { digest, piece }),
             id.clone().prop_map(|blob| Frame::Free { blob }),
+            any::<(u16, [u8; 32])>().prop_map(|(port, group)| Frame::Here { port, group }),
+            digest.clone().prop_map(|digest| Frame::AskHolders { digest }),
+            telling::tests::tellings().prop_map(Frame::Holders),
             (id, piece, prop::option::of(statement), prop::collection::vec(any::<u8>(), 0..300), any::<bool>())
                 .prop_map(|(blob, piece, statement, bytes, packed)| match packed {
                     true => Frame::Packed { blob, piece, statement, bytes: bytes.into() },
@@ -491,7 +537,7 @@ mod tests {
 
         /// What is accepted is the encoding of what was read, and nothing else; and no input panics.
         #[test]
-        fn arbitrary_bytes_are_a_frame_or_an_error(kind in 0u8..11, body in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn arbitrary_bytes_are_a_frame_or_an_error(kind in 0u8..15, body in prop::collection::vec(any::<u8>(), 0..400)) {
             let mut head = [kind, 0, 0, 0, 0];
             head[1..].copy_from_slice(&(body.len() as u32).to_be_bytes());
             let Ok(header) = Header::decode(head) else { return Ok(()) };
@@ -505,7 +551,8 @@ mod tests {
 
     #[test]
     fn lengths_are_bounded_before_anything_is_allocated() {
-        for kind in [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE, FREE, PACKED] {
+        for kind in [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE, FREE, PACKED, HERE, ASK_HOLDERS, HOLDERS]
+        {
             let head = [kind, 0xff, 0xff, 0xff, 0xff];
             assert!(matches!(Header::decode(head), Err(WireError::TooLong { .. })), "{kind}");
         }

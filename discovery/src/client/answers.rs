@@ -1,11 +1,10 @@
 //! What is believed of a tracker's answers: a tracker may lie, and must not send a node anywhere it should not go.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Found, Holding, LeaseKind, LeaseReply, LeaseRequest};
+use lapwing_p2p::discovery::{Found, Holding, LeaseKind, LeaseReply, LeaseRequest, may_dial};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::layout::PieceIndex;
 
@@ -13,9 +12,6 @@ use crate::limits::{MAX_BELIEVED, MAX_HOLDERS_PER_ANSWER, MAX_LESSEES, MAX_OBJEC
 use crate::proto::{self, lease_reply::Outcome};
 use crate::seed::Seed;
 use crate::wire;
-
-/// Where cloud machines find their credentials over IPv6; the IPv4 one is link-local.
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 /// Reads the answer to a search for `digest`: no more than the bounds, no peer twice, not this node, no address that no
 /// peer can have. Loopback addresses are taken from a tracker on this machine only.
@@ -64,16 +60,6 @@ pub(super) fn seeds(reply: &proto::SeedsReply, me: PeerId, tracker_is_local: boo
     seeds.take(MAX_SEEDS).collect()
 }
 
-fn may_dial(address: IpAddr, tracker_is_local: bool) -> bool {
-    let never = address.is_unspecified()
-        || address.is_multicast()
-        || match address {
-            IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_unicast_link_local() || ip == METADATA_V6,
-        };
-    !never && (tracker_is_local || !address.is_loopback())
-}
-
 /// Reads the answer to `request`; none if it grants what was not asked for, or nothing known.
 pub(super) fn leased(reply: &proto::LeaseReply, request: &LeaseRequest) -> Option<LeaseReply> {
     match reply.outcome.as_ref()? {
@@ -102,7 +88,11 @@ pub(super) fn leased(reply: &proto::LeaseReply, request: &LeaseRequest) -> Optio
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
+
+    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
     fn holder(node: u8, address: &[u8], port: u32) -> proto::Holder {
         proto::Holder {

@@ -7,6 +7,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::identity::PeerId;
 
 use super::Registry;
+use super::node::Node;
 use crate::limits::MAX_SNAPSHOT_ROWS;
 
 /// The tracker at one moment.
@@ -83,16 +84,7 @@ impl Registry {
         let mut snapshot = self.counts();
         for (name, group) in &self.groups {
             for (_, node) in group.nodes.iter().take(MAX_SNAPSHOT_ROWS - snapshot.members.len()) {
-                snapshot.members.push(Member {
-                    group: name.clone(),
-                    peer: node.peer,
-                    address: node.address(),
-                    zone: node.place.zone.to_string(),
-                    rack: node.place.rack.to_string(),
-                    blobs: node.blobs.len(),
-                    silence: now.saturating_sub(node.last_seen),
-                    set_aside: node.is_set_aside(now),
-                });
+                snapshot.members.push(member(now, name, node));
             }
             for (_, blob) in group.blobs.iter() {
                 let (holders, complete) = blob.holders.counts();
@@ -109,6 +101,20 @@ impl Registry {
         }
         keep_busiest(&mut snapshot.swarms);
         snapshot
+    }
+}
+
+/// What is shown of a node.
+pub(super) fn member(now: Duration, group: &str, node: &Node) -> Member {
+    Member {
+        group: group.to_owned(),
+        peer: node.peer,
+        address: node.address(),
+        zone: node.place.zone.to_string(),
+        rack: node.place.rack.to_string(),
+        blobs: node.blobs.len(),
+        silence: now.saturating_sub(node.last_seen),
+        set_aside: node.is_set_aside(now),
     }
 }
 

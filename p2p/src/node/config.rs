@@ -43,6 +43,8 @@ pub struct NodeConfig {
     pub index_quorum: u32,
     /// Speed limits at the start; [`Node::set_limits`](super::Node::set_limits) changes them. Default none.
     pub limits: Limits,
+    /// The group whose nodes this node asks, and answers, while no tracker can be asked. Default `default`.
+    pub group: Cow<'static, str>,
     /// Whether the seeds that discovery knows are asked to fetch blobs before the origin is. Default true; false for a seed.
     pub ask_seeds: bool,
 }
@@ -67,6 +69,7 @@ impl NodeConfig {
             metainfo_quorum: 2,
             index_quorum: 1,
             limits: Limits { upload: NONE, download: NONE, origin: NONE },
+            group: Cow::Borrowed("default"),
             ask_seeds: true,
         }
     }

@@ -124,12 +124,12 @@ impl Link {
 
 /// Reads and writes until either ends, the peer says goodbye, or the node closes the link.
 pub(super) async fn run(node: &Arc<Node>, channel: Channel, queues: Queues) -> Result<(), ConnectionError> {
-    let Channel { peer, packs, read, write } = channel;
+    let Channel { peer, remote, packs, read, write, .. } = channel;
     let packs = packs && node.config.compression;
     let closing = queues.closing.clone();
     let mut writer = node.tasks.spawn(Writer { node: Arc::clone(node), peer, packs, write, queues }.run());
     let ended = tokio::select! {
-        ended = Reader::new(node, peer, read).run() => ended,
+        ended = Reader::new(node, peer, remote, read).run() => ended,
         () = closing.cancelled() => Ok(()),
         written = &mut writer => return written.unwrap_or(Ok(())),
     };

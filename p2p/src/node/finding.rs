@@ -34,6 +34,11 @@ struct Candidate {
     firm: bool,
 }
 
+/// Somebody named those peers.
+const fn named(digest: Digest, peers: FoundPeers, by_peer: bool) -> Event {
+    if by_peer { Event::Told { digest, told: peers } } else { Event::Found { digest, found: Some(peers) } }
+}
+
 impl Node {
     pub(super) async fn find(self: Arc<Self>, blob: Arc<Blob>) {
         let digest = blob.digest;
@@ -47,10 +52,22 @@ impl Node {
             }
             Ok(Err(error)) => {
                 tracing::debug!(%digest, %error, "discovery does not answer");
-                return self.drive(Event::Found { digest, found: None });
+                return self.find_without_discovery(digest);
             }
-            Err(_) => return self.drive(Event::Found { digest, found: None }),
+            Err(_) => return self.find_without_discovery(digest),
         };
+        self.take_up(blob, found, false).await;
+    }
+
+    /// The scheduler goes on as if nobody had it; what peers know comes on top.
+    fn find_without_discovery(self: &Arc<Self>, digest: Digest) {
+        self.drive(Event::Found { digest, found: None });
+        self.ask_peers(digest);
+    }
+
+    /// Uses what discovery, or a peer in its place, says.
+    pub(super) async fn take_up(self: Arc<Self>, blob: Arc<Blob>, found: Found, told_by_peer: bool) {
+        let digest = blob.digest;
         let (news, can_verify) = {
             let mut trust = lock(&blob.trust);
             self.agreed(&found, digest).for_each(|object| trust.confirm(&object));
@@ -65,12 +82,12 @@ impl Node {
             verifiable: candidates.is_empty() || (lock(&blob.trust).can_verify() && blob.stored.have().count() > 0),
             metainfo_pending: !candidates.is_empty(),
         };
-        self.drive(Event::Found { digest, found: Some(peers) });
+        self.drive(named(digest, peers, told_by_peer));
         if news {
             self.judge_aside(&blob).await;
         }
         if loads {
-            let loading = self.load_metainfo(&blob, candidates, &found.holders);
+            let loading = self.load_metainfo(&blob, candidates, &found.holders, told_by_peer);
             tokio::pin!(loading);
             if timeout(METAINFO_FIRST, &mut loading).await.is_err() {
                 if lock(&blob.trust).can_verify() {
@@ -87,19 +104,25 @@ impl Node {
         let Ok(Ok(found)) = timeout(PATIENCE, self.discovery.find(blob.digest)).await else { return };
         let candidates = self.candidates(blob, &found);
         if !candidates.is_empty() && !blob.loading_metainfo.swap(true, Ordering::AcqRel) {
-            self.load_metainfo(blob, candidates, &found.holders).await;
+            self.load_metainfo(blob, candidates, &found.holders, false).await;
             blob.loading_metainfo.store(false, Ordering::Release);
         }
     }
 
     /// Fetches the metainfo through the swarm, as any blob, and checks that it speaks of this one.
-    async fn load_metainfo(self: &Arc<Self>, blob: &Arc<Blob>, candidates: Vec<Candidate>, holders: &[Holder]) {
+    async fn load_metainfo(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        candidates: Vec<Candidate>,
+        holders: &[Holder],
+        told_by_peer: bool,
+    ) {
         let digest = blob.digest;
         for Candidate { object, length, firm } in candidates {
             let Ok(encoded) = self.open(object, length, None) else { continue };
             // Who has the blob has its metainfo: no need to ask discovery first.
             let peers = FoundPeers { holders: holders.to_vec(), verifiable: true, metainfo_pending: false };
-            self.drive(Event::Found { digest: object, found: Some(peers) });
+            self.drive(named(object, peers, told_by_peer));
             let read = timeout(METAINFO_PATIENCE, encoded.read(0..length, Priority::Fault)).await;
             let Ok(Ok(bytes)) = read else {
                 tracing::debug!(%digest, %object, "metainfo does not come");

@@ -154,7 +154,7 @@ impl Node {
         }
     }
 
-    async fn dial(self: Arc<Self>, peer: PeerId, address: SocketAddr) {
+    pub(super) async fn dial(self: Arc<Self>, peer: PeerId, address: SocketAddr) {
         let connected = async {
             let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
                 return Err(ConnectionError::TimedOut);
@@ -169,6 +169,7 @@ impl Node {
             }
             Err(error) => {
                 self.tell_unreachable(peer, address, &error);
+                self.not_reached(peer);
                 self.drive(Event::DialFailed(peer));
             }
         }
@@ -199,11 +200,15 @@ impl Node {
 
     /// Runs a connection until it ends.
     async fn serve(self: &Arc<Self>, channel: Channel, initiator: PeerId) {
-        let peer = channel.peer;
+        let (peer, tells) = (channel.peer, channel.tells);
         let Some((id, queues)) = self.link_up(peer, initiator) else { return };
+        if tells {
+            self.introduce(peer);
+        }
         if let Err(error) = connection::run(self, channel, queues).await {
             tracing::debug!(%peer, %error, "connection ended");
         }
         self.link_down(peer, id);
+        self.parted(peer, id);
     }
 }

@@ -177,6 +177,13 @@ pub enum Event {
         /// What.
         found: Option<FoundPeers>,
     },
+    /// Somebody else than discovery names peers: that says nothing of whether discovery lives.
+    Told {
+        /// Of which blob.
+        digest: Digest,
+        /// Whom.
+        told: FoundPeers,
+    },
     /// Answer to [`Action::AskSeed`].
     SeedAnswered {
         /// The blob.
@@ -249,6 +256,7 @@ impl Event {
             | Self::Unusable { digest, .. }
             | Self::FindAgain(digest)
             | Self::Found { digest, .. }
+            | Self::Told { digest, .. }
             | Self::SeedAnswered { digest, .. }
             | Self::Verifiable { digest, .. }
             | Self::Leased { digest, .. }

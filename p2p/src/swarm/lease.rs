@@ -223,6 +223,20 @@ impl Swarm {
             self.ask_everybody(digest);
             return self.consider_origin(digest);
         };
+        self.take_up(digest, &found, first);
+    }
+
+    /// A peer names others, in the place of discovery.
+    pub(super) fn told(&mut self, digest: Digest, told: &FoundPeers) {
+        let Some(blob) = self.blobs.get(&digest) else { return };
+        let first = blob.known.is_empty();
+        let told = FoundPeers { verifiable: told.verifiable || blob.verifiable, ..told.clone() };
+        self.take_up(digest, &told, first);
+    }
+
+    fn take_up(&mut self, digest: Digest, found: &FoundPeers, first: bool) {
+        let now = self.now;
+        let Some(blob) = self.blobs.get_mut(&digest) else { return };
         blob.verifiable = found.verifiable || blob.layout.piece_count() <= 1;
         blob.metainfo_pending = found.metainfo_pending;
         if first {

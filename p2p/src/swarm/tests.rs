@@ -86,7 +86,7 @@ fn a_quarter_of_the_neighbours_is_far() {
     let _ = swarm.on_event(START, Event::Want { digest, id: WantId(1), pieces: 0..1, priority: Priority::Bulk });
     // Discovery names the nearest first.
     let address = "10.0.0.1:7000".parse().unwrap();
-    let holders = (1..=64).map(|n| crate::discovery::Holder::new(peer(n), address, Holding::Partial)).collect();
+    let holders = (1..=64).map(|n| Holder::new(peer(n), address, Holding::Partial)).collect();
     let found = FoundPeers { holders, verifiable: true, metainfo_pending: false };
     let actions = swarm.on_event(START, Event::Found { digest, found: Some(found) });
     let dialled = actions.iter().filter_map(|action| match action {

@@ -7,6 +7,7 @@ mod cold;
 mod derived;
 mod disk;
 mod download;
+mod exchange;
 mod faults;
 mod full;
 mod hostile;

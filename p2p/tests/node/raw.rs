@@ -17,12 +17,17 @@ pub(crate) type Stream = Either<TcpStream, TlsStream<TcpStream>>;
 
 /// Takes a connection as the test's mode wants it.
 pub(crate) async fn accept(stream: TcpStream, identity: &Arc<Identity>) -> std::io::Result<Stream> {
+    accept_with(0, stream, identity).await
+}
+
+/// The same, with features that it offers.
+pub(crate) async fn accept_with(features: u16, stream: TcpStream, identity: &Arc<Identity>) -> std::io::Result<Stream> {
     if crate::INSECURE {
-        return shake_hands(Either::Left(stream), identity, &PLAINTEXT, &PLAINTEXT).await;
+        return greet(features, Either::Left(stream), identity, &PLAINTEXT, &PLAINTEXT).await;
     }
     let stream = TlsAcceptor::from(Tls::new(identity).unwrap().server()).accept(stream).await?;
     let (_, channel) = tls::peer(stream.get_ref().1).unwrap();
-    shake_hands(Either::Right(stream.into()), identity, &channel, &channel).await
+    greet(features, Either::Right(stream.into()), identity, &channel, &channel).await
 }
 
 /// Connects within TLS, whatever the test's mode is. Says nothing yet.
@@ -36,12 +41,22 @@ pub(crate) async fn connect(identity: &Arc<Identity>, peer: PeerId, address: Soc
 
 /// Says who it is, proven for the channel `signed`, and checks who is there on `channel`.
 pub(crate) async fn shake_hands(
+    stream: Stream,
+    identity: &Identity,
+    signed: &Channel,
+    channel: &Channel,
+) -> std::io::Result<Stream> {
+    greet(0, stream, identity, signed, channel).await
+}
+
+async fn greet(
+    features: u16,
     mut stream: Stream,
     identity: &Identity,
     signed: &Channel,
     channel: &Channel,
 ) -> std::io::Result<Stream> {
-    let sent = Greeting { features: 0, peer: identity.id(), nonce: [5; 32] };
+    let sent = Greeting { features, peer: identity.id(), nonce: [5; 32] };
     stream.write_all(&sent.encode()).await?;
     stream.flush().await?;
     let mut bytes = [0; GREETING_LENGTH];

@@ -1,6 +1,6 @@
 //! The beginning of a connection: TLS unless the operator wants plaintext, then the wire's handshake.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::identity::{Identity, PeerId, SIGNATURE_LENGTH};
 use crate::node::{Node, NodeConfig};
 use crate::wire::handshake::{self, GREETING_LENGTH, Greeting, PLAINTEXT};
 use crate::wire::packing::TAKES_PACKED;
+use crate::wire::telling::TELLS_HOLDERS;
 use crate::wire::tls::{self, Tls};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -27,10 +28,22 @@ const UNSENT_BYTES: u32 = 128 << 10;
 /// A connection whose other end has proven who it is.
 pub(in crate::node) struct Channel {
     pub(in crate::node) peer: PeerId,
+    /// The address of the other end.
+    pub(super) remote: IpAddr,
+    /// Whether the other side asks who has a blob, and tells.
+    pub(in crate::node) tells: bool,
     /// Whether the other side takes packed pieces.
     pub(super) packs: bool,
     pub(super) read: Incoming,
     pub(super) write: Outgoing,
+}
+
+impl Channel {
+    fn new(theirs: &Greeting, remote: IpAddr, (read, write): (Incoming, Outgoing)) -> Self {
+        let offers = |feature| theirs.features & feature != 0;
+        let (packs, tells) = (offers(TAKES_PACKED), offers(TELLS_HOLDERS));
+        Self { peer: theirs.peer, remote, tells, packs, read, write }
+    }
 }
 
 /// Connects to `peer`; whoever else is there is refused.
@@ -38,6 +51,7 @@ pub(in crate::node) async fn dial(address: SocketAddr, peer: PeerId, node: &Node
     let connecting = timeout(DIAL_TIMEOUT, TcpStream::connect(address));
     let stream = connecting.await.map_err(|_| ConnectionError::TimedOut)??;
     tune(&stream)?;
+    let remote = stream.peer_addr()?.ip();
     // What the kernel does not have was complained of at the start. Connections that others open are born with it.
     let _ = control_congestion(&stream, &node.config);
     let greeting = async {
@@ -45,7 +59,7 @@ pub(in crate::node) async fn dial(address: SocketAddr, peer: PeerId, node: &Node
             Some(tls) => {
                 let connecting =
                     TlsConnector::from(tls.client(peer)).connect(Tls::name(), channel::beneath_tls(stream));
-                greet_within_tls(connecting.await.map_err(ConnectionError::Tls)?.into(), node).await
+                greet_within_tls(connecting.await.map_err(ConnectionError::Tls)?.into(), remote, node).await
             }
             None => greet_in_plaintext(stream, node).await,
         }?;
@@ -76,11 +90,12 @@ pub(in crate::node) fn control_congestion(socket: &impl AsFd, config: &NodeConfi
 /// Takes a connection that somebody opened.
 pub(in crate::node) async fn accept(stream: TcpStream, node: &Node) -> Result<Channel, ConnectionError> {
     tune(&stream)?;
+    let remote = stream.peer_addr()?.ip();
     let greeting = async {
         match &node.tls {
             Some(tls) => {
                 let accepting = TlsAcceptor::from(tls.server()).accept(channel::beneath_tls(stream));
-                greet_within_tls(accepting.await.map_err(ConnectionError::Tls)?.into(), node).await
+                greet_within_tls(accepting.await.map_err(ConnectionError::Tls)?.into(), remote, node).await
             }
             None => greet_in_plaintext(stream, node).await,
         }
@@ -89,12 +104,16 @@ pub(in crate::node) async fn accept(stream: TcpStream, node: &Node) -> Result<Ch
 }
 
 async fn greet_in_plaintext(mut stream: TcpStream, node: &Node) -> Result<Channel, ConnectionError> {
+    let remote = stream.peer_addr()?.ip();
     let theirs = shake_hands(&mut stream, node, &PLAINTEXT).await?;
-    let (read, write) = channel::plaintext(stream);
-    Ok(Channel { peer: theirs.peer, packs: theirs.features & TAKES_PACKED != 0, read, write })
+    Ok(Channel::new(&theirs, remote, channel::plaintext(stream)))
 }
 
-async fn greet_within_tls(mut stream: TlsStream<Socket>, node: &Node) -> Result<Channel, ConnectionError> {
+async fn greet_within_tls(
+    mut stream: TlsStream<Socket>,
+    remote: IpAddr,
+    node: &Node,
+) -> Result<Channel, ConnectionError> {
     let (expected, binding) = match &stream {
         TlsStream::Client(stream) => tls::peer(stream.get_ref().1)?,
         TlsStream::Server(stream) => tls::peer(stream.get_ref().1)?,
@@ -103,8 +122,7 @@ async fn greet_within_tls(mut stream: TlsStream<Socket>, node: &Node) -> Result<
     if theirs.peer != expected {
         return Err(ConnectionError::SomebodyElse { found: theirs.peer, expected });
     }
-    let (read, write) = channel::encrypted(stream);
-    Ok(Channel { peer: theirs.peer, packs: theirs.features & TAKES_PACKED != 0, read, write })
+    Ok(Channel::new(&theirs, remote, channel::encrypted(stream)))
 }
 
 /// Says who is who. Gives the other side's greeting, proven.
@@ -114,7 +132,7 @@ async fn shake_hands(
     channel: &handshake::Channel,
 ) -> Result<Greeting, ConnectionError> {
     let identity = &*node.config.identity;
-    let features = if node.config.compression { TAKES_PACKED } else { 0 };
+    let features = if node.config.compression { TAKES_PACKED } else { 0 } | TELLS_HOLDERS;
     let sent = Greeting { features, peer: identity.id(), nonce: nonce(identity) };
     stream.write_all(&sent.encode()).await?;
     stream.flush().await?;

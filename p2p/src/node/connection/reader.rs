@@ -1,6 +1,7 @@
 //! The side of a connection that reads.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -26,6 +27,7 @@ const SKIP: usize = 4 << 10;
 pub(super) struct Reader<'a> {
     node: &'a Arc<Node>,
     peer: PeerId,
+    remote: IpAddr,
     read: Incoming,
     blobs: HashMap<BlobNumber, (Digest, PieceLayout)>,
     small: BytesMut,
@@ -34,8 +36,8 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(node: &'a Arc<Node>, peer: PeerId, read: Incoming) -> Self {
-        Self { node, peer, read, blobs: HashMap::new(), small: BytesMut::new(), judging: None }
+    pub(super) fn new(node: &'a Arc<Node>, peer: PeerId, remote: IpAddr, read: Incoming) -> Self {
+        Self { node, peer, remote, read, blobs: HashMap::new(), small: BytesMut::new(), judging: None }
     }
 
     /// Reads until the peer says goodbye, or something is wrong.
@@ -181,6 +183,9 @@ impl<'a> Reader<'a> {
                 self.node.drive(Event::Free { peer, digest });
             }
             Frame::NotHere { digest, piece } => self.node.drive(Event::NotHere { peer, digest, piece }),
+            Frame::Here { port, group } => self.node.introduced(peer, self.remote, port, group),
+            Frame::AskHolders { digest } => self.node.asked(peer, digest),
+            Frame::Holders(telling) => self.node.told(peer, &telling),
             Frame::Piece { .. } | Frame::Packed { .. } | Frame::Ping | Frame::Bye => {}
         }
         Ok(())

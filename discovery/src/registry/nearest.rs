@@ -1,0 +1,45 @@
+//! Who has a blob, for an asker that is no member: nobody is registered by asking.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lapwing_p2p::digest::Digest;
+
+use super::Registry;
+use super::nearness::{Place, distance};
+use crate::limits::{HOLDERS_SAMPLED, MAX_HOLDERS_SCANNED, MAX_NEIGHBOURS_SCANNED};
+
+impl Registry {
+    /// At most `limit` nodes of `group` that hold `digest`, nearest to `from` first, in any order among equals.
+    pub(crate) fn nearest(
+        &mut self,
+        now: Duration,
+        group: &str,
+        digest: Digest,
+        from: &Place,
+        limit: usize,
+    ) -> Vec<SocketAddr> {
+        let Some((group, blob)) = self.groups.get(group).and_then(|group| Some((group, group.get(digest)?))) else {
+            return Vec::new();
+        };
+        let (count, _) = blob.holders.counts();
+        let mut looked_at: Vec<u32> = if count <= MAX_HOLDERS_SCANNED {
+            blob.holders.iter(0.0).collect()
+        } else {
+            let sample = blob.holders.iter(self.random.f64()).take(HOLDERS_SAMPLED).collect::<Vec<_>>().into_iter();
+            let near = group.neighbours.near(from, MAX_NEIGHBOURS_SCANNED, &mut self.random);
+            sample.chain(near.filter(|index| blob.holders.get(*index).is_some())).collect()
+        };
+        looked_at.sort_unstable();
+        looked_at.dedup();
+        let nodes = looked_at.into_iter().filter_map(|index| group.nodes.get(index)).filter(|node| node.serves(now));
+        let mut found: Vec<(u32, u32, SocketAddr)> =
+            nodes.map(|node| (distance(from, &node.place), self.random.u32(..), node.address())).collect();
+        if found.len() > limit {
+            found.select_nth_unstable(limit);
+            found.truncate(limit);
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(.., address)| address).collect()
+    }
+}
