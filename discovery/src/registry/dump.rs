@@ -150,7 +150,9 @@ impl Registry {
                 }
                 NODE => {
                     let (number, caller) = input.node(&group)?;
-                    numbers.insert(number, self.enter(now, &caller)?.node);
+                    let call = self.enter(now, &caller)?;
+                    call.group.note_restored(call.node);
+                    numbers.insert(number, call.node);
                     restored.nodes += 1;
                 }
                 BLOB => restored.holdings += self.restore_blob(&group, &mut input, &numbers)?,
@@ -347,6 +349,11 @@ mod tests {
         let restored = again.restore(NOW, &bytes[..]).unwrap();
         assert_eq!(restored, Restored { made_at_s: 77, nodes: 3000, holdings: 12_000 });
         assert_eq!(again.counts(), registry.counts());
+        let before = again.registrations();
+        again.heartbeat(NOW, &caller(8)).unwrap();
+        assert_eq!(again.registrations(), before + 1, "it has everything to tell, and its turn is to be planned");
+        again.heartbeat(NOW, &caller(8)).unwrap();
+        assert_eq!(again.registrations(), before + 1);
         for (asker, blob) in [(9, 0), (6, 1), (10, 50), (13, 2099), (4, 100)] {
             let names = |registry: &mut Registry| {
                 let (registration, found) = registry.find(NOW, &caller(asker), digest(blob)).unwrap();

@@ -70,6 +70,7 @@ impl Group {
                 }
                 (node.port, node.seed) = (caller.port, caller.seed);
                 self.standings[index as usize].note(node);
+                totals.registrations += u64::from(std::mem::take(&mut node.restored));
                 let registration = node.registration;
                 self.note_seed(index, caller.seed_port);
                 return Ok((index, registration));
@@ -244,6 +245,13 @@ impl Group {
             book.forget(node_state.peer, &mut self.sites);
         }
         self.drop_if_empty(index);
+    }
+
+    /// The node is known from a dump only.
+    pub(super) fn note_restored(&mut self, node: u32) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.restored = true;
+        }
     }
 
     /// What nodes of this group are said to hold, of one blob.
