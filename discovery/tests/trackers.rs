@@ -1,6 +1,7 @@
 //! Several real trackers on loopback: who owns what, what a dead or silent one costs, and trackers that come and go.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail as the test itself may")]
+#![allow(clippy::single_range_in_vec_init, reason = "one run of one piece is what is meant")]
 
 use std::future::Future;
 use std::net::SocketAddr;
