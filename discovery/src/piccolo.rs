@@ -11,7 +11,8 @@
 //!
 //! Agents are heard from every ten minutes, where nodes are heard from every fifteen seconds: this module speaks for an
 //! agent to the registry for as long as Piccolo's own server would have believed in it ([`AGENT_TTL`]). A tracker that
-//! restarts knows an agent's keys again when the agent sends all of them the next time, as it does periodically.
+//! restarts goes on with the agents and keys of its file; what is not in there it knows again when an agent sends all of its
+//! keys the next time, as agents do periodically.
 //!
 //! [`AGENT_TTL`]: crate::limits::AGENT_TTL
 
@@ -34,9 +35,12 @@ use crate::registry::{Caller, Place, Refusal};
 use crate::server::Tracker;
 use crate::wire;
 
-/// What a group of agents is called among the tracker's groups: no name that a gRPC caller may give begins so.
+/// How the names of groups of agents begin: no name that a gRPC caller may give does.
+pub(crate) const AGENTS: &str = "piccolo:";
+
+/// What a group of agents is called among the tracker's groups.
 pub fn group_name(group: &str) -> String {
-    format!("piccolo:{group}")
+    format!("{AGENTS}{group}")
 }
 
 /// A request that was not carried out, and changed nothing.
@@ -65,9 +69,14 @@ pub struct Piccolo {
 }
 
 impl Piccolo {
-    /// On this tracker.
+    /// On this tracker. Agents that it knows from its last life count as heard from now.
     pub fn new(tracker: Tracker) -> Self {
-        Self { tracker, agents: Arc::default() }
+        let mut agents = Agents::default();
+        let now = tracker.now();
+        for caller in tracker.registry().callers_in(AGENTS) {
+            agents.heard(now, caller);
+        }
+        Self { tracker, agents: Arc::new(Mutex::new(agents)) }
     }
 
     /// Keeps those agents in the registry that are not silent, and takes the others out; [`serve`] does it once a second.

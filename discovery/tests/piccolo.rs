@@ -11,7 +11,7 @@ use std::time::Duration;
 use lapwing_discovery::limits::{AGENT_TTL, MAX_BLOBS_PER_NODE, MAX_PICCOLO_BODY_BYTES};
 use lapwing_discovery::piccolo::{Piccolo, group_name, serve};
 use lapwing_discovery::registry::{MemberFilter, Place};
-use lapwing_discovery::server::Tracker;
+use lapwing_discovery::server::{Keeping, Tracker};
 use lapwing_discovery::{ClientConfig, TrackerClient};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Discovery, Holding};
@@ -38,9 +38,17 @@ impl Drop for Lab {
 
 impl Lab {
     async fn start() -> Self {
+        Self::go_on(None).await
+    }
+
+    /// A tracker that begins with what another left.
+    async fn go_on(kept: Option<&Keeping>) -> Self {
         let seconds = Arc::new(AtomicU64::new(0));
         let clock = Arc::clone(&seconds);
         let tracker = Tracker::with_clock(Arc::new(move || Duration::from_secs(clock.load(Ordering::SeqCst))));
+        if let Some(kept) = kept {
+            kept.restore(&tracker);
+        }
         let piccolo = Piccolo::new(tracker.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -191,6 +199,22 @@ async fn a_sign_of_life_prolongs_and_silence_ends() {
     lab.pass(AGENT_TTL);
     assert!(lab.holders("127.0.0.4", "pi", &layer).await.is_empty());
     assert_eq!(lab.tracker.members(&MemberFilter::default()).total, 0);
+}
+
+#[tokio::test]
+async fn a_tracker_that_starts_again_goes_on_with_its_agents() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = Keeping::new(directory.path().join("holders"));
+    let layer = digest("layer");
+    let lab = Lab::start().await;
+    assert_eq!(lab.keys("advertise", "127.0.0.2", "pi", &[TAG, &layer]).await.0, 201);
+    kept.write(&lab.tracker).unwrap();
+    drop(lab);
+    let lab = Lab::go_on(Some(&kept)).await;
+    lab.pass(Duration::from_secs(600));
+    assert_eq!(lab.holders("127.0.0.3", "pi", TAG).await, ["127.0.0.2:5201"], "it was not heard from since");
+    lab.pass(AGENT_TTL);
+    assert!(lab.holders("127.0.0.3", "pi", &layer).await.is_empty());
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ use lapwing_p2p::identity::PeerId;
 use super::group::Group;
 use super::{Caller, Place, Refusal, Registry};
 use crate::limits::{DUMP_SLICE_HOLDINGS, MAX_NODES};
+use crate::piccolo::AGENTS;
 use crate::wire::{check_group, check_label};
 
 const MAGIC: &[u8; 8] = b"LAPTRK01";
@@ -145,7 +146,7 @@ impl Registry {
                 END => break,
                 GROUP => {
                     group = input.text()?;
-                    check_group(&group).map_err(DumpError::Damaged)?;
+                    check_group(group.strip_prefix(AGENTS).unwrap_or(&group)).map_err(DumpError::Damaged)?;
                     numbers = HashMap::new();
                 }
                 NODE => {

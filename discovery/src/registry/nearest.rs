@@ -1,15 +1,33 @@
-//! Who has a blob, for an asker that is no member: nobody is registered by asking.
+//! What those ask who are no members: nobody is registered by asking.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 
-use super::Registry;
 use super::nearness::{Place, distance};
+use super::node::Node;
+use super::{Caller, Registry};
 use crate::limits::{HOLDERS_SAMPLED, MAX_HOLDERS_SCANNED, MAX_NEIGHBOURS_SCANNED};
 
 impl Registry {
+    /// The nodes of all groups whose names begin so, as they called.
+    pub(crate) fn callers_in(&self, prefix: &str) -> Vec<Caller> {
+        let groups = self.groups.iter().filter(|(name, _)| name.starts_with(prefix));
+        let nodes = groups.flat_map(|(name, group)| group.nodes.iter().map(move |(_, node)| (name, node)));
+        let caller = |(name, node): (&String, &Node)| Caller {
+            node: node.peer,
+            instance: node.instance,
+            group: name.clone(),
+            place: node.place.clone(),
+            port: node.port,
+            seed: node.seed,
+            seed_port: node.seed_port,
+            reached_at: node.place.address,
+        };
+        nodes.map(caller).collect()
+    }
+
     /// At most `limit` nodes of `group` that hold `digest`, nearest to `from` first, in any order among equals.
     pub(crate) fn nearest(
         &mut self,

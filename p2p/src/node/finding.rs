@@ -68,18 +68,22 @@ impl Node {
     /// Uses what discovery, or a peer in its place, says.
     pub(super) async fn take_up(self: Arc<Self>, blob: Arc<Blob>, found: Found, told_by_peer: bool) {
         let digest = blob.digest;
-        let (news, can_verify) = {
+        let (news, needs_no_word) = {
             let mut trust = lock(&blob.trust);
             self.agreed(&found, digest).for_each(|object| trust.confirm(&object));
             (trust.add_lessees(&found.lessees), trust.needs_no_word())
         };
-        let candidates = if can_verify { Vec::new() } else { self.candidates(&blob, &found) };
+        let candidates = if needs_no_word { Vec::new() } else { self.candidates(&blob, &found) };
         let loads = !candidates.is_empty() && !blob.loading_metainfo.swap(true, Ordering::AcqRel);
+        let can_verify = lock(&blob.trust).can_verify();
         let peers = FoundPeers {
             holders: found.holders.clone(),
-            // With discovery at hand who may vouch for a piece is known when the piece has come. Who has proven the blob sends
-            // pieces that only metainfo can judge: who begins gets that first.
-            verifiable: candidates.is_empty() || (lock(&blob.trust).can_verify() && blob.stored.have().count() > 0),
+            // With discovery at hand who may vouch for a piece is known when the piece has come; a peer names nobody who may.
+            // Who has proven the blob sends pieces that only metainfo can judge: who begins gets that first.
+            verifiable: match told_by_peer {
+                true => can_verify,
+                false => candidates.is_empty() || (can_verify && blob.stored.have().count() > 0),
+            },
             metainfo_pending: !candidates.is_empty(),
         };
         self.drive(named(digest, peers, told_by_peer));

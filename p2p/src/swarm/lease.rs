@@ -230,7 +230,11 @@ impl Swarm {
     pub(super) fn told(&mut self, digest: Digest, told: &FoundPeers) {
         let Some(blob) = self.blobs.get(&digest) else { return };
         let first = blob.known.is_empty();
-        let told = FoundPeers { verifiable: told.verifiable || blob.verifiable, ..told.clone() };
+        let told = FoundPeers {
+            holders: told.holders.clone(),
+            verifiable: told.verifiable || blob.verifiable,
+            metainfo_pending: told.metainfo_pending || blob.metainfo_pending,
+        };
         self.take_up(digest, &told, first);
     }
 

@@ -218,3 +218,26 @@ fn a_blob_fetched_anew_is_served_again_once_it_is_proven() {
     let served = swarm.on_event(START, request(pieces[0]));
     assert!(served.iter().any(|action| matches!(action, Action::Upload { .. })), "{served:?}");
 }
+
+#[test]
+fn what_a_peer_tells_is_used_and_is_no_sign_that_discovery_lives() {
+    let mut swarm = swarm();
+    let digest = Digest::of(b"told");
+    let layout = PieceLayout::new(300 << 10).unwrap();
+    let have = Bitfield::empty(layout.piece_count());
+    let _ = swarm.on_event(START, Event::Opened { digest, layout, have, verified: false });
+    let _ = swarm.on_event(START, Event::Want { digest, id: WantId(1), pieces: 0..1, priority: Priority::Bulk });
+    let _ = swarm.on_event(START, Event::Found { digest, found: None });
+    let holders = vec![Holder::new(peer(7), "10.0.0.7:7000".parse().unwrap(), Holding::Complete)];
+    let told = FoundPeers { holders, verifiable: false, metainfo_pending: true };
+    let later = START + Duration::from_secs(2);
+    let actions = swarm.on_event(later, Event::Told { digest, told });
+    assert!(
+        actions.iter().any(|action| matches!(action, Action::Dial { peer: p, .. } if *p == peer(7))),
+        "{actions:?}"
+    );
+    let (named, _) = swarm.holders_of(&digest);
+    assert_eq!(named.iter().map(|holder| holder.peer).collect::<Vec<_>>(), [peer(7)], "and passed on");
+    let _ = swarm.on_event(START + Duration::from_secs(4), Event::Tick);
+    assert!(swarm.discovery_is_down());
+}
