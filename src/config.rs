@@ -13,6 +13,7 @@ use lapwing_discovery::limits::MAX_TRACKERS;
 use lapwing_plugins::http::{Allowed, UrlsConfig};
 use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
 use lapwing_plugins::storage::StorageConfig;
+use lapwing_plugins::tracker_store::{InvalidTrackerStore, TrackerStoreConfig};
 use serde::{Deserialize, Serialize};
 
 mod limits;
@@ -118,6 +119,7 @@ pub(crate) struct Tracker {
     pub group: String,
     pub zone: String,
     pub rack: String,
+    pub store: TrackerStoreConfig,
 }
 
 impl Tracker {
@@ -267,6 +269,7 @@ impl Default for Tracker {
             group: "default".into(),
             zone: String::new(),
             rack: String::new(),
+            store: TrackerStoreConfig::default(),
         }
     }
 }
@@ -417,6 +420,12 @@ impl Config {
         if self.tracker.group.is_empty() || self.tracker.group.len() > 64 {
             return invalid("tracker.group", "a group has a name of 1 to 64 bytes".into());
         }
+        if let Err(error) = self.tracker.store.check() {
+            let InvalidTrackerStore::Key { key, reason } = error else {
+                return invalid("tracker.store", error.to_string());
+            };
+            return invalid(&format!("tracker.store.{key}"), reason);
+        }
         let control = &self.peer.congestion_control;
         // TCP_CA_NAME_MAX of linux/tcp.h, with its final zero.
         if control.len() > 15 || !control.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
@@ -546,6 +555,8 @@ mod tests {
             ("[tracker]\nresolver = \"10.0.0.2\"", "tracker.resolver"),
             ("[tracker]\nrefresh = \"0\"", "tracker.refresh"),
             ("[tracker]\ngroup = \"\"", "tracker.group"),
+            ("[tracker.store]\nkind = \"redis\"", "tracker.store.urls"),
+            ("[tracker.store]\nurls = [\"redis://h\"]", "tracker.store.kind"),
             ("[peer]\nupload_slots = 0", "upload_slots"),
             ("[peer]\ncongestion_control = \"../cubic\"", "congestion_control"),
             ("[trust]\nindex_quorum = 0", "trust.index_quorum"),

@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use lapwing_discovery::client::{ClientConfig, TrackerClient};
-use lapwing_discovery::server::Tracker;
 use lapwing_p2p::discovery::Discovery;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::node::{Node, NodeConfig, NodeError};
@@ -72,7 +71,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let root = prepare_root(&config.root)?;
     let mut admin = Admin::default();
     if embedded == Embedded::Tracker {
-        let tracker = Tracker::with_policy(config.origin.policy());
+        let tracker = tracker::new(&config)?;
         tracker.metrics().register(&mut admin.metrics);
         admin.api = admin.api.merge(tracker::view::routes(tracker.clone()));
         tracker::start(&config, tracker, shutdown.clone()).await?;

@@ -17,7 +17,7 @@ pub(crate) mod view;
 /// Runs until `shutdown`.
 pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut admin = Admin::default();
-    let tracker = Tracker::with_policy(config.origin.policy());
+    let tracker = new(config)?;
     tracker.metrics().register(&mut admin.metrics);
     admin.api = admin.api.merge(view::routes(tracker.clone()));
     let serving = start(config, tracker.clone(), shutdown.clone()).await?;
@@ -27,6 +27,16 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
         .await
         .with_context(|| cannot_listen("admin.listen", listen))?;
     serving.await?
+}
+
+/// A tracker as configured, with its memory or what it shares.
+pub(crate) fn new(config: &Config) -> anyhow::Result<Tracker> {
+    let tracker = Tracker::with_policy(config.origin.policy());
+    let store = lapwing_plugins::tracker_store::open(&config.tracker.store).context("configuration")?;
+    Ok(match store {
+        Some(store) => tracker.sharing(store, server::wall_clock()),
+        None => tracker,
+    })
 }
 
 /// Listens at `tracker.listen`, and for Piccolo's agents if asked to, and serves in a task of its own.

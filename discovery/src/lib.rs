@@ -9,6 +9,7 @@
 //! * [`lease`]: of one blob, who may fetch which pieces from the origin. Pure as well
 //! * [`seed`]: asking seeds to fetch blobs for all: the service, and which of several is asked
 //! * [`piccolo`]: Piccolo's agents as nodes of the tracker, by HTTP
+//! * [`store`]: what several trackers keep together, where an operator wants that
 //! * [`limits`], [`metrics`]: every bound and period; every metric name
 //!
 //! A search goes: [`TrackerClient`]'s `find` -> the first owner of the digest (`client/owners.rs`) whose circuit is closed, and
@@ -29,6 +30,7 @@ pub mod registry;
 mod rendezvous;
 pub mod seed;
 pub mod server;
+pub mod store;
 mod wire;
 
 pub use self::client::{ClientConfig, InvalidConfig, TrackerClient, TrackerSource};

@@ -107,6 +107,37 @@ pub const DUMP_PERIOD: Duration = Duration::from_secs(60);
 /// An older dump says little of who is there.
 pub const MAX_DUMP_AGE: Duration = Duration::from_secs(600);
 
+// The shared store.
+
+/// What nodes tell is collected for so long before it is written.
+pub const STORE_FLUSH: Duration = Duration::from_millis(100);
+/// That a node lives is written so often at most.
+pub const STORE_BEAT: Duration = Duration::from_secs(5);
+/// How long an answer of the store is used before it is asked for again.
+pub const STORE_ANSWER_AGE: Duration = Duration::from_millis(500);
+/// How long a call waits for the store before it is answered from memory.
+pub const STORE_PATIENCE: Duration = Duration::from_millis(250);
+/// How long the store may take to answer a question.
+pub const STORE_FIND_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the store may take to write a batch, and to forget what has expired.
+pub const STORE_WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Most holders of one blob asked of the store at a time.
+pub const MAX_STORED_HOLDERS: usize = 1024;
+/// The same where many blobs are asked for at once, to count copies.
+pub const MAX_STORED_COPIES: usize = 64;
+/// Questions to the store under way at once; more are answered from memory.
+pub const MAX_STORE_QUESTIONS: usize = 256;
+/// Most changes in one batch, if it has more than one node.
+pub const MAX_STORE_BATCH: usize = 8192;
+/// Most changes that wait to be written; of more, nodes are written whole.
+pub const MAX_STORE_PENDING: usize = 262_144;
+/// First pause after the store failed, before jitter.
+pub const STORE_BACKOFF_MIN: Duration = Duration::from_millis(500);
+/// Longest pause between attempts at a store that fails.
+pub const STORE_BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// What was seen later by so much was seen later, whatever two clocks of one tracker make of it.
+pub const STORE_CLOCK_SLACK: Duration = Duration::from_secs(1);
+
 // Leases.
 
 /// Fewest pieces in a run, where so many are free in a row.

@@ -38,6 +38,27 @@ struct Call {
     outcome: &'static str,
 }
 
+/// What was asked of the shared store, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreCall {
+    method: &'static str,
+    outcome: &'static str,
+}
+
+/// The metrics of the store that a tracker shares with others.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StoreMetrics {
+    pub(crate) up: Gauge,
+    pub(crate) unwritten: Gauge,
+    calls: Family<StoreCall, Counter>,
+}
+
+impl StoreMetrics {
+    pub(crate) fn count(&self, method: &'static str, outcome: &'static str) {
+        self.calls.get_or_create(&StoreCall { method, outcome }).inc();
+    }
+}
+
 /// The tracker's metrics. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -48,6 +69,7 @@ pub struct Metrics {
     pub(crate) leases_granted: Counter,
     pub(crate) leases_expired: Counter,
     pub(crate) nodes_expired: Counter,
+    pub(crate) store: Option<StoreMetrics>,
 }
 
 impl Metrics {
@@ -61,6 +83,15 @@ impl Metrics {
         tracker.register("leases_granted", "Origin leases granted", self.leases_granted.clone());
         tracker.register("leases_expired", "Origin leases that outlived their term", self.leases_expired.clone());
         tracker.register("nodes_expired", "Nodes forgotten because they fell silent", self.nodes_expired.clone());
+        if let Some(store) = &self.store {
+            tracker.register("store_up", "Whether the shared store answers", store.up.clone());
+            tracker.register("store_unwritten", "Changes that wait to be written to it", store.unwritten.clone());
+            tracker.register(
+                "store_calls",
+                "Calls of it by method and outcome (ok, failed, late, lost, busy)",
+                store.calls.clone(),
+            );
+        }
     }
 
     pub(crate) fn count_call(&self, method: &'static str, code: Code) {

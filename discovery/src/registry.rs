@@ -18,6 +18,7 @@ mod dump;
 mod find;
 mod group;
 mod holders;
+mod learn;
 mod leasing;
 mod nearest;
 mod nearness;
@@ -44,6 +45,7 @@ use lapwing_p2p::layout::PieceLayout;
 
 pub use self::dump::{Dump, DumpError, Restored};
 use self::group::Group;
+pub use self::learn::{Moment, Relation};
 pub use self::nearness::{Place, distance};
 pub use self::snapshot::{Member, SwarmSnapshot, TrackerSnapshot};
 pub use self::view::{BlobView, GroupCounts, HolderView, LeaseView, MemberFilter, Members};

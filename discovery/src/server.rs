@@ -3,31 +3,45 @@
 //! [`Tracker`] owns the state, behind one lock that is held for the length of one pure call and never across I/O.
 //! [`serve`] answers on a listener until its shutdown future ends, and looks once a second for what has expired. The
 //! embedded tracker of `lapwing up` is the same thing in the same process.
+//!
+//! Several trackers may share a store ([`Tracker::sharing`]): `server/shared.rs`.
 
 mod keeping;
 mod load;
+mod outbox;
 mod service;
+mod shared;
 mod view;
 
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 
 pub use self::keeping::Keeping;
 use self::load::Load;
+use self::shared::Shared;
 use crate::lease::sites::LeasePolicy;
 use crate::limits::{BACKLOG_TICK, CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StoreMetrics};
 use crate::proto::tracker_service_server::TrackerServiceServer;
 use crate::rates::Rates;
 use crate::registry::{Expired, Registry, TrackerSnapshot};
+use crate::store::HolderStore;
 
 /// Tells the time since some fixed moment; must never go back.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// What the clock says at the start: nodes that a shared store names were seen before that.
+const CLOCK_START: Duration = Duration::from_secs(3600);
+
+/// The time since the Unix epoch, for [`Tracker::sharing`].
+pub fn wall_clock() -> Clock {
+    Arc::new(|| SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
 
 /// A tracker. Clones are the same tracker.
 #[derive(Clone)]
@@ -37,6 +51,7 @@ pub struct Tracker {
     clock: Clock,
     metrics: Metrics,
     rates: Arc<Mutex<Rates>>,
+    shared: Option<Arc<Shared>>,
 }
 
 impl std::fmt::Debug for Tracker {
@@ -61,7 +76,7 @@ impl Tracker {
     pub fn with_policy(policy: LeasePolicy) -> Self {
         let start = Instant::now();
         let registry = Registry::with_policy(fastrand::u64(..), policy);
-        Self::on(registry, Arc::new(move || start.elapsed()))
+        Self::on(registry, Arc::new(move || CLOCK_START + start.elapsed()))
     }
 
     /// An empty tracker that is told the time.
@@ -72,7 +87,16 @@ impl Tracker {
     fn on(registry: Registry, clock: Clock) -> Self {
         let load = Arc::new(Mutex::new(Load::new(clock())));
         let state = Arc::new(Mutex::new(registry));
-        Self { state, load, clock, metrics: Metrics::default(), rates: Arc::default() }
+        Self { state, load, clock, metrics: Metrics::default(), rates: Arc::default(), shared: None }
+    }
+
+    /// The same, sharing what nodes tell it with other trackers through `store`, while it is served. `wall` tells the time
+    /// since the Unix epoch. To be called before it is served, and before its metrics are registered.
+    #[must_use]
+    pub fn sharing(mut self, store: Arc<dyn HolderStore>, wall: Clock) -> Self {
+        let metrics = self.metrics.store.insert(StoreMetrics::default()).clone();
+        self.shared = Some(Arc::new(Shared::new(store, wall, metrics)));
+        self
     }
 
     /// What it counts.
@@ -93,6 +117,9 @@ impl Tracker {
         let expired = registry.tick(now);
         let counts = registry.counts();
         drop(registry);
+        if let Some(shared) = &self.shared {
+            shared.tick();
+        }
         self.metrics.set_sizes(&counts);
         self.metrics.leases_expired.inc_by(expired.leases as u64);
         self.metrics.nodes_expired.inc_by(expired.nodes as u64);
@@ -157,6 +184,7 @@ pub async fn serve(
     tokio::select! {
         served = serving => served.map_err(|source| ServeError { address, source }),
         () = ticking => Ok(()),
+        () = tracker.keep_store() => Ok(()),
     }
 }
 

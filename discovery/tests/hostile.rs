@@ -209,6 +209,7 @@ async fn a_listing_is_taken_whole_or_not_at_all() {
         caller: Some(caller),
         holdings: vec![holding(vec![digest; 32], state.into())],
         statements: Vec::new(),
+        whole: false,
     };
     let good = message(caller(1), 1, HoldingState::Complete);
     for (stream, code, words) in [
@@ -222,6 +223,7 @@ async fn a_listing_is_taken_whole_or_not_at_all() {
                     caller: Some(caller(1)),
                     holdings: vec![holding(vec![1; 32], PARTIAL); MAX_ENTRIES_PER_MESSAGE],
                     statements: Vec::new(),
+                    whole: false,
                 })
                 .collect(),
             Code::ResourceExhausted,

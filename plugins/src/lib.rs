@@ -4,6 +4,7 @@
 //!   come from
 //! * [`http`]: plain URLs as origins, with the semantics of an HTTP cache
 //! * [`storage`]: what a seed keeps completed blobs in: the local disk, object stores
+//! * [`tracker_store`]: what trackers share: Redis, MySQL
 //! * [`limits`]: every bound on what those systems send
 //!
 //! A blob asked for at the mirror goes: [`registry::Registries::authorize`] asks the registry whether this client may
@@ -13,3 +14,4 @@ pub mod http;
 pub mod limits;
 pub mod registry;
 pub mod storage;
+pub mod tracker_store;

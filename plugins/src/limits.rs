@@ -98,3 +98,38 @@ pub const STORAGE_RETRIES: usize = 3;
 
 /// Most blobs in one answer to a listing.
 pub const MAX_LISTED: usize = 10_000;
+
+// Stores that trackers share.
+
+/// Longest time to connect to such a store.
+pub const TRACKER_STORE_CONNECT: Duration = Duration::from_secs(2);
+
+/// Longest wait for its answer to one message.
+pub const TRACKER_STORE_REPLY: Duration = Duration::from_secs(5);
+
+/// Commands in one message to Redis.
+pub const TRACKER_PIPELINE: usize = 2000;
+
+/// Holdings that Redis deletes in one step; it does nothing else meanwhile.
+pub const TRACKER_SWEEP: usize = 500;
+
+/// How long Redis keeps the record of a node that nobody hears from or forgets.
+pub const TRACKER_RECORD_AGE: Duration = Duration::from_secs(600);
+
+/// Most silent nodes forgotten at a time.
+pub const MAX_EXPIRED_TRACKER_NODES: usize = 64;
+
+/// Most databases in `tracker.store.urls`.
+pub const MAX_TRACKER_DATABASES: usize = 64;
+
+/// Connections to each of those databases.
+pub const TRACKER_STORE_CONNECTIONS: u32 = 8;
+
+/// Nodes written in one transaction.
+pub const TRACKER_NODES_AT_ONCE: usize = 64;
+
+/// How often a transaction is tried that conflicts with another tracker's.
+pub const TRACKER_WRITE_TRIES: u32 = 5;
+
+/// Most holdings deleted at a time.
+pub const TRACKER_DELETE: u64 = 20_000;

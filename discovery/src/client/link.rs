@@ -390,10 +390,12 @@ impl Link {
 
 /// Everything of digests that the tracker owns, in messages that are small enough; at least one.
 fn listing(held: &Held, caller: &proto::Caller, owns: impl Fn(&Digest) -> bool) -> Vec<SyncRequest> {
+    let whole = held.holdings.keys().all(&owns);
     let message = |holdings: Vec<proto::Holding>, statements: Vec<proto::Statement>| SyncRequest {
         caller: Some(caller.clone()),
         holdings,
         statements,
+        whole,
     };
     let holdings = held.holdings.iter().filter(|(digest, _)| owns(digest));
     let holdings: Vec<_> = holdings.map(|(digest, holding)| wire::holding_message(*digest, Some(*holding))).collect();

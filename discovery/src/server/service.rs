@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use lapwing_p2p::discovery::{LeaseReply, Replicas};
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::{LeaseReply, LeaseRequest, Replicas};
+use lapwing_p2p::layout::PieceLayout;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Tracker, plain};
@@ -73,21 +75,65 @@ impl Tracker {
         let outcome = ends(&request).and_then(|ends| {
             let (caller, parameters) = read(request.into_inner())?;
             let caller = wire::caller(caller, ends)?;
-            let mut registry = self.registry();
-            let now = (self.clock)();
-            let before = registry.registrations();
-            let reply = act(&mut registry, now, &caller, parameters)?;
-            let newcomer = registry.registrations() != before;
-            drop(registry);
-            Ok(reply.paced(self.load().called(now, newcomer)))
+            Ok(self.act_paced(&caller, parameters, act)?)
         });
         self.counted(method, outcome)
+    }
+
+    /// The same, after `learn` has looked up what the shared store knows of it.
+    async fn call_shared<T, P, R: Paced>(
+        &self,
+        method: &'static str,
+        request: Request<T>,
+        read: impl FnOnce(T) -> Result<(Option<proto::Caller>, P), Status>,
+        learn: impl AsyncFnOnce(&str, &P),
+        act: impl FnOnce(&mut Registry, Duration, &Caller, P) -> Result<R, Refusal>,
+    ) -> Result<Response<R>, Status> {
+        let checked = ends(&request).and_then(|ends| {
+            let (caller, parameters) = read(request.into_inner())?;
+            Ok((wire::caller(caller, ends)?, parameters))
+        });
+        let outcome = match checked {
+            Ok((caller, parameters)) => {
+                learn(&caller.group, &parameters).await;
+                self.act_paced(&caller, parameters, act).map_err(Status::from)
+            }
+            Err(refused) => Err(refused),
+        };
+        self.counted(method, outcome)
+    }
+
+    fn act_paced<P, R: Paced>(
+        &self,
+        caller: &Caller,
+        parameters: P,
+        act: impl FnOnce(&mut Registry, Duration, &Caller, P) -> Result<R, Refusal>,
+    ) -> Result<R, Refusal> {
+        let (reply, newcomer) = self.act(caller, parameters, act)?;
+        Ok(reply.paced(self.load().called((self.clock)(), newcomer)))
+    }
+
+    /// Does something in a caller's name; says as well whether the caller was not known before.
+    pub(crate) fn act<P, R>(
+        &self,
+        caller: &Caller,
+        parameters: P,
+        act: impl FnOnce(&mut Registry, Duration, &Caller, P) -> Result<R, Refusal>,
+    ) -> Result<(R, bool), Refusal> {
+        let mut registry = self.registry();
+        let now = (self.clock)();
+        let before = registry.registrations();
+        let reply = act(&mut registry, now, caller, parameters)?;
+        if let Some(shared) = &self.shared {
+            shared.heard(caller);
+        }
+        Ok((reply, registry.registrations() != before))
     }
 
     async fn read_sync(&self, request: Request<Streaming<SyncRequest>>) -> Result<proto::SyncReply, Status> {
         let ends = ends(&request)?;
         let mut stream = request.into_inner();
-        let (mut caller, mut holdings, mut statements) = (None, Vec::new(), Vec::new());
+        let (mut caller, mut holdings, mut statements, mut whole) = (None, Vec::new(), Vec::new(), false);
         let mut messages = 0;
         while let Some(message) = stream.message().await? {
             messages += 1;
@@ -103,6 +149,7 @@ impl Tracker {
                     holding.ok_or_else(|| Status::invalid_argument("sync: GONE has no place in a listing"))?;
                 holdings.push((digest, holding));
             }
+            whole |= message.whole;
             statements.extend(wire::statements(&message.statements)?);
             if holdings.len() > MAX_BLOBS_PER_NODE || statements.len() > MAX_STATEMENTS_PER_NODE {
                 let text = format!(
@@ -112,10 +159,16 @@ impl Tracker {
             }
         }
         let caller = caller.ok_or_else(|| Status::invalid_argument("sync: no message came"))?;
-        let now = (self.clock)();
-        let registration = self.registry().sync(now, &caller, &holdings, &statements)?;
+        let reply = self.act(&caller, (), |registry, now, caller, ()| {
+            let registration = registry.sync(now, caller, &holdings, &statements)?;
+            if let Some(shared) = &self.shared {
+                shared.synced(caller, whole);
+            }
+            Ok(registration)
+        });
+        let registration = reply?.0;
         // Who has just told everything need not do it again, even where it came unannounced.
-        let pause = self.load().called(now, false);
+        let pause = self.load().called((self.clock)(), false);
         Ok(proto::SyncReply { registration, pause_ms: 0 }.paced(pause))
     }
 }
@@ -128,7 +181,11 @@ impl TrackerService for Tracker {
     ) -> Result<Response<proto::AnnounceReply>, Status> {
         let read = |message: proto::AnnounceRequest| Ok((message.caller, wire::holdings(&message.holdings)?));
         self.call("announce", request, read, |registry, now, caller, holdings| {
-            Ok(proto::AnnounceReply { registration: registry.announce(now, caller, &holdings)?, pause_ms: 0 })
+            let registration = registry.announce(now, caller, &holdings)?;
+            if let Some(shared) = &self.shared {
+                shared.announced(caller, &holdings);
+            }
+            Ok(proto::AnnounceReply { registration, pause_ms: 0 })
         })
     }
 
@@ -141,10 +198,12 @@ impl TrackerService for Tracker {
     async fn find(&self, request: Request<proto::FindRequest>) -> Result<Response<proto::FindReply>, Status> {
         let read = |message: proto::FindRequest| Ok((message.caller, wire::digest("digest", &message.digest)?));
         let settling = self.load().is_settling((self.clock)());
-        self.call("find", request, read, |registry, now, caller, digest| {
+        let learn = async |group: &str, digest: &Digest| self.learn_holders(group, *digest).await;
+        self.call_shared("find", request, read, learn, |registry, now, caller, digest| {
             let (registration, found) = registry.find(now, caller, digest)?;
             Ok(proto::FindReply { settling, ..wire::find_reply(registration, &found) })
         })
+        .await
     }
 
     async fn replicas(
@@ -152,30 +211,38 @@ impl TrackerService for Tracker {
         request: Request<proto::ReplicasRequest>,
     ) -> Result<Response<proto::ReplicasReply>, Status> {
         let read = |message: proto::ReplicasRequest| Ok((message.caller, wire::digests("digests", &message.digests)?));
-        self.call("replicas", request, read, |registry, now, caller, digests| {
+        let learn = async |group: &str, digests: &Vec<Digest>| self.learn_copies(group, digests).await;
+        self.call_shared("replicas", request, read, learn, |registry, now, caller, digests| {
             let (registration, counts) = registry.replicas(now, caller, &digests)?;
             let count = |replicas: Replicas| proto::ReplicaCount { zone: replicas.zone, all: replicas.all };
             Ok(proto::ReplicasReply { registration, pause_ms: 0, counts: counts.into_iter().map(count).collect() })
         })
+        .await
     }
 
     async fn seeds(&self, request: Request<proto::SeedsRequest>) -> Result<Response<proto::SeedsReply>, Status> {
         let read = |message: proto::SeedsRequest| Ok((message.caller, ()));
-        self.call("seeds", request, read, |registry, now, caller, ()| {
+        let learn = async |group: &str, (): &()| self.learn_seeds(group).await;
+        self.call_shared("seeds", request, read, learn, |registry, now, caller, ()| {
             let (registration, seeds) = registry.seeds(now, caller)?;
             Ok(wire::seeds_reply(registration, &seeds))
         })
+        .await
     }
 
     async fn lease(&self, request: Request<proto::LeaseRequest>) -> Result<Response<proto::LeaseReply>, Status> {
         let read = |mut message: proto::LeaseRequest| Ok((message.caller.take(), wire::lease::request(&message)?));
-        self.call("lease", request, read, |registry, now, caller, (request, layout)| {
+        let learn = async |group: &str, (request, _): &(LeaseRequest, PieceLayout)| {
+            self.learn_holders(group, request.digest).await;
+        };
+        self.call_shared("lease", request, read, learn, |registry, now, caller, (request, layout)| {
             let (registration, reply) = registry.lease(now, caller, &request, layout)?;
             if matches!(reply, LeaseReply::Granted(_)) {
                 self.metrics.leases_granted.inc();
             }
             Ok(wire::lease::reply_message(registration, &reply))
         })
+        .await
     }
 
     async fn settle(&self, request: Request<proto::SettleRequest>) -> Result<Response<proto::SettleReply>, Status> {
@@ -212,9 +279,15 @@ impl TrackerService for Tracker {
 
     async fn leave(&self, request: Request<proto::LeaveRequest>) -> Result<Response<proto::LeaveReply>, Status> {
         let read = |message: proto::LeaveRequest| Ok((message.caller, ()));
-        self.call("leave", request, read, |registry, _, caller, ()| {
+        let mut leaving = None;
+        let left = self.call("leave", request, read, |registry, _, caller, ()| {
             registry.leave(caller);
+            leaving = Some(caller.clone());
             Ok(proto::LeaveReply {})
-        })
+        });
+        if let (Some(shared), Some(caller)) = (&self.shared, &leaving) {
+            shared.left(caller);
+        }
+        left
     }
 }

@@ -5,6 +5,7 @@
 //! - [`Network`] and [`Host`]: a bridge and hosts with their own network and mount namespaces, rate limits and byte counters.
 //! - [`CorruptingPeer`]: a peer that sends wrong bytes.
 //! - [`Registry`], [`ObjectStore`], [`Containerd`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with the last two.
+//! - [`Database`]: Redis or MariaDB, for trackers that share what they know.
 //! - [`Site`]: a network with registry and tracker, as most tests want it.
 //! - [`image`]: images, built once into a cache outside the tree.
 //! - [`interrupt`]: signals, for programs that are no tests.
@@ -22,6 +23,7 @@
 mod cache;
 mod containerd;
 mod corrupting;
+mod databases;
 mod host;
 mod http;
 pub mod image;
@@ -43,6 +45,7 @@ pub mod wait;
 pub use cache::cache_dir;
 pub use containerd::{Containerd, ContainerdOptions, Flavour, RegistryHosts, SnapshotterPlugin};
 pub use corrupting::CorruptingPeer;
+pub use databases::Database;
 pub use host::Host;
 pub use http::{Response, http_get};
 pub use lab::Lab;

@@ -42,7 +42,8 @@ pub(crate) fn heartbeat(crowd: &Crowd, node: u64) -> Call {
 pub(crate) fn sync(crowd: &Crowd, node: u64) -> (Call, u64) {
     let holdings = crowd.holdings(node);
     let entries = holdings.len() as u64;
-    let message = proto::SyncRequest { caller: Some(crowd.caller(node)), holdings, statements: Vec::new() };
+    let message =
+        proto::SyncRequest { caller: Some(crowd.caller(node)), holdings, statements: Vec::new(), whole: true };
     (Call::new("/lapwing.tracker.v1.TrackerService/Sync", &message), entries)
 }
 
