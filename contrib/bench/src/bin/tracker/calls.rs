@@ -25,6 +25,14 @@ pub(crate) fn find(crowd: &Crowd, random: &mut fastrand::Rng) -> Call {
     Call::new("/lapwing.tracker.v1.TrackerService/Find", &proto::FindRequest { caller, digest: crowd.wanted(random) })
 }
 
+/// The same of a blob that some node has, as likely as it is held.
+pub(crate) fn find_held(crowd: &Crowd, random: &mut fastrand::Rng) -> Call {
+    let holdings = crowd.holdings(crowd.any(random));
+    let digest = holdings[random.usize(..holdings.len())].digest.clone();
+    let caller = Some(crowd.caller(crowd.any(random)));
+    Call::new("/lapwing.tracker.v1.TrackerService/Find", &proto::FindRequest { caller, digest })
+}
+
 /// A node begins to have a blob.
 pub(crate) fn announce(crowd: &Crowd, random: &mut fastrand::Rng) -> Call {
     let holding = proto::Holding { digest: crowd.wanted(random), state: proto::HoldingState::Partial.into() };

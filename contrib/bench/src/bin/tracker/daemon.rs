@@ -21,12 +21,14 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    pub(crate) fn start(directory: &Path) -> anyhow::Result<Self> {
+    /// `more` is appended to its configuration.
+    pub(crate) fn start(directory: &Path, more: &str) -> anyhow::Result<Self> {
         let (listen, admin) = (free_port()?, free_port()?);
+        std::fs::create_dir_all(directory)?;
         let config = directory.join("tracker.toml");
         let text = format!(
             "root = {:?}\n[log]\nlevel = \"error\"\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\
-             [tracker]\nlisten = \"127.0.0.1:{listen}\"\n",
+             [tracker]\nlisten = \"127.0.0.1:{listen}\"\n{more}",
             directory.join("tracker"),
         );
         std::fs::write(&config, text)?;

@@ -135,6 +135,16 @@ impl Load {
         Ok(Outcome { took: began.elapsed(), ..outcome })
     }
 
+    /// Of so many answers, how many are longer than that.
+    pub(crate) async fn share_longer_than(&self, calls: usize, bytes: usize, mut next: impl FnMut() -> Call) -> f64 {
+        let mut longer = 0;
+        for _ in 0..calls {
+            let mut client = self.clients[0].clone();
+            longer += usize::from(ask(&mut client, next()).await.is_some_and(|length| length > bytes));
+        }
+        longer as f64 / calls as f64
+    }
+
     /// Every node's heartbeats, until it is aborted.
     pub(crate) fn beat(&self, crowd: &Crowd) -> JoinHandle<()> {
         let (crowd, client) = (Crowd::new(crowd.nodes), self.clients[0].clone());

@@ -2,6 +2,9 @@
 //! of which a few are everywhere and the others a long tail, over real gRPC from another process. Beside it, in the same
 //! run, `redis-benchmark` with GETs without pipelining as the yardstick. Prints JSON.
 //!
+//! Two trackers over Redis, and over MariaDB, come after it with a tenth of the nodes: these tell the first what they hold,
+//! and the finds go to the second, which was told nothing.
+//!
 //! Tracker and redis-server run on the first CPU, the load on the second, so that both have one core to themselves. All
 //! figures are taken while the nodes send their heartbeats (each every 15 s), as a tracker never does without them.
 //!
@@ -11,6 +14,7 @@ mod calls;
 mod crowd;
 mod daemon;
 mod drive;
+mod shared;
 mod yardstick;
 
 use std::io::Write as _;
@@ -27,6 +31,8 @@ use self::drive::Load;
 const NODES: u64 = 100_000;
 /// As many clients as redis-benchmark has, each with a connection of its own and one question at a time.
 const CLIENTS: usize = 50;
+/// Trackers over a shared store have one node in so many.
+const SHARED_SHARE: u64 = 10;
 const PHASE: Duration = Duration::from_secs(10);
 /// Nodes that join again after a restart spread over so long.
 const REJOIN_WINDOW: Duration = Duration::from_secs(30);
@@ -41,10 +47,12 @@ fn main() -> anyhow::Result<()> {
     daemon::run_on(std::process::id(), if cpus > 1 { 1 } else { 0 })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let memory = runtime.block_on(measure(directory.path(), nodes))?;
+    let shared = runtime.block_on(shared::measure(directory.path(), nodes / SHARED_SHARE));
     let redis = yardstick::redis(CLIENTS)?;
     let report = json!({
         "cpus": cpus,
         "memory": memory,
+        "shared": shared,
         "redis": redis,
         "find_over_redis_get": ratio(&memory["find_per_s"], &redis["get_per_s"]),
         "p99_over_redis_get": ratio(&memory["find_p99_ms"], &redis["get_p99_ms"]),
@@ -57,7 +65,7 @@ fn ratio(ours: &Value, theirs: &Value) -> Option<f64> {
 }
 
 async fn measure(directory: &Path, nodes: u64) -> anyhow::Result<Value> {
-    let mut tracker = Tracker::start(directory)?;
+    let mut tracker = Tracker::start(directory, "")?;
     let empty_mb = tracker.anonymous_mb()?;
     let crowd = Crowd::new(nodes);
     let joined = Load::connect(&tracker.address, CLIENTS).await?.join(&crowd, Duration::ZERO).await?;
