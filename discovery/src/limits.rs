@@ -55,13 +55,13 @@ pub const FAR_SHARE: usize = 4;
 /// How many of the holders in an answer a node usually trades with.
 pub const NEIGHBOURS: usize = 16;
 /// Most holders of which all are looked at for one answer. Of more, a sample is, and the asker's neighbours.
-pub const MAX_HOLDERS_SCANNED: usize = 256;
+pub const MAX_HOLDERS_SCANNED: usize = 192;
 /// Holders in that sample: a stretch after a random one.
-pub const HOLDERS_SAMPLED: usize = 128;
+pub const HOLDERS_SAMPLED: usize = 80;
 /// Of those that hold all of it, the same.
-pub const COMPLETE_SAMPLED: usize = 16;
+pub const COMPLETE_SAMPLED: usize = 8;
 /// Nodes of the asker's rack, subnet and zone, each, of which it is seen whether they hold the blob.
-pub const MAX_NEIGHBOURS_SCANNED: usize = 64;
+pub const MAX_NEIGHBOURS_SCANNED: usize = 32;
 /// Most nodes, holders or leases in one answer to an operator.
 pub const MAX_VIEW_ROWS: usize = 10_000;
 /// Rates that an operator sees are means over so many ticks.

@@ -51,9 +51,9 @@ impl Group {
             })
         };
         let candidates = if count <= MAX_HOLDERS_SCANNED {
-            blob.holders.iter(0.0).map(|index| (index, random.u32(..))).filter_map(candidate).collect()
+            blob.holders.iter().map(|index| (index, random.u32(..))).filter_map(candidate).collect()
         } else {
-            let mut sample: Vec<u32> = blob.holders.iter(random.f64()).take(HOLDERS_SAMPLED).collect();
+            let mut sample = blob.holders.sample(HOLDERS_SAMPLED, random);
             sample.extend(blob.holders.complete(random.f64()).take(COMPLETE_SAMPLED));
             sample.extend(self.neighbours.near(&asking.place, MAX_NEIGHBOURS_SCANNED, random));
             sample.sort_unstable();

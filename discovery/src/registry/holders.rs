@@ -138,23 +138,50 @@ impl Holders {
         complete.map(|complete| if complete { Holding::Complete } else { Holding::Partial })
     }
 
-    /// Each holder once, beginning after the share `from` (0 to 1) of them, cyclic.
-    pub(super) fn iter(&self, from: f64) -> Box<dyn Iterator<Item = u32> + '_> {
+    /// Each holder once.
+    pub(super) fn iter(&self) -> Box<dyn Iterator<Item = u32> + '_> {
         match &self.set {
-            Set::List(list) => {
-                let (before, after) = list.split_at((list.len() as f64 * from) as usize);
-                Box::new(after.iter().chain(before).map(|entry| entry.node()))
+            Set::List(list) => Box::new(list.iter().map(|entry| entry.node())),
+            Set::Bits(bits) => Box::new(bits.0.iter(0)),
+        }
+    }
+
+    /// `limit` of them, or all, evenly from everywhere: who registered together stands together, so that a stretch would leave
+    /// whole neighbourhoods out.
+    pub(super) fn sample(&self, limit: usize, random: &mut fastrand::Rng) -> Vec<u32> {
+        let offset = random.f64();
+        let places = |length: usize| {
+            let steps = limit.min(length);
+            (0..steps).map(move |step| ((step as f64 + offset) * length as f64 / steps as f64) as usize)
+        };
+        match &self.set {
+            Set::List(list) => places(list.len()).map(|at| list[at].node()).collect(),
+            Set::Bits(bits) => {
+                let words = &bits.0.0;
+                let used = words.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+                // The holder at or after a place, among those of the same word, cyclic.
+                let holder = |place: usize| {
+                    let (word, bit) = (words[place / 64], (place % 64) as u32);
+                    (word != 0).then(|| place as u32 / 64 * 64 + (word.rotate_right(bit).trailing_zeros() + bit) % 64)
+                };
+                let mut chosen: Vec<u32> = places(used * 64).filter_map(holder).collect();
+                chosen.sort_unstable();
+                chosen.dedup();
+                let lacking = limit - chosen.len();
+                let more = bits.0.iter(random.usize(..used.max(1))).filter(|node| chosen.binary_search(node).is_err());
+                let more: Vec<u32> = more.take(lacking).collect();
+                chosen.extend(more);
+                chosen
             }
-            Set::Bits(bits) => Box::new(bits.0.iter((bits.0.0.len() as f64 * from) as usize)),
         }
     }
 
     /// All, with what they hold.
     pub(super) fn entries(&self) -> impl Iterator<Item = (u32, Holding)> + '_ {
-        self.iter(0.0).filter_map(|node| Some((node, self.get(node)?)))
+        self.iter().filter_map(|node| Some((node, self.get(node)?)))
     }
 
-    /// Who holds all of it; the same.
+    /// Who holds all of it, each once, beginning after the share `from` (0 to 1) of all holders, cyclic.
     pub(super) fn complete(&self, from: f64) -> Box<dyn Iterator<Item = u32> + '_> {
         let complete: Box<dyn Iterator<Item = u32>> = match &self.set {
             Set::List(list) => {
@@ -238,9 +265,33 @@ mod tests {
                     nodes
                 };
                 prop_assert_eq!(sorted(holders.complete(from)), complete);
-                prop_assert_eq!(sorted(holders.iter(from)), model.keys().copied().collect::<Vec<_>>());
+                prop_assert_eq!(sorted(holders.iter()), model.keys().copied().collect::<Vec<_>>());
                 prop_assert!((0..2600).all(|node| holders.get(node) == model.get(&node).copied()));
             }
+        }
+    }
+
+    #[test]
+    fn a_sample_comes_from_everywhere_and_in_time_from_everybody() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for (numbers, step, is_list) in [(10_000u32, 1, false), (10_000, 5, false), (10_000, 25, true)] {
+            let mut holders = Holders::default();
+            for node in (0..numbers).step_by(step) {
+                holders.set(node, Some(Holding::Partial), numbers as usize);
+            }
+            assert_eq!(matches!(holders.set, Set::List(_)), is_list);
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..5000 {
+                let mut sample = holders.sample(80, &mut random);
+                sample.sort_unstable();
+                sample.dedup();
+                assert_eq!(sample.len(), 80);
+                assert!(sample.iter().all(|node| holders.get(*node).is_some()));
+                let widest = sample.windows(2).map(|pair| pair[1] - pair[0]).max();
+                assert!(widest < Some(numbers / 20), "{widest:?}");
+                seen.extend(sample);
+            }
+            assert_eq!(seen.len(), (numbers as usize).div_ceil(step));
         }
     }
 

@@ -79,14 +79,20 @@ impl Registry {
         unknown
     }
 
-    /// Holders that are known here; of too many, a random stretch.
+    /// Holders that are known here; of too many, a sample.
     fn some_holders(&mut self, group: &str, digest: Digest) -> Vec<(u32, PeerId, Holding)> {
         let Some(group) = self.groups.get(group) else { return Vec::new() };
         let Some(blob) = group.get(digest) else { return Vec::new() };
         let (count, _) = blob.holders.counts();
-        let from = if count > MAX_HOLDERS_SCANNED { self.random.f64() } else { 0.0 };
-        let holders = blob.holders.iter(from).take(MAX_HOLDERS_SCANNED);
-        holders.filter_map(|index| Some((index, group.nodes.get(index)?.peer, blob.holders.get(index)?))).collect()
+        let holders: Vec<u32> = if count > MAX_HOLDERS_SCANNED {
+            blob.holders.sample(MAX_HOLDERS_SCANNED, &mut self.random)
+        } else {
+            blob.holders.iter().collect()
+        };
+        holders
+            .into_iter()
+            .filter_map(|index| Some((index, group.nodes.get(index)?.peer, blob.holders.get(index)?)))
+            .collect()
     }
 
     /// Takes `told` as the seeds of a group: other nodes that speak to this tracker no more are none.

@@ -42,9 +42,9 @@ impl Registry {
         };
         let (count, _) = blob.holders.counts();
         let mut looked_at: Vec<u32> = if count <= MAX_HOLDERS_SCANNED {
-            blob.holders.iter(0.0).collect()
+            blob.holders.iter().collect()
         } else {
-            let sample = blob.holders.iter(self.random.f64()).take(HOLDERS_SAMPLED).collect::<Vec<_>>().into_iter();
+            let sample = blob.holders.sample(HOLDERS_SAMPLED, &mut self.random).into_iter();
             let near = group.neighbours.near(from, MAX_NEIGHBOURS_SCANNED, &mut self.random);
             sample.chain(near.filter(|index| blob.holders.get(*index).is_some())).collect()
         };

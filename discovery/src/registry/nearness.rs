@@ -20,16 +20,16 @@ pub struct Place {
 /// A [`Place`] as it is compared: of a popular blob, an answer compares hundreds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stand {
-    /// Of the label; 0 if it is empty.
-    zone: u64,
-    rack: u64,
+    /// A hash of the label, 0 if it is empty. Two zones of one hash in four thousand million would be taken for one.
+    zone: u32,
+    rack: u32,
     /// IPv4 addresses in their mapped form.
     address: u128,
 }
 
 impl Stand {
     pub(super) fn of(place: &Place) -> Self {
-        let label = |label: &str| if label.is_empty() { 0 } else { FixedState::default().hash_one(label) | 1 };
+        let label = |label: &str| if label.is_empty() { 0 } else { FixedState::default().hash_one(label) as u32 | 1 };
         let address = match place.address {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,

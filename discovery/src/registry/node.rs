@@ -25,33 +25,37 @@ struct Grudge {
     counted: bool,
 }
 
-/// What an answer has to know of each of hundreds of nodes, apart from the rest of [`Node`], so that it is quickly at hand.
+/// What an answer has to know of each of hundreds of nodes, apart from the rest of [`Node`]: 32 bytes, side by side.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Standing {
     pub(super) stand: Stand,
-    /// When it is gone, unless it is heard from before; zero if it serves nobody.
-    until: Duration,
-    /// Somebody reported it: [`Node::serves`] knows what that means now.
-    reported: bool,
+    /// Twice the millisecond at which it is gone, unless it is heard from before; 0 if it serves nobody. Odd if somebody
+    /// reported it: [`Node::serves`] knows what that means now.
+    until: u64,
 }
 
 impl Standing {
     pub(super) fn of(node: &Node) -> Self {
-        let mut standing = Self { stand: Stand::of(&node.place), until: Duration::ZERO, reported: false };
+        let mut standing = Self { stand: Stand::of(&node.place), until: 0 };
         standing.note(node);
         standing
     }
 
     /// Something but its place changed.
     pub(super) fn note(&mut self, node: &Node) {
-        self.until = if node.port == 0 { Duration::ZERO } else { node.last_seen + NODE_TTL };
-        self.reported = !node.reporters.is_empty();
+        let gone_at = milliseconds(node.last_seen + NODE_TTL);
+        self.until = if node.port == 0 { 0 } else { gone_at << 1 | u64::from(!node.reporters.is_empty()) };
     }
 
-    /// As [`Node::serves`]; `node` is looked at only if need be.
+    /// As [`Node::serves`], to a millisecond; `node` is looked at only if need be.
     pub(super) fn serves<'a>(&self, now: Duration, node: impl FnOnce() -> Option<&'a Node>) -> bool {
-        now < self.until && (!self.reported || node().is_some_and(|node| node.serves(now)))
+        let reported = self.until & 1 == 1;
+        milliseconds(now) < self.until >> 1 && (!reported || node().is_some_and(|node| node.serves(now)))
     }
+}
+
+const fn milliseconds(duration: Duration) -> u64 {
+    duration.as_secs() * 1000 + duration.subsec_millis() as u64
 }
 
 /// One node. Numbers are those of the group's slabs.

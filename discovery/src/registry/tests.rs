@@ -118,6 +118,30 @@ fn a_neighbourhood_is_never_cut_off_from_the_others() {
     assert_eq!(alone.len(), MAX_HOLDERS_PER_ANSWER, "equals all");
 }
 
+/// A stretch of all holders, who registered subnet by subnet, would be of one only.
+#[test]
+fn no_neighbourhood_of_thousands_is_cut_off_either() {
+    let mut registry = registry();
+    let at = |number: u32| Caller {
+        place: Place { address: [10, (number / 200) as u8, 0, (number % 200) as u8].into(), ..caller(number).place },
+        ..caller(number)
+    };
+    for number in 0..10_000 {
+        hold(&mut registry, NOW, &at(number), 1, Holding::Partial);
+    }
+    for asker in [3, 5000, 9999] {
+        let (_, found) = registry.find(NOW, &at(asker), digest(1)).unwrap();
+        let subnets: BTreeSet<IpAddr> = found.holders[..16]
+            .iter()
+            .map(|holder| match holder.address.ip() {
+                IpAddr::V4(address) => IpAddr::from([10, address.octets()[1], 0, 0]),
+                other => other,
+            })
+            .collect();
+        assert!(subnets.len() >= 4, "{subnets:?}");
+    }
+}
+
 #[test]
 fn seeds_are_those_that_say_so_and_live() {
     let mut registry = registry();

@@ -153,7 +153,7 @@ impl Group {
         let (total, complete) = blob.holders.counts();
         let mut found: Vec<_> = blob
             .holders
-            .iter(0.0)
+            .iter()
             .filter_map(|index| {
                 let (holding, node) = (blob.holders.get(index)?, self.nodes.get(index)?);
                 let partial = holding != Holding::Complete;
