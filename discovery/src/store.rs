@@ -140,8 +140,9 @@ pub enum StoreError {
 /// * What a call wrote is seen by every call that begins after it, through whichever tracker.
 /// * A store that finds that it was emptied says [`StoreError::Lost`], once to each tracker.
 pub trait HolderStore: Send + Sync + 'static {
-    /// Writes news of nodes, one after the other.
-    fn write<'a>(&'a self, updates: &'a [Update]) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// Writes news of nodes, one after the other. Returns the places, in no order, of those among `updates` whose nodes it did not know: if
+    /// they were written before, they have been forgotten meanwhile, and what they held with them.
+    fn write<'a>(&'a self, updates: &'a [Update]) -> BoxFuture<'a, Result<Vec<usize>, StoreError>>;
 
     /// Forgets these instances of nodes and what they hold; a node that has another instance by now stays.
     fn forget<'a>(&'a self, group: &'a str, nodes: &'a [(PeerId, u64)]) -> BoxFuture<'a, Result<(), StoreError>>;

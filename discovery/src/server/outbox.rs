@@ -191,11 +191,21 @@ impl Outbox {
         }
     }
 
-    /// `drafts` were written by `at`.
-    pub(super) fn written(&mut self, drafts: &[Draft], at: Duration) {
+    /// `drafts` were written by `at`. The store did not know the nodes at the places `unknown`: those that were written before
+    /// have been forgotten there, and are written whole.
+    pub(super) fn written(&mut self, drafts: &[Draft], unknown: &[usize], at: Duration) {
+        for draft in unknown.iter().filter_map(|place| drafts.get(*place)).filter(|draft| !draft.all) {
+            let Some(told) = self.get_mut(&draft.group, draft.node.peer) else { continue };
+            if told.written > Duration::ZERO && told.record.instance == draft.node.instance {
+                (told.all, told.settled) = (true, None);
+                self.enqueue(&draft.group, draft.node.peer);
+            }
+        }
         for draft in drafts {
             let Some(told) = self.get_mut(&draft.group, draft.node.peer) else { continue };
-            told.written = told.written.max(draft.node.seen);
+            if told.record.instance == draft.node.instance {
+                told.written = told.written.max(draft.node.seen);
+            }
             if told.changes.is_empty() && !told.all && told.settled.is_none() {
                 told.settled = Some(at);
             }
@@ -350,7 +360,7 @@ mod tests {
         assert_eq!(outbox.take(), []);
         let after = AT + Duration::from_secs(1);
         assert_eq!(outbox.relation("g", node.node, after), Relation::Unsettled, "on its way is not there");
-        outbox.written(&drafts, after);
+        outbox.written(&drafts, &[0], after);
         assert_eq!(outbox.relation("g", node.node, AT), Relation::Unsettled, "a question from before the writing");
         assert_eq!(outbox.relation("g", node.node, after), Relation::Here);
         assert_eq!(outbox.relation("g", node.node, AT + SUSPECT_SILENCE), Relation::Silent);
@@ -366,13 +376,16 @@ mod tests {
         outbox.heard(&node, AT);
         let drafts = outbox.take();
         assert_eq!(drafts.len(), 1);
-        outbox.written(&drafts, AT);
+        outbox.written(&drafts, &[0], AT);
         outbox.heard(&node, AT + STORE_BEAT / 2);
         assert_eq!(outbox.take(), []);
         outbox.heard(&Caller { port: 1, ..node.clone() }, AT + STORE_BEAT / 2);
         assert_eq!(outbox.take()[0].node.port, 1, "what changed is written at once");
         outbox.heard(&node, AT + STORE_BEAT);
-        assert_eq!(outbox.take()[0].node.seen, AT + STORE_BEAT);
+        let drafts = outbox.take();
+        assert_eq!((drafts[0].node.seen, drafts[0].all), (AT + STORE_BEAT, false));
+        outbox.written(&drafts, &[0], AT + STORE_BEAT);
+        assert!(outbox.take()[0].all, "the store had forgotten it, and what it holds");
     }
 
     #[test]

@@ -61,15 +61,15 @@ impl MysqlStore {
         &self.databases[self.place(group)]
     }
 
-    async fn write(&self, updates: &[Update]) -> Result<(), StoreError> {
-        let mut by_group: HashMap<&str, Vec<&Update>> = HashMap::new();
-        for update in updates {
-            by_group.entry(&update.group).or_default().push(update);
+    async fn write(&self, updates: &[Update]) -> Result<Vec<usize>, StoreError> {
+        let (mut unknown, mut by_group): (Vec<usize>, HashMap<&str, Vec<(usize, &Update)>>) = Default::default();
+        for (place, update) in updates.iter().enumerate() {
+            by_group.entry(&update.group).or_default().push((place, update));
         }
         for (group, updates) in by_group {
-            self.database(group).write(group, updates).await?;
+            unknown.extend(self.database(group).write(group, updates).await?);
         }
-        Ok(())
+        Ok(unknown)
     }
 
     async fn expire(&self, alive_since: Duration) -> Result<usize, StoreError> {
@@ -82,7 +82,7 @@ impl MysqlStore {
 }
 
 impl HolderStore for MysqlStore {
-    fn write<'a>(&'a self, updates: &'a [Update]) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn write<'a>(&'a self, updates: &'a [Update]) -> BoxFuture<'a, Result<Vec<usize>, StoreError>> {
         Box::pin(self.write(updates))
     }
 

@@ -93,7 +93,7 @@ impl<'a, 's> Batch<'a, 's> {
 }
 
 impl RedisStore {
-    async fn write(&self, updates: &[Update]) -> Result<(), StoreError> {
+    async fn write(&self, updates: &[Update]) -> Result<Vec<usize>, StoreError> {
         let mut session = self.session().await?;
         let mut noted: Vec<Noted> = Vec::with_capacity(updates.len());
         for some in updates.chunks(TRACKER_PIPELINE) {
@@ -123,7 +123,8 @@ impl RedisStore {
                 hold(&mut batch, update, *digest, *holding).await?;
             }
         }
-        batch.send().await
+        batch.send().await?;
+        Ok((0..noted.len()).filter(|place| noted[*place] == Noted::New).collect())
     }
 
     async fn find(
@@ -220,7 +221,7 @@ fn read_holders(flat: &[Vec<u8>]) -> Vec<(PeerId, Holding, u64)> {
 }
 
 impl HolderStore for RedisStore {
-    fn write<'a>(&'a self, updates: &'a [Update]) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn write<'a>(&'a self, updates: &'a [Update]) -> BoxFuture<'a, Result<Vec<usize>, StoreError>> {
         Box::pin(self.write(updates))
     }
 

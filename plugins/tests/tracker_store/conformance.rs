@@ -203,6 +203,14 @@ async fn silent_nodes_are_forgotten(rig: &Rig) {
         until("60 s of silence are", || async { asker.find(digest).await == [(2, COMPLETE)] }).await;
     }
     let Some(store) = rig.store() else { return };
+    store.forget(&group, &[(PeerId::from_bytes([2; 32]), 1)]).await.unwrap();
+    rig.advance(Duration::from_secs(6));
+    alive.beat().await;
+    until("what was forgotten of a node that lives is written again, though nobody asks its tracker", || async {
+        store.find(&group, &[digest], 10, Duration::ZERO).await.unwrap()[0].holders.len() == 1
+            && askers[1].find(digest).await == [(2, COMPLETE)]
+    })
+    .await;
     until("the store forgets as well", || async {
         let found = store.find(&group, &[digest], 10, Duration::ZERO).await.unwrap();
         found[0].holders.len() == 1
@@ -292,7 +300,12 @@ async fn stores_keep_the_latest(rig: &Rig) {
         answers[0].holders.iter().map(|holder| (holder.node.instance, holder.holding)).collect::<Vec<_>>()
     };
     let (partial, complete) = (Some(Holding::Partial), Some(Holding::Complete));
-    store.write(&[update(node(1, 50, 0), &[(20, partial), (21, complete)], false)]).await.unwrap();
+    let other = NodeRecord { peer: PeerId::from_bytes([8; 32]), ..node(1, 50, 0) };
+    let two = [update(other, &[], false), update(node(1, 50, 0), &[(20, partial), (21, complete)], false)];
+    let mut unknown = store.write(&two).await.unwrap();
+    unknown.sort_unstable();
+    assert_eq!(unknown, [0, 1], "neither was known");
+    assert_eq!(store.write(&two[..1]).await, Ok(vec![]));
     store.write(&[update(node(1, 60, 0), &[(22, complete)], false)]).await.unwrap();
     assert_eq!(found(22).await, [(1, Holding::Complete)], "late news of the same process");
     store.write(&[update(node(1, 60, 0), &[(22, complete)], true)]).await.unwrap();

@@ -22,6 +22,10 @@ impl Tracker {
             shared.until_due(tick).await;
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK.mul_f64(0.75 + fastrand::f64() / 2.0);
+                // First what tells that nodes live.
+                if !shared.is_down() {
+                    self.write_until(shared, tick).await;
+                }
                 if !shared.expire().await {
                     continue;
                 }
@@ -45,10 +49,10 @@ impl Tracker {
             }
             let updates: Vec<Update> = drafts.iter().map(|draft| self.complete(draft)).collect();
             let writing = timeout(STORE_WRITE_TIMEOUT, shared.store.write(&updates)).await;
-            if shared.judge("write", writing).is_none() {
+            let Some(unknown) = shared.judge("write", writing) else {
                 return shared.state().outbox.rewrite(drafts);
-            }
-            shared.state().outbox.written(&drafts, (shared.wall)());
+            };
+            shared.state().outbox.written(&drafts, &unknown, (shared.wall)());
             for (group, nodes) in by_group(departed) {
                 let forgetting = timeout(STORE_WRITE_TIMEOUT, shared.store.forget(&group, &nodes)).await;
                 if shared.judge("forget", forgetting).is_none() {

@@ -52,29 +52,40 @@ where
 }
 
 impl Database {
-    pub(super) async fn write(&self, group: &str, mut updates: Vec<&Update>) -> Result<(), StoreError> {
+    /// Returns the places of those whose nodes were not known.
+    pub(super) async fn write(
+        &self,
+        group: &str,
+        mut updates: Vec<(usize, &Update)>,
+    ) -> Result<Vec<usize>, StoreError> {
+        let mut unknown = Vec::new();
         let group = self.group(group).await?;
         // Everybody locks rows in the same order.
-        updates.sort_by_key(|update| (*update.node.peer.as_bytes(), update.node.seen));
+        updates.sort_by_key(|(_, update)| (*update.node.peer.as_bytes(), update.node.seen));
         for some in updates.chunks(TRACKER_NODES_AT_ONCE) {
             let mut tries = 0;
-            while let Err(error) = self.write_some(group, some).await {
-                tries += 1;
-                if tries >= TRACKER_WRITE_TRIES || !is_conflict(&error) {
-                    return Err(self.failed(&error));
+            loop {
+                match self.write_some(group, some).await {
+                    Ok(new) => break unknown.extend(new),
+                    Err(error) if tries + 1 < TRACKER_WRITE_TRIES && is_conflict(&error) => tries += 1,
+                    Err(error) => return Err(self.failed(&error)),
                 }
             }
         }
-        Ok(())
+        Ok(unknown)
     }
 
-    async fn write_some(&self, group: u16, updates: &[&Update]) -> Result<(), sqlx::Error> {
+    async fn write_some(&self, group: u16, updates: &[(usize, &Update)]) -> Result<Vec<usize>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
-        for update in updates {
-            let Some((id, latest)) = note(&mut transaction, group, &update.node).await? else { continue };
-            if update.whole && !latest {
+        let mut unknown = Vec::new();
+        for (place, update) in updates {
+            let Some((id, noted)) = note(&mut transaction, group, &update.node).await? else { continue };
+            if update.whole && noted == Noted::Older {
                 continue;
+            }
+            if noted == Noted::New {
+                unknown.push(*place);
             }
             let unlisted = if update.whole { unlisted(&mut transaction, id, update).await? } else { Vec::new() };
             let withdrawn = update.holdings.iter().filter(|(_, holding)| holding.is_none());
@@ -84,7 +95,8 @@ impl Database {
                 update.holdings.iter().filter_map(|(digest, holding)| Some((*digest, (*holding)?))).collect();
             hold(&mut transaction, group, id, &held).await?;
         }
-        transaction.commit().await
+        transaction.commit().await?;
+        Ok(unknown)
     }
 
     pub(super) async fn find(
@@ -149,35 +161,48 @@ fn read_record(node: &[u8], record: &[u8]) -> Option<NodeRecord> {
     NodeRecord::from_bytes(PeerId::from_bytes(node.try_into().ok()?), record)
 }
 
-/// Writes a node's record unless there is a later one. Returns its number, whose row is locked now, and whether this is the
-/// latest record; nothing if there is a later one of another instance.
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    /// There is a later one.
+    Older,
+    /// It is the latest.
+    Latest,
+    /// The same, and there was none before.
+    New,
+}
+
+/// Writes a node's record unless there is a later one. Returns its number, whose row is locked now, and what became of the
+/// record; nothing if there is a later one of another instance.
 async fn note(
     connection: &mut MySqlConnection,
     group: u16,
     node: &NodeRecord,
-) -> Result<Option<(u32, bool)>, sqlx::Error> {
+) -> Result<Option<(u32, Noted)>, sqlx::Error> {
     let peer = &node.peer.as_bytes()[..];
     let seen = milliseconds(node.seen);
+    let mut noted = Noted::New;
     let select = "SELECT id, node, instance, seen FROM lapwing_nodes WHERE grp = ? AND node = ? FOR UPDATE";
     let known: Option<Row> = sqlx::query_as(select).bind(group).bind(peer).fetch_optional(&mut *connection).await?;
     if let Some((id, _, instance, before)) = known {
         let same = instance == node.instance;
         if before > seen {
-            return Ok(same.then_some((id, false)));
+            return Ok(same.then_some((id, Noted::Older)));
         }
         if same {
             let update = "UPDATE lapwing_nodes SET seen = ?, seed = ?, record = ? WHERE id = ?";
             let query = sqlx::query(update).bind(seen).bind(node.seed_port != 0).bind(node.to_bytes()).bind(id);
             query.execute(&mut *connection).await?;
-            return Ok(Some((id, true)));
+            return Ok(Some((id, Noted::Latest)));
         }
         retire(connection, &[id]).await?;
+        noted = Noted::Latest;
     }
     let insert = "INSERT INTO lapwing_nodes (grp, node, instance, seen, seed, record) VALUES (?, ?, ?, ?, ?, ?)";
     let query = sqlx::query(insert).bind(group).bind(peer).bind(node.instance).bind(seen);
     let inserted = query.bind(node.seed_port != 0).bind(node.to_bytes()).execute(connection).await?;
     // Numbers are given out from 1 on and fit: the column is no wider.
-    Ok(u32::try_from(inserted.last_insert_id()).ok().map(|id| (id, true)))
+    Ok(u32::try_from(inserted.last_insert_id()).ok().map(|id| (id, noted)))
 }
 
 /// What a node holds that a whole listing does not name.

@@ -18,7 +18,7 @@ end
 redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[2])
 if ARGV[6] == '1' then redis.call('SADD', KEYS[3], ARGV[1]) else redis.call('SREM', KEYS[3], ARGV[1]) end
-if old and not same then return 3 else return 2 end
+if not old then return 4 elseif same then return 2 else return 3 end
 ";
 
 /// Deletes a node's record if it has that instance (any, if empty) and was seen before that time (any, if empty; 8 bytes).
@@ -75,6 +75,8 @@ pub(super) enum Noted {
     Latest,
     /// The same, and the one before was of another instance.
     Restarted,
+    /// The same, and there was none before.
+    New,
 }
 
 impl From<i64> for Noted {
@@ -83,6 +85,7 @@ impl From<i64> for Noted {
             1 => Self::Older,
             2 => Self::Latest,
             3 => Self::Restarted,
+            4 => Self::New,
             _ => Self::Void,
         }
     }
@@ -90,7 +93,7 @@ impl From<i64> for Noted {
 
 impl Noted {
     pub(super) const fn is_latest(self) -> bool {
-        matches!(self, Self::Latest | Self::Restarted)
+        matches!(self, Self::Latest | Self::Restarted | Self::New)
     }
 
     /// Whether the holdings of the update count.
