@@ -62,7 +62,8 @@ impl MysqlStore {
     }
 
     async fn write(&self, updates: &[Update]) -> Result<Vec<usize>, StoreError> {
-        let (mut unknown, mut by_group): (Vec<usize>, HashMap<&str, Vec<(usize, &Update)>>) = Default::default();
+        let mut unknown = Vec::new();
+        let mut by_group: HashMap<&str, Vec<(usize, &Update)>> = HashMap::new();
         for (place, update) in updates.iter().enumerate() {
             by_group.entry(&update.group).or_default().push((place, update));
         }

@@ -52,7 +52,9 @@ impl Database {
         let mut install = Command::new(program("mariadb-install-db")?);
         install.args(["--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal"]);
         install.arg(format!("--datadir={}", dir.join("mariadb").display())).args(user());
-        check(&mut install)?;
+        // A server that starts deletes what others have in a directory for temporary files that they share.
+        std::fs::create_dir_all(dir.join("tmp"))?;
+        check(install.env("TMPDIR", dir.join("tmp")))?;
         let names =
             Self::NAMES.map(|name| format!("CREATE DATABASE IF NOT EXISTS {name};\nGRANT ALL ON {name}.* TO u;\n"));
         let names = names.concat().replace("TO u", &format!("TO '{}'@'127.0.0.1'", Self::USER));
@@ -113,6 +115,7 @@ fn launch(kind: Kind, dir: &Path, port: u16) -> Result<Process> {
             command.args(["--no-defaults", "--bind-address=127.0.0.1", &format!("--port={port}")]);
             command.arg(format!("--datadir={}", dir.join("mariadb").display())).args(user());
             command.arg(format!("--socket={}", dir.join("mariadb.sock").display()));
+            command.arg(format!("--tmpdir={}", dir.join("tmp").display())).env("TMPDIR", dir.join("tmp"));
             command.arg(format!("--pid-file={}", dir.join("mariadb.pid").display()));
             command.arg(format!("--init-file={}", dir.join("init.sql").display()));
             command.args(["--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=2", "--skip-log-bin"]);
