@@ -15,6 +15,9 @@ use tonic::transport::{Channel, Endpoint};
 use crate::calls::{self, Call, Raw};
 use crate::crowd::{Crowd, HEARTBEAT};
 
+/// Heartbeats that are due are sent so often: as short as timers are, since those of a cluster do not come in bursts.
+const BEATS_TICK: Duration = Duration::from_millis(1);
+
 /// Connections to the tracker.
 pub(crate) struct Load {
     clients: Vec<Grpc<Channel>>,
@@ -149,8 +152,8 @@ impl Load {
     pub(crate) fn beat(&self, crowd: &Crowd) -> JoinHandle<()> {
         let (crowd, client) = (Crowd::new(crowd.nodes), self.clients[0].clone());
         tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(Duration::from_millis(5));
-            let per_tick = crowd.nodes as f64 * 0.005 / HEARTBEAT.as_secs_f64();
+            let mut ticks = tokio::time::interval(BEATS_TICK);
+            let per_tick = crowd.nodes as f64 * BEATS_TICK.as_secs_f64() / HEARTBEAT.as_secs_f64();
             let (mut due, mut node) = (0.0, 0);
             loop {
                 ticks.tick().await;

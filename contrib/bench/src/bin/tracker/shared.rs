@@ -31,11 +31,11 @@ pub(crate) async fn measure(directory: &Path, nodes: u64) -> Vec<Value> {
 
 async fn over(directory: &Path, store: &str, nodes: u64) -> anyhow::Result<Value> {
     std::fs::create_dir_all(directory)?;
-    let database = match store {
-        "redis" => Database::redis(directory)?,
-        _ => Database::mariadb(directory)?,
+    let (database, name) = match store {
+        "redis" => (Database::redis(directory)?, "0"),
+        _ => (Database::mariadb(directory)?, Database::NAMES[0]),
     };
-    let url = database.url(Database::NAMES[0]);
+    let url = database.url(name);
     let config = format!("[tracker.store]\nkind = {store:?}\nurls = [{url:?}]\n");
     let told = Tracker::start(&directory.join("told"), &config)?;
     let asked = Tracker::start(&directory.join("asked"), &config)?;
