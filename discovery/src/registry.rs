@@ -148,9 +148,24 @@ struct Totals {
     books: usize,
     /// Numbers given out, to registrations and leases alike.
     numbers: u64,
+    /// The first of these is one more. Random, so that numbers of an earlier life of the tracker mean nothing in this one.
+    epoch: u64,
     /// How often a node was registered anew.
     registrations: u64,
     expired_leases: usize,
+}
+
+impl Totals {
+    /// The number that is given out next.
+    const fn upcoming(&self) -> u64 {
+        self.epoch.wrapping_add(self.numbers + 1)
+    }
+
+    /// Gives out a number.
+    const fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.epoch.wrapping_add(self.numbers)
+    }
 }
 
 /// The tracker's state.
@@ -158,8 +173,6 @@ struct Totals {
 pub struct Registry {
     groups: HashMap<String, Group>,
     totals: Totals,
-    /// Random, so that numbers of an earlier life of the tracker mean nothing in this one.
-    epoch: u64,
     random: fastrand::Rng,
     policy: LeasePolicy,
 }
@@ -173,7 +186,8 @@ impl Registry {
     /// The same, with an operator's policy of leases.
     pub fn with_policy(seed: u64, policy: LeasePolicy) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        Self { groups: HashMap::new(), totals: Totals::default(), epoch: random.u64(..), random, policy }
+        let totals = Totals { epoch: random.u64(..), ..Totals::default() };
+        Self { groups: HashMap::new(), totals, random, policy }
     }
 
     /// An empty one with the same policy, and numbers that mean nothing in this one.
@@ -244,11 +258,8 @@ impl Registry {
         request: &LeaseRequest,
         layout: PieceLayout,
     ) -> Result<(Registration, LeaseReply), Refusal> {
-        let epoch = self.epoch;
         let call = self.enter(now, caller)?;
-        call.totals.numbers += 1;
-        let id = epoch.wrapping_add(call.totals.numbers);
-        let reply = call.group.lease(now, call.totals, call.node, request, layout, id)?;
+        let reply = call.group.lease(now, call.totals, call.node, request, layout, call.random)?;
         Ok((call.registration, reply))
     }
 
@@ -301,7 +312,7 @@ impl Registry {
             self.groups.insert(caller.group.clone(), Group::new(self.policy.clone()));
         }
         let group = self.groups.get_mut(&caller.group).expect("it was there or has just been inserted");
-        let next = self.epoch.wrapping_add(self.totals.numbers + 1);
+        let next = self.totals.upcoming();
         let (node, registration) = group.register(now, &mut self.totals, caller, next)?;
         self.totals.numbers += u64::from(registration == next);
         self.totals.registrations += u64::from(registration == next);

@@ -112,7 +112,7 @@ impl Registry {
             (dump.group, dump.stage) = (dump.group + 1, Stage::Name);
             return true;
         };
-        let is_old = |registration: u64| registration.wrapping_sub(self.epoch) <= dump.numbers;
+        let is_old = |registration: u64| registration.wrapping_sub(self.totals.epoch) <= dump.numbers;
         match dump.stage {
             Stage::Name => {
                 out.push(GROUP);
@@ -152,7 +152,7 @@ impl Registry {
                 NODE => {
                     let (number, caller) = input.node(&group)?;
                     let call = self.enter(now, &caller)?;
-                    call.group.note_restored(call.node);
+                    call.group.note_hearsay(call.node);
                     numbers.insert(number, call.node);
                     restored.nodes += 1;
                 }

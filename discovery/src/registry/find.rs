@@ -6,7 +6,9 @@ use std::time::Duration;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Found, Holder, Holding};
 
+use super::blob::Blob;
 use super::group::Group;
+use super::nearness::Place;
 use super::reachable;
 use crate::limits::{
     COMPLETE_SAMPLED, FAR_SHARE, HOLDERS_SAMPLED, MAX_HOLDERS_PER_ANSWER, MAX_HOLDERS_SCANNED, MAX_LESSEES,
@@ -35,7 +37,6 @@ impl Group {
         random: &mut fastrand::Rng,
     ) -> Found {
         let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return Found::default() };
-        let (count, _) = blob.holders.counts();
         let (stand, grudges) = (&self.standings[asker as usize].stand, asking.has_grudges());
         let candidate = |(index, shuffle): (u32, u32)| {
             let (holding, standing) = (blob.holders.get(index)?, &self.standings[index as usize]);
@@ -50,16 +51,8 @@ impl Group {
                 far: stand.is_far(&standing.stand),
             })
         };
-        let candidates = if count <= MAX_HOLDERS_SCANNED {
-            blob.holders.iter().map(|index| (index, random.u32(..))).filter_map(candidate).collect()
-        } else {
-            let mut sample = blob.holders.sample(HOLDERS_SAMPLED, random);
-            sample.extend(blob.holders.complete(random.f64()).take(COMPLETE_SAMPLED));
-            sample.extend(self.neighbours.near(&asking.place, MAX_NEIGHBOURS_SCANNED, random));
-            sample.sort_unstable();
-            sample.dedup();
-            sample.into_iter().map(|index| (index, random.u32(..))).filter_map(candidate).collect()
-        };
+        let looked_at = self.holders_around(blob, &asking.place, random);
+        let candidates = looked_at.into_iter().map(|index| (index, random.u32(..))).filter_map(candidate).collect();
         let holder = |Candidate { node, holding, far, .. }: Candidate| {
             let node = self.nodes.get(node)?;
             let address = reachable(node.address(), asking.place.address, reached_at);
@@ -71,6 +64,47 @@ impl Group {
             votes: blob.votes.tally(digest),
             lessees: lessees.take(MAX_LESSEES).collect(),
         }
+    }
+}
+
+impl Group {
+    /// Holders of a blob to choose from for who stands at `place`, each once: all, or of many an even sample, some of those that
+    /// hold all of it, and those of the neighbourhood.
+    pub(super) fn holders_around(&self, blob: &Blob, place: &Place, random: &mut fastrand::Rng) -> Vec<u32> {
+        let (count, _) = blob.holders.counts();
+        if count <= MAX_HOLDERS_SCANNED {
+            return blob.holders.iter().collect();
+        }
+        let mut sample = blob.holders.sample(HOLDERS_SAMPLED, random);
+        sample.extend(blob.holders.complete(random.f64()).take(COMPLETE_SAMPLED));
+        let near = self.neighbours.near(place, MAX_NEIGHBOURS_SCANNED, random);
+        sample.extend(near.filter(|index| blob.holders.get(*index).is_some()));
+        sample.sort_unstable();
+        sample.dedup();
+        sample
+    }
+
+    /// Nodes that hold all of a blob, each once: all, or of more than `limit` a stretch, after those of the neighbourhood of
+    /// who stands at `place`, as far as a look at a fourth of `limit` nodes there finds them.
+    pub(super) fn complete_around<'a>(
+        &self,
+        blob: &'a Blob,
+        place: &Place,
+        limit: usize,
+        random: &mut fastrand::Rng,
+    ) -> impl Iterator<Item = u32> + use<'a> {
+        let (_, complete) = blob.holders.counts();
+        let (mut near, mut from) = (Vec::new(), 0.0);
+        if complete as usize > limit {
+            from = random.f64();
+            let nodes = self.neighbours.near(place, limit / 4, random);
+            near.extend(nodes.filter(|index| blob.holders.get(*index) == Some(Holding::Complete)));
+            near.sort_unstable();
+            near.dedup();
+        }
+        let first = near.clone();
+        let others = blob.holders.complete(from).take(limit).filter(move |index| near.binary_search(index).is_err());
+        first.into_iter().chain(others)
     }
 }
 

@@ -70,7 +70,7 @@ impl Group {
                 }
                 (node.port, node.seed) = (caller.port, caller.seed);
                 self.standings[index as usize].note(node);
-                totals.registrations += u64::from(std::mem::take(&mut node.restored));
+                totals.registrations += u64::from(std::mem::take(&mut node.hearsay));
                 let registration = node.registration;
                 self.note_seed(index, caller.seed_port);
                 return Ok((index, registration));
@@ -247,10 +247,10 @@ impl Group {
         self.drop_if_empty(index);
     }
 
-    /// The node is known from a dump only.
-    pub(super) fn note_restored(&mut self, node: u32) {
+    /// The node itself has not called.
+    pub(super) fn note_hearsay(&mut self, node: u32) {
         if let Some(node) = self.nodes.get_mut(node) {
-            node.restored = true;
+            node.hearsay = true;
         }
     }
 

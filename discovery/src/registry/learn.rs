@@ -7,7 +7,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::PeerId;
 
-use super::Registry;
+use super::{Caller, Registry};
 use crate::limits::{MAX_HOLDERS_SCANNED, MAX_SEEDS, STORE_CLOCK_SLACK};
 use crate::store::{NodeRecord, StoredHolder, StoredHolders};
 
@@ -123,22 +123,32 @@ impl Registry {
         let index = match known {
             // Its own calls come back from the store; only what is later by more than clocks drift is news of it.
             Some((index, node)) if node.instance == record.instance => {
+                let hearsay = node.hearsay;
                 if seen > node.last_seen + STORE_CLOCK_SLACK {
-                    self.enter(seen, &record.caller(group)).map_or(index, |call| call.node)
+                    self.hear_of(seen, &record.caller(group), hearsay).unwrap_or(index)
                 } else {
                     index
                 }
             }
             Some((_, node)) if seen <= node.last_seen => return,
-            _ => match self.enter(seen, &record.caller(group)) {
-                Ok(call) => call.node,
+            _ => match self.hear_of(seen, &record.caller(group), true) {
+                Some(index) => index,
                 // Full: what the store knows waits until there is room.
-                Err(_) => return,
+                None => return,
             },
         };
         if let (Some(group), Some((digest, holding))) = (self.groups.get_mut(group), holding) {
             let _ = group.announce(&mut self.totals, index, &[(digest, Some(holding))]);
         }
+    }
+
+    /// Registers a node as if it had called, which it has not if that is `hearsay`.
+    fn hear_of(&mut self, seen: Duration, caller: &Caller, hearsay: bool) -> Option<u32> {
+        let call = self.enter(seen, caller).ok()?;
+        if hearsay {
+            call.group.note_hearsay(call.node);
+        }
+        Some(call.node)
     }
 
     /// All that a node holds, as far as is known here.
@@ -240,5 +250,24 @@ mod tests {
         assert_eq!(registry.holdings_of("g", record(3, 1, 0).peer).len(), 1, "an older instance changes nothing");
         learn(&mut registry, record(3, 2, 5));
         assert_eq!(found(&mut registry, AT.now), [3], "heard from again");
+    }
+
+    /// Nodes that come over from another tracker together are to take their turn in telling everything.
+    #[test]
+    fn a_node_that_was_only_heard_of_is_new_when_it_calls() {
+        let mut registry = Registry::new(1);
+        let digest = Digest::of(b"x");
+        let learn = |registry: &mut Registry, age_s| {
+            registry.learn(AT, "g", digest, &told(&[record(4, 1, age_s)], true), |_| Relation::Elsewhere);
+        };
+        learn(&mut registry, 40);
+        learn(&mut registry, 0);
+        let before = registry.registrations();
+        registry.heartbeat(AT.now, &caller(4)).unwrap();
+        assert_eq!(registry.registrations(), before + 1);
+        registry.heartbeat(AT.now, &caller(4)).unwrap();
+        learn(&mut registry, 0);
+        registry.heartbeat(AT.now, &caller(4)).unwrap();
+        assert_eq!(registry.registrations(), before + 1);
     }
 }

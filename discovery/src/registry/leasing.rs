@@ -28,9 +28,9 @@ impl Group {
         node: u32,
         request: &LeaseRequest,
         layout: PieceLayout,
-        id: u64,
+        random: &mut fastrand::Rng,
     ) -> Result<LeaseReply, Refusal> {
-        let far_only = match self.nearest_complete(now, node, request) {
+        let far_only = match self.nearest_complete(now, node, request, random) {
             Some(Nearness::Near) => return Ok(LeaseReply::Exhausted),
             Some(Nearness::Far) => true,
             None => false,
@@ -46,7 +46,7 @@ impl Group {
         let book = self.blobs.get_mut(blob).and_then(|blob| blob.book(layout));
         let Some(book) = book else { return Ok(LeaseReply::Exhausted) };
         totals.expired_leases += book.expire(now, &mut self.sites);
-        Ok(book.ask(now, asker, request, id, &mut self.sites))
+        Ok(book.ask(now, asker, request, totals.number(), &mut self.sites))
     }
 
     /// The number of a blob that has a book for `layout`, which is made if need be.
@@ -134,10 +134,16 @@ impl Group {
     }
 
     /// Where the nearest live node stands that holds all of the blob, and that the asker does not find useless.
-    fn nearest_complete(&self, now: Duration, asker: u32, request: &LeaseRequest) -> Option<Nearness> {
+    fn nearest_complete(
+        &self,
+        now: Duration,
+        asker: u32,
+        request: &LeaseRequest,
+        random: &mut fastrand::Rng,
+    ) -> Option<Nearness> {
         let (blob, asking) = (self.get(request.digest)?, self.nodes.get(asker)?);
-        // Of more, hardly each of these is gone.
-        let others = blob.holders.complete(0.0).take(MAX_COMPLETE_SCANNED).filter(|holder| *holder != asker);
+        let complete = self.complete_around(blob, &asking.place, MAX_COMPLETE_SCANNED, random);
+        let others = complete.filter(|holder| *holder != asker);
         let usable = others.filter(|&holder| {
             let known = || self.nodes.get(holder);
             self.standings[holder as usize].serves(now, known)

@@ -8,7 +8,6 @@ use lapwing_p2p::digest::Digest;
 use super::nearness::{Place, distance};
 use super::node::Node;
 use super::{Caller, Registry};
-use crate::limits::{HOLDERS_SAMPLED, MAX_HOLDERS_SCANNED, MAX_NEIGHBOURS_SCANNED};
 
 impl Registry {
     /// The nodes of all groups whose names begin so, as they called.
@@ -40,16 +39,7 @@ impl Registry {
         let Some((group, blob)) = self.groups.get(group).and_then(|group| Some((group, group.get(digest)?))) else {
             return Vec::new();
         };
-        let (count, _) = blob.holders.counts();
-        let mut looked_at: Vec<u32> = if count <= MAX_HOLDERS_SCANNED {
-            blob.holders.iter().collect()
-        } else {
-            let sample = blob.holders.sample(HOLDERS_SAMPLED, &mut self.random).into_iter();
-            let near = group.neighbours.near(from, MAX_NEIGHBOURS_SCANNED, &mut self.random);
-            sample.chain(near.filter(|index| blob.holders.get(*index).is_some())).collect()
-        };
-        looked_at.sort_unstable();
-        looked_at.dedup();
+        let looked_at = group.holders_around(blob, from, &mut self.random);
         let nodes = looked_at.into_iter().filter_map(|index| group.nodes.get(index)).filter(|node| node.serves(now));
         let mut found: Vec<(u32, u32, SocketAddr)> =
             nodes.map(|node| (distance(from, &node.place), self.random.u32(..), node.address())).collect();

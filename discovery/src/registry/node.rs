@@ -67,8 +67,8 @@ pub(super) struct Node {
     pub(super) place: Place,
     pub(super) port: u16,
     pub(super) seed: bool,
-    /// Known from an earlier tracker's dump only: it has everything to tell.
-    pub(super) restored: bool,
+    /// Known from a dump or a shared store only: once it calls, it has everything to tell.
+    pub(super) hearsay: bool,
     /// Of its seed service; 0 if it is no seed.
     pub(super) seed_port: u16,
     pub(super) last_seen: Duration,
@@ -93,7 +93,7 @@ impl Node {
             place,
             port,
             seed: false,
-            restored: false,
+            hearsay: false,
             seed_port: 0,
             last_seen: Duration::ZERO,
             due: Duration::ZERO,

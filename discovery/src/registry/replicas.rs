@@ -15,10 +15,11 @@ const ENOUGH: u32 = 2;
 impl Group {
     /// Complete holders besides the node of number `asker`, which peers can reach. Counting stops when it does not matter
     /// any more, so of popular blobs there are more than are counted.
-    fn replicas(&self, now: Duration, asker: u32, digest: Digest) -> Replicas {
-        let Some(blob) = self.get(digest) else { return Replicas::default() };
+    fn replicas(&self, now: Duration, asker: u32, digest: Digest, random: &mut fastrand::Rng) -> Replicas {
+        let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return Replicas::default() };
         let (mut counted, stand) = (Replicas::default(), &self.standings[asker as usize].stand);
-        for holder in blob.holders.complete(0.0).take(MAX_REPLICAS_SCANNED).filter(|&holder| holder != asker) {
+        let complete = self.complete_around(blob, &asking.place, MAX_REPLICAS_SCANNED, random);
+        for holder in complete.filter(|&holder| holder != asker) {
             let standing = &self.standings[holder as usize];
             if !standing.serves(now, || self.nodes.get(holder)) {
                 continue;
@@ -43,7 +44,7 @@ impl Registry {
         digests: &[Digest],
     ) -> Result<(Registration, Vec<Replicas>), Refusal> {
         let call = self.enter(now, caller)?;
-        let counts = digests.iter().map(|&digest| call.group.replicas(now, call.node, digest)).collect();
+        let counts = digests.iter().map(|&digest| call.group.replicas(now, call.node, digest, call.random)).collect();
         Ok((call.registration, counts))
     }
 }

@@ -1,12 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapwing_p2p::discovery::StatementKind;
+use lapwing_p2p::discovery::{LeaseKind, StatementKind};
 use proptest::prelude::*;
 
 use super::*;
 use crate::limits::{
-    GRUDGE, MAX_EXPIRED_HOLDINGS_PER_TICK, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT, MAX_REPORTS_PER_NODE,
-    MAX_SEEDS, NODE_TTL, QUARANTINE, UNREPORTED_SILENCE,
+    GRUDGE, MAX_COMPLETE_SCANNED, MAX_EXPIRED_HOLDINGS_PER_TICK, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT,
+    MAX_REPORTS_PER_NODE, MAX_SEEDS, NODE_TTL, QUARANTINE, UNREPORTED_SILENCE,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -694,4 +694,27 @@ fn a_tick_finds_all_that_has_expired() {
         registry.tick(NOW + second * S);
     }
     assert_eq!((registry.counts().nodes, registry.totals.books), (1, 0));
+}
+
+/// Who registered first would be all that is looked at, and each zone would import what one of its own nodes has.
+#[test]
+fn a_copy_in_the_zone_is_seen_though_thousands_elsewhere_registered_before() {
+    let mut registry = registry();
+    let in_zone = |number: u32, zone: &str| Caller {
+        place: Place { zone: zone.into(), ..caller(number).place },
+        ..caller(number)
+    };
+    for number in 0..3 * MAX_COMPLETE_SCANNED as u32 {
+        hold(&mut registry, NOW, &in_zone(number, "far"), 1, Holding::Complete);
+    }
+    let asker = in_zone(60_000, "near");
+    let request = LeaseRequest { importable: std::iter::once(0..4).collect(), ..LeaseRequest::new(digest(1), 1 << 20) };
+    let layout = PieceLayout::new(1 << 20).unwrap();
+    let ask = |registry: &mut Registry| registry.lease(NOW, &asker, &request, layout).unwrap().1;
+    assert!(matches!(ask(&mut registry), LeaseReply::Granted(lease) if lease.kind == LeaseKind::Import));
+    hold(&mut registry, NOW, &in_zone(50_000, "near"), 1, Holding::Complete);
+    for _ in 0..20 {
+        assert_eq!(ask(&mut registry), LeaseReply::Exhausted);
+        assert_eq!(registry.replicas(NOW, &asker, &[digest(1)]).unwrap().1[0].zone, 1);
+    }
 }
