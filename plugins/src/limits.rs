@@ -59,6 +59,9 @@ pub const GRANT_AGE: Duration = Duration::from_secs(5 * 60);
 /// Registries reached by the rule for unlisted ones whose connections are kept.
 pub const MAX_UNLISTED: usize = 256;
 
+/// Addresses of a registry that are tried to find out whether it can be reached; the first of them.
+pub const MAX_KNOCKED_ADDRESSES: usize = 8;
+
 /// Longest credential or configuration file read, in bytes.
 pub const MAX_CREDENTIAL_FILE: u64 = 1024 * 1024;
 

@@ -4,6 +4,7 @@
 //! * `endpoint`: one registry, and one exchange with it; `client`, `address`: how it is reached, and what may be dialled
 //! * `credential`, `challenge`, `token`: whose rights a request uses
 //! * `origin`, `forward`, `authorize`: the three things asked of a registry
+//! * `reach`: is there anybody, before a client waits
 //! * `flight`: concurrent askers of one question are one
 //!
 //! Everything here is in memory; nothing survives a restart, and nothing needs to.
@@ -19,6 +20,7 @@ pub(crate) mod flight;
 mod forward;
 pub(crate) mod name;
 pub(crate) mod origin;
+mod reach;
 mod token;
 
 use std::collections::HashMap;

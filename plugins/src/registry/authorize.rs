@@ -148,7 +148,7 @@ async fn ask(
     let send = |method: Method, headers: HeaderMap| async {
         let resource = format!("blobs/{digest}");
         let ask = Ask { method, repository, resource, query: None, headers, credential };
-        endpoint.exchange(&ask).await.map_err(|error| unavailable(error.to_string()))
+        endpoint.exchange_if_reached(&ask).await.map_err(|error| unavailable(error.to_string()))
     };
     let mut answer = send(Method::HEAD, HeaderMap::new()).await?;
     // Some servers say 0 to every HEAD.

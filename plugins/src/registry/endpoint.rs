@@ -15,6 +15,7 @@ use super::client::{Route, pause, transport_reason};
 use super::config::RegistryConfig;
 use super::credential::{Credential, CredentialKey};
 use super::name::{RegistryName, RepositoryName};
+use super::reach::Reach;
 use super::token::{Token, TokenError, Tokens};
 use crate::limits::{MAX_LOCATION_LENGTH, MAX_REDIRECTS};
 
@@ -35,6 +36,7 @@ pub(crate) struct Endpoint {
     public: Client,
     tokens: Arc<Tokens>,
     pauses: Mutex<LruCache<CredentialKey, Instant>>,
+    reach: Reach,
     /// One permit for each transfer of a blob.
     pub(crate) transfers: Arc<Semaphore>,
 }
@@ -100,7 +102,7 @@ impl Endpoint {
         }
         let transfers = Arc::new(Semaphore::new(max_parallel.get() as usize));
         let pauses = Mutex::new(LruCache::new(PAUSES));
-        Ok(Self { name, base, config, route, listed, own, public, tokens, pauses, transfers })
+        Ok(Self { name, base, config, route, listed, own, public, tokens, pauses, reach: Reach::default(), transfers })
     }
 
     pub(crate) fn client(&self, route: Route) -> &Client {
@@ -108,6 +110,13 @@ impl Endpoint {
             Route::Listed => &self.own,
             Route::Public => &self.public,
         }
+    }
+
+    /// The same as [`Self::exchange`] for somebody who has another place to go to: fails within a second when the registry cannot be
+    /// reached.
+    pub(crate) async fn exchange_if_reached(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Answer, ExchangeError> {
+        self.reach.check(&self.base, self.route).await.map_err(ExchangeError::Transport)?;
+        self.exchange(ask).await
     }
 
     /// Asks, with a token fetched or renewed once where the registry wants that and the credential allows it.
@@ -181,7 +190,14 @@ impl Endpoint {
             if let Some(header) = authorization.filter(|_| !redirected) {
                 request = request.header(AUTHORIZATION, header);
             }
-            let response = request.send().await.map_err(|error| ExchangeError::Transport(transport_reason(error)))?;
+            let sent = request.send().await;
+            if !redirected {
+                match &sent {
+                    Ok(_) => self.reach.heard(),
+                    Err(_) => self.reach.doubt(),
+                }
+            }
+            let response = sent.map_err(|error| ExchangeError::Transport(transport_reason(error)))?;
             if !is_redirect(response.status()) {
                 return Ok(Answer { response, redirected, expires });
             }

@@ -114,7 +114,7 @@ impl Registries {
             headers,
             credential: &request.credential,
         };
-        let answer = endpoint.exchange(&ask).await.map_err(|error| unavailable(error.to_string()))?;
+        let answer = endpoint.exchange_if_reached(&ask).await.map_err(|error| unavailable(error.to_string()))?;
         let (status, sent) = (answer.response.status(), answer.response.headers());
         if let Some(pause) = pause(status.as_u16(), sent, std::time::SystemTime::now()) {
             return Err(unavailable(format!("HTTP {status}, asked for a pause of {pause:?}")));

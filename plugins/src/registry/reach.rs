@@ -1,0 +1,172 @@
+//! Whether a registry can be reached at all: found out by a plain TCP connection before a client's request waits for it.
+//!
+//! A registry that is unplugged does not refuse connections, it swallows them, and a client of the mirror that waited for the
+//! connection's own timeout would be sent on seconds late, at each of its requests. So whoever asks on behalf of such a client
+//! knocks first, unless the registry was heard from just now. One lost packet must not count as an outage: each address
+//! is tried twice, the second time before the kernel would send its first again (after 1 s, RFC 6298).
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use reqwest::Url;
+use tokio::net::TcpStream;
+
+use super::address::is_public;
+use super::client::Route;
+use crate::limits::MAX_KNOCKED_ADDRESSES;
+
+/// How long a sign of life is believed.
+const HEARD_FOR: Duration = Duration::from_secs(60);
+/// How long a vain knock is believed.
+const SILENT_FOR: Duration = Duration::from_secs(3);
+/// How long somebody may take to open.
+const PATIENCE: Duration = Duration::from_millis(900);
+/// When it is knocked again.
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// What is known of one registry.
+#[derive(Debug, Default)]
+pub(crate) struct Reach {
+    state: Mutex<State>,
+    /// Held by who knocks: the others wait for what comes of it.
+    knocking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    heard: Option<Instant>,
+    /// When nobody opened, and why.
+    silent: Option<(Instant, String)>,
+}
+
+impl Reach {
+    /// The registry answered, whatever it said.
+    pub(crate) fn heard(&self) {
+        *self.state() = State { heard: Some(Instant::now()), silent: None };
+    }
+
+    /// A connection failed: the next asker knocks.
+    pub(crate) fn doubt(&self) {
+        self.state().heard = None;
+    }
+
+    /// Returns at once when the registry was heard from lately, or lately was not; else knocks.
+    pub(crate) async fn check(&self, base: &Url, route: Route) -> Result<(), String> {
+        if let Some(known) = self.known() {
+            return known;
+        }
+        let _knocking = self.knocking.lock().await;
+        if let Some(known) = self.known() {
+            return known;
+        }
+        let knocked = tokio::time::timeout(PATIENCE, knock(base, route)).await;
+        let knocked = knocked.unwrap_or_else(|_| Err(format!("nothing opens a connection within {PATIENCE:?}")));
+        match &knocked {
+            Ok(()) => self.heard(),
+            Err(reason) => {
+                tracing::warn!(registry = base.host_str(), reason, "registry cannot be reached");
+                *self.state() = State { heard: None, silent: Some((Instant::now(), reason.clone())) };
+            }
+        }
+        knocked
+    }
+
+    fn known(&self) -> Option<Result<(), String>> {
+        let state = self.state();
+        if state.heard.is_some_and(|at| at.elapsed() < HEARD_FOR) {
+            return Some(Ok(()));
+        }
+        let (at, reason) = state.silent.as_ref()?;
+        (at.elapsed() < SILENT_FOR).then(|| Err(reason.clone()))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether any of the host's addresses takes a connection.
+async fn knock(base: &Url, route: Route) -> Result<(), String> {
+    let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let port = base.port_or_known_default().unwrap_or(443);
+    let found = tokio::net::lookup_host((host, port)).await.map_err(|error| format!("{host}: {error}"))?;
+    let may = |address: &SocketAddr| route == Route::Listed || is_public(address.ip());
+    let addresses: Vec<SocketAddr> = found.filter(may).take(MAX_KNOCKED_ADDRESSES).collect();
+    let try_after = |address: SocketAddr, delay: Duration| async move {
+        tokio::time::sleep(delay).await;
+        TcpStream::connect(address).await.map(drop).map_err(|error| format!("{address}: {error}"))
+    };
+    let mut tries: FuturesUnordered<_> = addresses
+        .into_iter()
+        .flat_map(|address| [try_after(address, Duration::ZERO), try_after(address, AGAIN)])
+        .collect();
+    let mut reason = format!("{host} has no address that may be reached");
+    while let Some(tried) = tries.next().await {
+        match tried {
+            Ok(()) => return Ok(()),
+            Err(error) => reason = error,
+        }
+    }
+    Err(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(address: SocketAddr) -> Url {
+        Url::parse(&format!("http://{address}/")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_was_heard_from_is_not_asked_and_who_was_not_is_not_asked_again() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = url(listener.local_addr().unwrap());
+        let reach = Reach::default();
+        reach.check(&base, Route::Listed).await.unwrap();
+        listener.accept().await.unwrap();
+        drop(listener);
+        reach.check(&base, Route::Listed).await.unwrap();
+        reach.doubt();
+        let reason = reach.check(&base, Route::Listed).await.unwrap_err();
+        assert!(reason.contains("refused"), "{reason}");
+
+        let listener = tokio::net::TcpListener::bind(base.socket_addrs(|| None).unwrap()[0]).await.unwrap();
+        assert_eq!(reach.check(&base, Route::Listed).await.unwrap_err(), reason, "believed for a while");
+        reach.heard();
+        reach.check(&base, Route::Listed).await.unwrap();
+        drop(listener);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_knocked_at_whom_the_route_does_not_lead_to() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = url(listener.local_addr().unwrap());
+        let reason = Reach::default().check(&base, Route::Public).await.unwrap_err();
+        assert!(reason.contains("no address that may be reached"), "{reason}");
+        let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+        assert!(accepted.is_err(), "a connection came");
+    }
+
+    /// A full backlog swallows connections as an unplugged host does.
+    #[tokio::test]
+    async fn a_host_that_swallows_connections_is_given_up_soon() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        for _ in 0..8 {
+            let connecting = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address));
+            let Ok(Ok(stream)) = connecting.await else { break };
+            queued.push(stream);
+        }
+        assert!(queued.len() < 8, "the backlog never fills");
+        let reason = Reach::default().check(&url(address), Route::Listed).await.unwrap_err();
+        assert!(reason.contains("nothing opens"), "{reason}");
+        drop(listener);
+    }
+}
