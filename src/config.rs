@@ -29,6 +29,10 @@ pub(crate) const REFERENCE: &str = include_str!("../contrib/lapwing.toml");
 /// Longest configuration file, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// What `outage.max_stale` may be, if it is not 0.
+const SHORTEST_STALE: Duration = Duration::from_secs(60);
+const LONGEST_STALE: Duration = Duration::from_secs(90 * 24 * 3600);
+
 /// Most nodes that may be asked to agree: trackers count no further (their `MAX_VOTERS_PER_OBJECT`).
 const MAX_QUORUM: u32 = 64;
 
@@ -48,6 +52,7 @@ pub(crate) struct Config {
     pub store: Store,
     pub limits: LimitsTable,
     pub trust: Trust,
+    pub outage: Outage,
     pub http: Http,
     pub registries: RegistriesConfig,
 }
@@ -189,6 +194,13 @@ pub(crate) struct Trust {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(crate) struct Outage {
+    pub max_stale: Span,
+    pub quorum: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Http {
     pub allow: Vec<String>,
     pub stale_if_error: Span,
@@ -214,6 +226,7 @@ impl Default for Config {
             store: Store::default(),
             limits: LimitsTable::default(),
             trust: Trust::default(),
+            outage: Outage::default(),
             http: Http::default(),
             registries: RegistriesConfig::default(),
         }
@@ -301,6 +314,12 @@ impl Default for Store {
 impl Default for Trust {
     fn default() -> Self {
         Self { metainfo_quorum: 2, index_quorum: 1 }
+    }
+}
+
+impl Default for Outage {
+    fn default() -> Self {
+        Self { max_stale: Span::seconds(0), quorum: 1 }
     }
 }
 
@@ -437,12 +456,22 @@ impl Config {
         if !(1..=1024).contains(&self.peer.upload_slots) {
             return invalid("peer.upload_slots", format!("{} is not between 1 and 1024", self.peer.upload_slots));
         }
-        let quorums =
-            [("trust.metainfo_quorum", self.trust.metainfo_quorum), ("trust.index_quorum", self.trust.index_quorum)];
+        let quorums = [
+            ("trust.metainfo_quorum", self.trust.metainfo_quorum),
+            ("trust.index_quorum", self.trust.index_quorum),
+            ("outage.quorum", self.outage.quorum),
+        ];
         for (key, quorum) in quorums {
             if !(1..=MAX_QUORUM).contains(&quorum) {
                 return invalid(key, format!("{quorum} is not between 1 and {MAX_QUORUM}"));
             }
+        }
+        let stale = self.outage.max_stale.0;
+        if !stale.is_zero() && !(SHORTEST_STALE..=LONGEST_STALE).contains(&stale) {
+            return invalid(
+                "outage.max_stale",
+                format!("{} is neither 0 nor between 1m and 90 days", self.outage.max_stale),
+            );
         }
         if let Some((key, reason)) = self.limits.invalid() {
             return invalid(key, reason);
@@ -560,6 +589,8 @@ mod tests {
             ("[peer]\nupload_slots = 0", "upload_slots"),
             ("[peer]\ncongestion_control = \"../cubic\"", "congestion_control"),
             ("[trust]\nindex_quorum = 0", "trust.index_quorum"),
+            ("[outage]\nquorum = 0", "outage.quorum"),
+            ("[outage]\nmax_stale = \"5s\"", "outage.max_stale"),
             ("[limits.origin]\nper_blob = \"1KiB\"", "limits.origin.per_blob"),
             ("[origin]\ncopies = 0", "origin.copies"),
             ("[origin]\nstreams = 1000", "origin.streams"),

@@ -3,6 +3,7 @@
 //! * [`cli`], [`config`]: what the operator says
 //! * [`node`], [`tracker`], [`seed`]: the daemons, put together from the crates
 //! * [`mirror`], [`catalog`]: the registry mirror, and what it learns of images as they pass
+//! * [`outage`]: what registries said, for when they are away
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
 //! * [`memory`]: what the allocator is told
 //! * [`admin`]: metrics, health, state
@@ -25,6 +26,7 @@ mod layers;
 mod memory;
 mod mirror;
 mod node;
+mod outage;
 mod seed;
 mod telemetry;
 mod tracker;

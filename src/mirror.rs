@@ -3,6 +3,7 @@
 //! * [`request`], [`range`], [`answer`]: what is asked for, which bytes of it, and the form of a refusal
 //! * [`manifest`]: manifests, tags and referrers, passed through; what they teach goes to the [`ImageObserver`]
 //! * [`blob`]: blobs, authorized by their registry and streamed out of the swarm
+//! * [`stale`]: what is answered while a registry is away, where the operator allows that
 //! * [`url`]: plain URLs, for clients other than runtimes
 //!
 //! The client is a container runtime that has another host to go to. So the rule everywhere: answer before
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Image;
+use crate::outage::Outage;
 
 mod answer;
 mod blob;
@@ -39,6 +41,7 @@ mod manifest;
 mod metrics;
 mod range;
 mod request;
+mod stale;
 #[cfg(test)]
 mod tests;
 mod url;
@@ -80,6 +83,8 @@ pub(crate) struct Mirror {
     observer: Arc<dyn ImageObserver>,
     metrics: MirrorMetrics,
     learning: manifest::Learning,
+    /// None: a registry that is away is away.
+    outage: Option<Arc<Outage>>,
 }
 
 impl Mirror {
@@ -90,9 +95,10 @@ impl Mirror {
         node: Arc<Node>,
         observer: Arc<dyn ImageObserver>,
         metrics: MirrorMetrics,
+        outage: Option<Arc<Outage>>,
     ) -> Arc<Self> {
         let learning = manifest::Learning::default();
-        Arc::new(Self { settings, registries, urls, node, observer, metrics, learning })
+        Arc::new(Self { settings, registries, urls, node, observer, metrics, learning, outage })
     }
 }
 

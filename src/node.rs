@@ -29,6 +29,7 @@ use crate::layers::build::Builder;
 use crate::layers::{KeptIndexes, Layers, Origins};
 use crate::memory;
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
+use crate::outage::Outage;
 use crate::tracker;
 
 pub(crate) mod observer;
@@ -80,7 +81,9 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let node = start_swarm(&config, &mut admin, Role::Worker).await?;
     let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
     let registries = Registries::new(config.registries.clone())?;
-    let origins = Arc::new(Origins(Arc::clone(&registries)));
+    let max_stale = config.outage.max_stale.0;
+    let outage = (!max_stale.is_zero()).then(|| Outage::new(max_stale, Arc::clone(&node)));
+    let origins = Arc::new(Origins::new(Arc::clone(&registries), outage.clone()));
     let complete_after = (!config.lazy.complete_after.0.is_zero()).then_some(config.lazy.complete_after.0);
     let layers = Layers::new(
         Arc::clone(&node),
@@ -115,6 +118,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         Arc::clone(&node),
         observer,
         MirrorMetrics::register(admin.lapwing()),
+        outage,
     );
     let listener =
         tokio::net::TcpListener::bind(listen).await.with_context(|| cannot_listen("mirror.listen", listen))?;
@@ -203,6 +207,7 @@ pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) 
     settings.insecure = config.peer.insecure;
     settings.metainfo_quorum = config.trust.metainfo_quorum;
     settings.index_quorum = config.trust.index_quorum;
+    settings.referent_quorum = config.outage.quorum;
     settings.compression = config.peer.compression;
     settings.group = config.tracker.group.clone().into();
     settings.ask_seeds = role == Role::Worker;

@@ -120,6 +120,7 @@ fn statement(message: &proto::Statement) -> Result<Statement, Status> {
     let kind = match message.kind() {
         proto::StatementKind::Metainfo => StatementKind::Metainfo,
         proto::StatementKind::LayerIndex => StatementKind::LayerIndex,
+        proto::StatementKind::Referent => StatementKind::Referent,
         proto::StatementKind::Unspecified => {
             return Err(invalid(format!("statement.kind: {} is no kind", message.kind)));
         }
@@ -155,6 +156,7 @@ pub(crate) fn statement_message(statement: &Statement) -> proto::Statement {
     let kind = match statement.kind {
         StatementKind::Metainfo => proto::StatementKind::Metainfo,
         StatementKind::LayerIndex => proto::StatementKind::LayerIndex,
+        StatementKind::Referent => proto::StatementKind::Referent,
     };
     proto::Statement {
         subject: statement.subject.as_bytes().to_vec(),

@@ -8,7 +8,7 @@ use futures_core::future::BoxFuture;
 use crate::digest::Digest;
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
-use crate::limits::{MAX_LAYER_INDEX_LENGTH, MAX_METAINFO_LENGTH};
+use crate::limits::{MAX_LAYER_INDEX_LENGTH, MAX_METAINFO_LENGTH, MAX_REFERENT_LENGTH};
 use crate::origin::Locator;
 use crate::swarm::Priority;
 
@@ -50,6 +50,8 @@ pub enum StatementKind {
     Metainfo,
     /// The object is the layer index of the subject (format version 1).
     LayerIndex,
+    /// The object is what the subject, which is a [name](Digest::name), stood for when the origin was asked.
+    Referent,
 }
 
 impl StatementKind {
@@ -58,6 +60,7 @@ impl StatementKind {
         match self {
             Self::Metainfo => MAX_METAINFO_LENGTH as u64,
             Self::LayerIndex => MAX_LAYER_INDEX_LENGTH,
+            Self::Referent => MAX_REFERENT_LENGTH,
         }
     }
 }

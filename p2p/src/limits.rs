@@ -18,6 +18,9 @@ pub const MAX_METAINFO_LENGTH: usize = crate::verify::METAINFO_HEADER_LENGTH + (
 /// Longest encoded layer index that nodes tell each other of, in bytes: enough for layers of some 10 GB.
 pub const MAX_LAYER_INDEX_LENGTH: u64 = 64 << 20;
 
+/// Longest blob that a name may stand for, in bytes: the longest manifest of the distribution specification.
+pub const MAX_REFERENT_LENGTH: u64 = 4 << 20;
+
 /// Longest bitmap file of the chunk store that is read, in bytes: that of a blob of [`MAX_BLOB_LENGTH`].
 pub const MAX_BITMAP_FILE_LENGTH: u64 = 48 + (1 << 20) / 8 + 4;
 

@@ -34,7 +34,7 @@ use reqwest::Client;
 
 pub use self::authorize::{Denied, Grant};
 pub use self::config::{OthersConfig, RegistriesConfig, RegistryConfig};
-pub use self::credential::Credential;
+pub use self::credential::{Credential, CredentialKey};
 pub use self::forward::{ForwardError, ForwardMethod, ForwardRequest, Forwarded, Resource};
 pub use self::name::{InvalidName, Reference, RegistryName, RepositoryName};
 pub use self::origin::RegistryOrigin;

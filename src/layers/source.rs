@@ -4,28 +4,44 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::catalog::LayerRecord;
+use crate::outage::{Outage, Place};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Node, Priority};
 use lapwing_p2p::origin::Origin;
-use lapwing_plugins::registry::{Credential, Registries, RegistryName, RepositoryName};
+use lapwing_plugins::registry::{Credential, Denied, Registries, RegistryName, RepositoryName};
 use lapwing_snapshotter::source::{LayerSource, SourceError, Urgency};
 
 /// Where blobs were published, with this node's own credentials.
-pub(crate) struct Origins(pub Arc<Registries>);
+pub(crate) struct Origins {
+    registries: Arc<Registries>,
+    outage: Option<Arc<Outage>>,
+}
 
 impl Origins {
+    pub(crate) const fn new(registries: Arc<Registries>, outage: Option<Arc<Outage>>) -> Self {
+        Self { registries, outage }
+    }
+
     /// Asks the registry whether this node may read the layer there, which also tells its length. A layer that could only
     /// be read as long as peers have it, or that a stranger merely names, is not to be mounted.
     pub(crate) async fn allow(&self, record: &LayerRecord) -> Result<LayerRecord, (&'static str, String)> {
         let (registry, repo) = (&record.registry, &record.repo);
-        if !self.0.is_listed(registry) {
+        if !self.registries.is_listed(registry) {
             return Err(("unlisted_registry", format!("list {registry} under registries.hosts for lazy starts")));
         }
-        match self.0.authorize(registry, repo, record.layer, &Credential::Configured).await {
+        let before = || {
+            let place = Place::new(registry, repo, &Credential::Configured);
+            self.outage.as_ref()?.blob(&place, record.layer)
+        };
+        match self.registries.authorize(registry, repo, record.layer, &Credential::Configured).await {
             Ok(grant) => Ok(LayerRecord { length: grant.length, ..record.clone() }),
+            Err(Denied::Unavailable { .. }) if let Some(length) = before() => {
+                tracing::warn!(digest = %record.layer, %repo, "the registry is away: this layer is mounted by what it said before");
+                Ok(LayerRecord { length, ..record.clone() })
+            }
             Err(denied) => Err(("not_readable", format!("this node cannot read the layer by itself: {denied}"))),
         }
     }
@@ -38,7 +54,7 @@ impl Origins {
         digest: Digest,
         length: u64,
     ) -> Option<Arc<dyn Origin>> {
-        match self.0.origin(registry, repo, digest, length, Credential::Configured) {
+        match self.registries.origin(registry, repo, digest, length, Credential::Configured) {
             Ok(origin) => Some(Arc::new(origin)),
             Err(error) => {
                 tracing::warn!(%digest, repo = repo.as_str(), %error, "this layer can only come from peers");

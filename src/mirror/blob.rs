@@ -35,8 +35,7 @@ impl Mirror {
         deadline: Instant,
     ) -> Result<Response, Refusal> {
         let credential = self.registries.client_credential(&asked.registry, asked.authorization());
-        let authorizing = self.registries.authorize(&asked.registry, &asked.repository, digest, &credential);
-        let grant = self.before(deadline, asked, async { Ok(authorizing.await?) }).await?;
+        let grant = self.before(deadline, asked, self.grant(asked, digest, &credential)).await?;
         let length = grant.length;
         let etag = format!("\"{digest}\"");
         let (status, range) = match wanted(&asked.headers, length, &etag) {

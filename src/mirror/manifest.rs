@@ -43,11 +43,20 @@ impl Mirror {
             accept: asked.accept(),
             credential: credential.clone(),
         };
-        let forwarded = self.registries.forward(&request).await?;
+        let forwarded = match self.ask_registry(&request).await {
+            Ok(forwarded) if !forwarded.status.is_server_error() => forwarded,
+            failed => {
+                if let Some(response) = self.stale_manifest(asked, &credential).await {
+                    return Ok(response);
+                }
+                failed?
+            }
+        };
         if let Thing::Manifest(reference) = &asked.thing
             && forwarded.status == StatusCode::OK
         {
             check_digest(asked, reference, &forwarded)?;
+            self.note_for_outage(asked, reference, &forwarded, &credential);
             if !asked.head && self.registries.is_listed(&asked.registry) {
                 self.learn(asked, &forwarded, credential);
             }

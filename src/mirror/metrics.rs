@@ -24,6 +24,15 @@ pub(crate) struct MirrorMetrics {
     bytes: Counter,
     /// `lapwing_mirror_cut_total`: answers cut in their middle.
     cut: Counter,
+    /// `lapwing_mirror_outage_answers_total{kind}`
+    outage: Family<OutageLabels, Counter>,
+}
+
+/// Labels of an answer that a registry should have given.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OutageLabels {
+    /// `manifest`, `blob`.
+    kind: &'static str,
 }
 
 impl MirrorMetrics {
@@ -32,6 +41,8 @@ impl MirrorMetrics {
         let metrics = Self::default();
         registry.register("mirror_answers", "Answers of the mirror", metrics.answers.clone());
         registry.register("mirror_cut", "Blob transfers of the mirror cut in their middle", metrics.cut.clone());
+        let help = "Answers of the mirror in the place of a registry that is away";
+        registry.register("mirror_outage_answers", help, metrics.outage.clone());
         let help = "Bytes of blobs that the mirror gave to clients";
         registry.register_with_unit("mirror", help, Unit::Bytes, metrics.bytes.clone());
         metrics
@@ -39,6 +50,10 @@ impl MirrorMetrics {
 
     pub(super) fn count_answer(&self, kind: &'static str, status: StatusCode) {
         self.answers.get_or_create(&AnswerLabels { kind, status: status.as_u16() }).inc();
+    }
+
+    pub(super) fn count_outage(&self, kind: &'static str) {
+        self.outage.get_or_create(&OutageLabels { kind }).inc();
     }
 
     pub(super) fn count_bytes(&self, bytes: u64) {

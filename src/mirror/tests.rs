@@ -9,6 +9,7 @@ mod fake;
 mod blobs;
 mod faults;
 mod manifests;
+mod outage;
 mod private;
 mod real_urls;
 mod rig;

@@ -41,6 +41,8 @@ pub struct NodeConfig {
     pub metainfo_quorum: u32,
     /// How many nodes must state a layer index until it is used. Default 1: the background proof finds a wrong one out.
     pub index_quorum: u32,
+    /// How many nodes must say what a name stands for until that is believed.
+    pub referent_quorum: u32,
     /// Speed limits at the start; [`Node::set_limits`](super::Node::set_limits) changes them. Default none.
     pub limits: Limits,
     /// The group whose nodes this node asks, and answers, while no tracker can be asked. Default `default`.
@@ -68,6 +70,7 @@ impl NodeConfig {
             ban: Duration::from_secs(600),
             metainfo_quorum: 2,
             index_quorum: 1,
+            referent_quorum: 1,
             limits: Limits { upload: NONE, download: NONE, origin: NONE },
             group: Cow::Borrowed("default"),
             ask_seeds: true,

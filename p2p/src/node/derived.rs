@@ -95,13 +95,13 @@ impl Derived {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of that kind and subject: this node's own first.
+    /// What is known of that kind and subject: this node's own first, then what was learnt last.
     pub(super) fn get(&self, subject: Digest, kind: StatementKind) -> Vec<(Statement, Standing)> {
         let objects = self.objects();
         let range = (kind, subject, Digest::from_bytes([0; 32]))..=(kind, subject, Digest::from_bytes([0xff; 32]));
-        let mut known: Vec<_> = objects.known.range(range).map(statement).collect();
-        known.sort_by_key(|(_, standing)| *standing != Standing::Own);
-        known
+        let mut known: Vec<_> = objects.known.range(range).collect();
+        known.sort_by_key(|(_, known)| (known.standing != Standing::Own, std::cmp::Reverse(known.order)));
+        known.into_iter().map(statement).collect()
     }
 
     /// What this node may say in its own name.
@@ -294,6 +294,16 @@ mod tests {
         assert_eq!(derived.get(foreign.subject, StatementKind::LayerIndex), [(foreign, Standing::Accepted)]);
         assert_eq!(derived.get(own.subject, StatementKind::Metainfo), []);
         assert_eq!(derived.own(), [own]);
+    }
+
+    #[test]
+    fn what_was_learnt_last_goes_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let derived = Derived::load(directory.path());
+        let all: Vec<Statement> = (0..20_u8).map(|number| index(b"name", &[number])).collect();
+        all.iter().for_each(|statement| derived.remember(*statement, Standing::Own).unwrap());
+        let known = derived.get(all[0].subject, StatementKind::LayerIndex);
+        assert!(known.iter().map(|(statement, _)| statement).eq(all.iter().rev()));
     }
 
     #[test]

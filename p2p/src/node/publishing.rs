@@ -68,6 +68,7 @@ impl Node {
         let quorum = match kind {
             StatementKind::Metainfo => 1,
             StatementKind::LayerIndex => self.config.index_quorum,
+            StatementKind::Referent => self.config.referent_quorum,
         };
         let found = self.discovery.find(subject).await.unwrap_or_default();
         let voted = found.votes.iter().filter(|vote| vote.nodes >= quorum).map(|vote| vote.statement).find(|stated| {

@@ -52,7 +52,7 @@ impl Credential {
     }
 
     /// What stands for this credential in caches: a hash, so that no cache holds a secret.
-    pub(crate) fn key(&self) -> CredentialKey {
+    pub fn key(&self) -> CredentialKey {
         let mut hash = Sha256::new();
         match self {
             Self::Anonymous => hash.update(b"anonymous"),
@@ -72,9 +72,15 @@ impl Credential {
     }
 }
 
-/// Stands for a credential in caches.
+/// Stands for a credential in caches, for as long as the process lives: it is no secret, but some could be guessed from it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct CredentialKey([u8; 32]);
+pub struct CredentialKey([u8; 32]);
+
+impl fmt::Debug for CredentialKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a credential")
+    }
+}
 
 impl CredentialKey {
     pub(crate) fn as_bytes(&self) -> &[u8; 32] {

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::fake::{Fake, Seen, status, with_body};
 use crate::catalog::{Image, LayerRecord};
 use crate::mirror::{ImageObserver, Mirror, MirrorMetrics, MirrorSettings, serve};
+use crate::outage::Outage;
 
 pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -131,6 +132,8 @@ pub(super) struct RigSettings {
     pub tracker: SocketAddr,
     pub first_byte: Duration,
     pub stale_if_error: Duration,
+    /// How stale an answer may be while the registry is away; 0: there is none.
+    pub max_stale: Duration,
     /// Hosts that URLs may be fetched from.
     pub allow: Vec<String>,
     pub directory: tempfile::TempDir,
@@ -143,6 +146,7 @@ impl RigSettings {
             tracker,
             first_byte: Duration::from_secs(10),
             stale_if_error: Duration::ZERO,
+            max_stale: Duration::ZERO,
             allow: vec![registry.address.to_string()],
             directory: tempfile::tempdir().unwrap(),
         }
@@ -171,7 +175,7 @@ impl Rig {
     }
 
     pub(super) async fn start_with(registry: &Fake, settings: RigSettings) -> Self {
-        let RigSettings { registries, tracker, first_byte, stale_if_error, allow, directory } = settings;
+        let RigSettings { registries, tracker, first_byte, stale_if_error, max_stale, allow, directory } = settings;
         let identity = Arc::new(Identity::load_or_create(&directory.path().join("key")).unwrap());
         let store = StoreConfig::default();
         let store = loop {
@@ -201,7 +205,8 @@ impl Rig {
         };
         let urls = Urls::new(urls, directory.path().join("urls")).unwrap();
         let metrics = MirrorMetrics::default();
-        let mirror = Mirror::new(settings, registries, urls, node.clone(), witness.clone(), metrics);
+        let outage = (!max_stale.is_zero()).then(|| Outage::new(max_stale, node.clone()));
+        let mirror = Mirror::new(settings, registries, urls, node.clone(), witness.clone(), metrics, outage);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
