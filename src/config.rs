@@ -495,6 +495,10 @@ impl Config {
         if self.http.max_parallel == 0 {
             return invalid("http.max_parallel", "at least 1, or nothing comes".into());
         }
+        let kubelet = &self.registries.kubelet;
+        if kubelet.config.as_os_str().is_empty() != kubelet.bin_dir.as_os_str().is_empty() {
+            return invalid("registries.kubelet", "config and bin_dir go together".into());
+        }
         if self.registries.max_parallel == 0 {
             return invalid("registries.max_parallel", "at least 1, or nothing comes".into());
         }
@@ -603,6 +607,7 @@ mod tests {
             ("[registries.hosts.\"http://x\"]", "host:port"),
             ("[registries.hosts.x]\nusername = \"u\"", "go together"),
             ("[registries]\nmax_parallel = 0", "max_parallel"),
+            ("[registries.kubelet]\nconfig = \"/k.yaml\"", "bin_dir"),
             ("[http]\nallow = [\"http://x\"]", "http.allow"),
             ("[http]\nmax_parallel = 0", "http.max_parallel"),
             ("[registries.hosts.x]\nmax_parallel = 0", "max_parallel"),

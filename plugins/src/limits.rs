@@ -65,6 +65,24 @@ pub const MAX_KNOCKED_ADDRESSES: usize = 8;
 /// Longest credential or configuration file read, in bytes.
 pub const MAX_CREDENTIAL_FILE: u64 = 1024 * 1024;
 
+/// Files read of a directory with credentials, the first by name.
+pub const MAX_CREDENTIAL_FILES: usize = 64;
+
+/// Longest answer of a program that gives credentials, in bytes.
+pub const MAX_CREDENTIAL_ANSWER: u64 = 1024 * 1024;
+
+/// How long such a program may take.
+pub const CREDENTIAL_PROGRAM_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Credential providers used, the first of the configuration.
+pub const MAX_CREDENTIAL_PROVIDERS: usize = 32;
+
+/// Answers of credential providers kept.
+pub const MAX_KEPT_CREDENTIALS: usize = 1024;
+
+/// An answer of a credential provider is kept at most this long, whatever it says.
+pub const MAX_CREDENTIAL_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A resource counts as fresh at most this long, whatever its server says: 30 days.
 pub const MAX_FRESHNESS: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 

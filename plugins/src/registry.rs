@@ -2,7 +2,7 @@
 //!
 //! * `name`, `config`: what registries and repositories are called, and how they are configured
 //! * `endpoint`: one registry, and one exchange with it; `client`, `address`: how it is reached, and what may be dialled
-//! * `credential`, `challenge`, `token`: whose rights a request uses
+//! * `credential`, `keychain`, `challenge`, `token`: whose rights a request uses
 //! * `origin`, `forward`, `authorize`: the three things asked of a registry
 //! * `reach`: is there anybody, before a client waits
 //! * `flight`: concurrent askers of one question are one
@@ -18,6 +18,7 @@ mod credential;
 pub(crate) mod endpoint;
 pub(crate) mod flight;
 mod forward;
+mod keychain;
 pub(crate) mod name;
 pub(crate) mod origin;
 mod reach;
@@ -33,7 +34,7 @@ use lru::LruCache;
 use reqwest::Client;
 
 pub use self::authorize::{Denied, Grant};
-pub use self::config::{OthersConfig, RegistriesConfig, RegistryConfig};
+pub use self::config::{KubeletConfig, OthersConfig, RegistriesConfig, RegistryConfig};
 pub use self::credential::{Credential, CredentialKey};
 pub use self::forward::{ForwardError, ForwardMethod, ForwardRequest, Forwarded, Resource};
 pub use self::name::{InvalidName, Reference, RegistryName, RepositoryName};
@@ -42,6 +43,7 @@ pub use self::origin::RegistryOrigin;
 use self::authorize::Grants;
 use self::client::Route;
 use self::endpoint::{Endpoint, Place};
+use self::keychain::Keychain;
 use self::token::Tokens;
 use crate::limits::MAX_UNLISTED;
 
@@ -102,7 +104,7 @@ impl Registries {
             unlisted: Mutex::new(LruCache::new(NonZeroUsize::new(MAX_UNLISTED).unwrap_or(NonZeroUsize::MIN))),
             free,
             public,
-            tokens: Arc::new(Tokens::new()),
+            tokens: Arc::new(Tokens::new(Keychain::new(&config))),
             grants: Grants::new(),
             config,
         };

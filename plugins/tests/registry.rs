@@ -12,6 +12,8 @@ mod bodies;
 mod fake;
 #[path = "registry/forward.rs"]
 mod forward;
+#[path = "registry/keychain.rs"]
+mod keychain;
 #[path = "registry/parallel.rs"]
 mod parallel;
 #[path = "registry/real.rs"]

@@ -13,6 +13,11 @@ pub struct RegistriesConfig {
     /// `docker.io`, `reg.example:443`, `10.0.0.1:5000`. Default: none, which is enough for public registries.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub hosts: BTreeMap<String, RegistryConfig>,
+    /// A docker `config.json`, or a directory with such files (mounted secrets), for every registry whose own entry has no
+    /// credentials. Default: empty, none.
+    pub docker_config: PathBuf,
+    /// `[registries.kubelet]`: kubelet's credential providers.
+    pub kubelet: KubeletConfig,
     /// `[registries.others]`: the rule for every registry not listed.
     pub others: OthersConfig,
     /// Seconds until a connection to a registry must stand. Default 5.
@@ -27,6 +32,8 @@ impl Default for RegistriesConfig {
     fn default() -> Self {
         Self {
             hosts: BTreeMap::new(),
+            docker_config: PathBuf::new(),
+            kubelet: KubeletConfig::default(),
             others: OthersConfig::default(),
             connect_timeout_seconds: 5,
             read_timeout_seconds: 20,
@@ -47,8 +54,9 @@ pub struct RegistryConfig {
     pub username: Option<String>,
     /// File with the password, read at each use; a newline at its end is not part of it.
     pub password_file: Option<PathBuf>,
-    /// A docker `config.json` (or a mounted `.dockerconfigjson` secret), read at each use, so that rotated credentials
-    /// are taken up. Used when `username` is not set. Credential helpers in it are not run. Default: none.
+    /// A docker `config.json` (or a mounted `.dockerconfigjson` secret, or a directory with some), read at each use, so that
+    /// rotated credentials are taken up. Used when `username` is not set. Credential helpers that it names are run. Default:
+    /// none.
     pub docker_config: Option<PathBuf>,
     /// PEM file with certificates to trust for this registry, beside those of the system. Default: none.
     pub ca_file: Option<PathBuf>,
@@ -63,6 +71,16 @@ pub struct RegistryConfig {
     pub share_credentials: bool,
     /// Most transfers of blobs at once from this registry, by this node. Default: `registries.max_parallel`.
     pub max_parallel: Option<u32>,
+}
+
+/// kubelet's credential providers, asked for what neither a registry's entry nor a docker `config.json` has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KubeletConfig {
+    /// kubelet's `--image-credential-provider-config`, read at each use. Default: empty, none.
+    pub config: PathBuf,
+    /// Its `--image-credential-provider-bin-dir`.
+    pub bin_dir: PathBuf,
 }
 
 /// The rule for registries that have no entry of their own: https, anonymous or with the client's own credentials.

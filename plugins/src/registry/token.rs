@@ -15,9 +15,10 @@ use serde::Deserialize;
 
 use super::challenge::Challenge;
 use super::client::{pause, read_bounded, transport_reason};
-use super::credential::{Credential, CredentialKey, Secret, configured};
+use super::credential::{Credential, CredentialKey, Secret};
 use super::endpoint::Endpoint;
 use super::flight::Flights;
+use super::keychain::Keychain;
 use super::name::RepositoryName;
 use crate::limits::{DEFAULT_TOKEN_AGE, MAX_TOKEN_AGE, MAX_TOKEN_ANSWER, MAX_TOKEN_LENGTH, MAX_TOKENS};
 
@@ -54,14 +55,19 @@ struct TokenKey {
 
 /// The tokens of all registries.
 pub(crate) struct Tokens {
+    keychain: Arc<Keychain>,
     kept: Arc<Mutex<LruCache<TokenKey, Token>>>,
     flights: Flights<TokenKey, Result<Token, TokenError>>,
 }
 
 impl Tokens {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(keychain: Keychain) -> Self {
         let capacity = NonZeroUsize::new(MAX_TOKENS).unwrap_or(NonZeroUsize::MIN);
-        Self { kept: Arc::new(Mutex::new(LruCache::new(capacity))), flights: Flights::new() }
+        Self {
+            keychain: Arc::new(keychain),
+            kept: Arc::new(Mutex::new(LruCache::new(capacity))),
+            flights: Flights::new(),
+        }
     }
 
     /// The token to try first.
@@ -89,9 +95,19 @@ impl Tokens {
             if let Some(token) = fresh(&self.kept, &key, refused.as_ref()) {
                 return Err(Ok(token));
             }
-            let kept = self.kept.clone();
+            let (kept, keychain) = (self.kept.clone(), self.keychain.clone());
             Ok(Box::pin(async move {
-                let token = fetch(&endpoint, &repository, &credential, &challenge).await?;
+                if refused.is_some() {
+                    keychain.refused(endpoint.name.as_str(), repository.as_str());
+                }
+                let asking = Asking { endpoint: &endpoint, repository: &repository, credential: &credential };
+                let mut token = asking.fetch(&keychain, &challenge).await;
+                let is_own = matches!((&token, &credential), (Err(TokenError::Refused), Credential::Configured));
+                // What a program said an hour ago may have run out.
+                if is_own && keychain.refused(endpoint.name.as_str(), repository.as_str()) {
+                    token = asking.fetch(&keychain, &challenge).await;
+                }
+                let token = token?;
                 kept.lock().unwrap_or_else(PoisonError::into_inner).put(key, token.clone());
                 Ok(token)
             }))
@@ -110,26 +126,35 @@ fn fresh(kept: &Mutex<LruCache<TokenKey, Token>>, key: &TokenKey, refused: Optio
     (token.expires > Instant::now() && Some(token) != refused).then(|| token.clone())
 }
 
-async fn fetch(
-    endpoint: &Endpoint,
-    repository: &RepositoryName,
-    credential: &Credential,
-    challenge: &Challenge,
-) -> Result<Token, TokenError> {
-    let secret = match credential {
-        Credential::Anonymous | Credential::Header(_) => Secret::None,
-        Credential::Basic { username, password } => {
-            Secret::Password { username: username.clone(), password: password.clone() }
+/// Who wants a token for what.
+struct Asking<'a> {
+    endpoint: &'a Endpoint,
+    repository: &'a RepositoryName,
+    credential: &'a Credential,
+}
+
+impl Asking<'_> {
+    async fn fetch(&self, keychain: &Keychain, challenge: &Challenge) -> Result<Token, TokenError> {
+        let (endpoint, repository) = (self.endpoint, self.repository);
+        let secret = match self.credential {
+            Credential::Anonymous | Credential::Header(_) => Secret::None,
+            Credential::Basic { username, password } => {
+                Secret::Password { username: username.clone(), password: password.clone() }
+            }
+            Credential::Configured => keychain
+                .secret(endpoint.name.as_str(), &endpoint.config, repository.as_str())
+                .await
+                .map_err(|error| TokenError::Failed(error.to_string()))?,
+        };
+        match challenge {
+            Challenge::Basic => {
+                let header = secret.basic().ok_or(TokenError::Refused)?;
+                Ok(Token { header, expires: Instant::now() + MAX_TOKEN_AGE })
+            }
+            Challenge::Bearer { realm, service } => {
+                bearer(endpoint, repository, &secret, realm, service.as_deref()).await
+            }
         }
-        Credential::Configured => configured(endpoint.name.as_str(), &endpoint.config)
-            .map_err(|error| TokenError::Failed(error.to_string()))?,
-    };
-    match challenge {
-        Challenge::Basic => {
-            let header = secret.basic().ok_or(TokenError::Refused)?;
-            Ok(Token { header, expires: Instant::now() + MAX_TOKEN_AGE })
-        }
-        Challenge::Bearer { realm, service } => bearer(endpoint, repository, &secret, realm, service.as_deref()).await,
     }
 }
 

@@ -83,6 +83,12 @@ impl Fake {
         Registries::new(all).unwrap()
     }
 
+    /// The same with a general configuration.
+    pub(crate) fn listed_in(&self, config: RegistriesConfig) -> Arc<Registries> {
+        let own = RegistryConfig { plain_http: true, ..RegistryConfig::default() };
+        Registries::new(RegistriesConfig { hosts: [(self.address.to_string(), own)].into(), ..config }).unwrap()
+    }
+
     /// Fetches a range of a blob, whole, as the swarm would.
     pub(crate) async fn fetch(
         &self,
