@@ -6,6 +6,9 @@
 pub const MAX_SNAPSHOT_NAME_BYTES: usize = 32_768;
 /// Longest label, key and value together, in bytes; containerd refuses longer ones.
 pub const MAX_LABEL_BYTES: usize = 4096;
+
+/// Most ranges of a mapping of ids: the kernel's own limit (`user_namespaces(7)`).
+pub const MAX_ID_RANGES: usize = 340;
 /// Most snapshots below one another. The kernel's overlayfs takes 500 lower directories.
 pub const MAX_SNAPSHOT_CHAIN: usize = 500;
 /// Most filters in one List.

@@ -4,7 +4,7 @@
 //! come in through [`crate::remote`].
 //!
 //! * [`Snapshotter`]: opens the root, restores mounts after a restart; the requests themselves are in `rpc`
-//! * `directories`, `mounts`, `mountpoint`, `usage`: what is on disk
+//! * `directories`, `mounts`, `mountpoint`, `usage`, `idmap`: what is on disk, and how it is mounted
 //! * [`Socket::serve`]: the socket
 //!
 //! containerd holds locks during most requests and sets no deadline, so each is answered from local state. A request
@@ -26,6 +26,7 @@ use crate::remote::{MountedLayers, RemoteLayers};
 
 mod convert;
 mod directories;
+mod idmap;
 mod metrics;
 mod mounts;
 mod operations;
@@ -70,9 +71,6 @@ pub enum SnapshotError {
     /// A request out of bounds.
     #[error("{0}: invalid argument")]
     Request(String),
-    /// Asks for something that is not there yet.
-    #[error("{0}: not implemented")]
-    Unimplemented(String),
     /// A directory cannot be made, read or removed.
     #[error("snapshot directory {path}: {source}")]
     Directory {

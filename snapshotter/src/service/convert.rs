@@ -2,12 +2,10 @@
 
 use tonic::{Code, Status};
 
+use super::idmap::IdMapping;
 use super::{SnapshotError, proto};
 use crate::graph::{GraphError, Info, Kind, Labels};
 use crate::limits::{MAX_LABEL_BYTES, MAX_SNAPSHOT_NAME_BYTES};
-
-/// Labels that ask for files with shifted owners.
-const ID_MAPPING_LABELS: [&str; 2] = ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
 
 impl From<SnapshotError> for Status {
     fn from(error: SnapshotError) -> Self {
@@ -18,7 +16,6 @@ impl From<SnapshotError> for Status {
             SnapshotError::Graph(GraphError::FailedPrecondition(_)) => Code::FailedPrecondition,
             SnapshotError::Graph(_) | SnapshotError::Directory { .. } | SnapshotError::Root(_) => Code::Internal,
             SnapshotError::Filter(_) | SnapshotError::Request(_) => Code::InvalidArgument,
-            SnapshotError::Unimplemented(_) => Code::Unimplemented,
             SnapshotError::Mount { .. } | SnapshotError::Ending => Code::Unavailable,
         };
         if code == Code::Internal {
@@ -70,12 +67,9 @@ pub(super) fn check_labels(labels: &Labels) -> Result<(), SnapshotError> {
     Ok(())
 }
 
-/// Refuses what a new snapshot may ask for and would not get.
+/// Checks what a new snapshot is to be.
 pub(super) fn check_new(key: &str, labels: &Labels) -> Result<(), SnapshotError> {
     check_name(key)?;
     check_labels(labels)?;
-    match ID_MAPPING_LABELS.into_iter().find(|label| labels.contains_key(*label)) {
-        Some(label) => Err(SnapshotError::Unimplemented(format!("snapshots with mapped ids (label {label})"))),
-        None => Ok(()),
-    }
+    IdMapping::of(labels).map(drop)
 }

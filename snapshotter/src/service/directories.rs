@@ -20,8 +20,8 @@ const REMOVED: &str = "removed-";
 /// Owner of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Owner {
-    uid: u32,
-    gid: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 pub(crate) struct Directories {

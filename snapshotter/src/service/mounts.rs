@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::directories::Directories;
+use super::idmap::IdMapping;
 use super::proto::Mount;
 use crate::graph::{Kind, Snapshot};
 
@@ -34,14 +35,21 @@ fn in_user_namespace(uid_map: &str) -> bool {
     fields != ["0", "0", "4294967295"]
 }
 
-pub(crate) fn mounts(directories: &Directories, snapshot: &Snapshot, overlay: &OverlayOptions) -> Vec<Mount> {
+/// `mapping`: whose ids containerd is to show as whose.
+pub(crate) fn mounts(
+    directories: &Directories,
+    snapshot: &Snapshot,
+    overlay: &OverlayOptions,
+    mapping: Option<&IdMapping>,
+) -> Vec<Mount> {
+    let mapped = || mapping.into_iter().flat_map(IdMapping::options);
     let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
     let files = |id| text(directories.files(id));
     let bind = |id, mode: &str| {
-        let options = vec![mode.to_owned(), "rbind".to_owned()];
+        let options = mapped().chain([mode.to_owned(), "rbind".to_owned()]).collect();
         vec![Mount { r#type: "bind".to_owned(), source: files(id), target: String::new(), options }]
     };
-    let mut options = match (snapshot.kind, snapshot.ancestors.as_slice()) {
+    let places = match (snapshot.kind, snapshot.ancestors.as_slice()) {
         (Kind::Active, []) => return bind(snapshot.id, "rw"),
         (_, []) => return bind(snapshot.id, "ro"),
         (Kind::Active, _) => {
@@ -51,6 +59,7 @@ pub(crate) fn mounts(directories: &Directories, snapshot: &Snapshot, overlay: &O
         _ => Vec::new(),
     };
     let lower: Vec<_> = snapshot.ancestors.iter().map(|ancestor| files(ancestor.id)).collect();
+    let mut options: Vec<_> = mapped().chain(places).collect();
     options.push(format!("lowerdir={}", lower.join(":")));
     options.extend_from_slice(&overlay.0);
     vec![Mount { r#type: "overlay".to_owned(), source: "overlay".to_owned(), target: String::new(), options }]
@@ -61,12 +70,12 @@ mod tests {
     use super::*;
     use crate::graph::Ancestor;
 
-    fn options_of(kind: Kind, ancestors: &[u64]) -> (String, Vec<String>) {
+    fn options_of(kind: Kind, ancestors: &[u64], mapping: Option<&IdMapping>) -> (String, Vec<String>) {
         let root = tempfile::tempdir().unwrap();
         let directories = Directories::open(root.path()).unwrap();
         let ancestors = ancestors.iter().map(|id| Ancestor { id: *id, layer: None }).collect();
         let overlay = OverlayOptions(vec!["index=off".to_owned()]);
-        let mut found = mounts(&directories, &Snapshot { id: 9, kind, ancestors }, &overlay);
+        let mut found = mounts(&directories, &Snapshot { id: 9, kind, ancestors }, &overlay, mapping);
         assert_eq!(found.len(), 1);
         let mount = found.remove(0);
         let top = format!("{}/", directories.top().display());
@@ -83,8 +92,12 @@ mod tests {
             (Kind::View, &[5, 4], "overlay overlay", "lowerdir=5/fs:4/fs index=off"),
             (Kind::Active, &[5], "overlay overlay", "workdir=9/work upperdir=9/fs lowerdir=5/fs index=off"),
         ] {
-            let found = options_of(kind, ancestors);
+            let found = options_of(kind, ancestors, None);
             assert_eq!((found.0.as_str(), found.1.join(" ").as_str()), (source, options));
+            let labels = ["uid", "gid"].map(|id| (format!("containerd.io/snapshot/{id}mapping"), "0:7:9".to_owned()));
+            let mapping = IdMapping::of(&labels.into()).unwrap();
+            let found = options_of(kind, ancestors, mapping.as_ref());
+            assert_eq!(found.1.join(" "), format!("uidmap=0:7:9 gidmap=0:7:9 {options}"));
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::time::SystemTime;
 
+use super::idmap::IdMapping;
 use super::mounts::mounts;
 use super::proto::Mount;
 use super::usage::usage;
 use super::{Shared, SnapshotError};
 use crate::filter::Filters;
-use crate::graph::{Info, Kind, Labels, NewSnapshot, Usage};
+use crate::graph::{Info, Kind, Labels, NewSnapshot, Snapshot, Usage};
 
 impl Shared {
     pub(super) fn create(
@@ -19,11 +20,13 @@ impl Shared {
     ) -> Result<Vec<Mount>, SnapshotError> {
         let ancestors = self.graph.parent_chain(parent)?;
         self.ensure_chain(&ancestors)?;
-        let owner = ancestors.first().map(|ancestor| self.directories.owner(ancestor.id)).transpose()?;
+        let mapping = IdMapping::of(labels)?;
+        let parent_owner = ancestors.first().map(|ancestor| self.directories.owner(ancestor.id)).transpose()?;
+        let owner = mapping.as_ref().map(|mapping| mapping.root).or(parent_owner);
         let id = self.graph.allocate_id();
         self.directories.create(id, kind, owner)?;
         match self.graph.create(kind, key, &NewSnapshot { id, parent, labels, now: SystemTime::now() }) {
-            Ok(snapshot) => Ok(mounts(&self.directories, &snapshot, &self.overlay)),
+            Ok(snapshot) => self.mounts_of(&snapshot, mapping),
             Err(error) => {
                 self.discard(id, false);
                 Err(error.into())
@@ -34,7 +37,18 @@ impl Shared {
     pub(super) fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotError> {
         let snapshot = self.graph.mountable(key)?;
         self.ensure_chain(&snapshot.ancestors)?;
-        Ok(mounts(&self.directories, &snapshot, &self.overlay))
+        let (_, info, _) = self.graph.stat(key)?;
+        self.mounts_of(&snapshot, IdMapping::of(&info.labels)?)
+    }
+
+    /// Ids are mapped by the mount unless what it stands on has been given mapped owners itself.
+    fn mounts_of(&self, snapshot: &Snapshot, mapping: Option<IdMapping>) -> Result<Vec<Mount>, SnapshotError> {
+        let below = match (&mapping, snapshot.ancestors.first()) {
+            (Some(_), Some(ancestor)) => Some(self.directories.owner(ancestor.id)?),
+            _ => None,
+        };
+        let mapping = mapping.filter(|mapping| below != Some(mapping.root));
+        Ok(mounts(&self.directories, snapshot, &self.overlay, mapping.as_ref()))
     }
 
     pub(super) fn commit(&self, key: &str, name: &str, parent: &str, labels: &Labels) -> Result<(), SnapshotError> {

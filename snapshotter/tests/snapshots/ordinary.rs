@@ -21,7 +21,7 @@ async fn errors_are_those_of_containerd() {
     assert_eq!(code(rig.prepare("", "", &[]).await), Code::InvalidArgument);
     assert_eq!(code(rig.prepare("c", "", &[("long", &"x".repeat(4096))]).await), Code::InvalidArgument);
     let mapped = ("containerd.io/snapshot/uidmapping", "0:1000:65536");
-    assert_eq!(code(rig.prepare("c", "", &[mapped]).await), Code::Unimplemented);
+    assert_eq!(code(rig.prepare("c", "", &[mapped]).await), Code::InvalidArgument, "uids without gids");
     assert_eq!(code(rig.mounts("base").await), Code::FailedPrecondition);
     assert_eq!(code(rig.mounts("absent").await), Code::NotFound);
     assert_eq!(code(rig.commit("absent", "x", "").await), Code::NotFound);
@@ -34,6 +34,35 @@ async fn errors_are_those_of_containerd() {
     let busy = rig.remove("base").await.unwrap_err();
     assert_eq!(busy.code(), Code::FailedPrecondition);
     assert!(busy.message().contains("cannot remove snapshot \"base\" with child"), "{busy}");
+}
+
+/// A snapshot for a user namespace stands on the image as it is, or on a copy whose owners containerd has changed.
+#[tokio::test]
+async fn ids_are_mapped_by_the_mount_unless_the_files_below_are() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+
+    let mut rig = Rig::start().await;
+    for name in ["image", "copy"] {
+        let mounts = rig.prepare("unpacked", "", &[]).await.unwrap();
+        if name == "copy" {
+            chown(&mounts[0].source, Some(1000), Some(2000)).unwrap();
+        }
+        rig.commit("unpacked", name, "").await.unwrap();
+    }
+    let labels =
+        [("containerd.io/snapshot/uidmapping", "0:1000:65536"), ("containerd.io/snapshot/gidmapping", "0:2000:65536")];
+    for (parent, is_mapped) in [("image", true), ("copy", false)] {
+        let key = format!("container of {parent}");
+        let prepared = rig.prepare(&key, parent, &labels).await.unwrap();
+        assert_eq!(rig.mounts(&key).await.unwrap(), prepared);
+        let options = &prepared[0].options;
+        let asked = options.iter().filter(|option| option.starts_with("uidmap=") || option.starts_with("gidmap="));
+        let expected: &[&str] = if is_mapped { &["uidmap=0:1000:65536", "gidmap=0:2000:65536"] } else { &[] };
+        assert_eq!(asked.collect::<Vec<_>>(), expected, "{parent}");
+        let upper = options.iter().find_map(|option| option.strip_prefix("upperdir=")).unwrap();
+        let root = fs::metadata(upper).unwrap();
+        assert_eq!((root.uid(), root.gid()), (1000, 2000), "the namespace's root owns its root");
+    }
 }
 
 #[tokio::test]

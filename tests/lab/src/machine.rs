@@ -24,6 +24,8 @@ pub struct MachineOptions {
     pub cri_local_pull: bool,
     /// Whether containerd tells Lapwing's snapshotter which layer a snapshot is of.
     pub annotations: bool,
+    /// Whether containerd is told that the snapshotter maps ids (2.x).
+    pub remap_ids: bool,
     /// Whether containerd asks Lapwing's mirror before the registry.
     pub mirror: bool,
     /// The image of CRI's sandbox containers.
@@ -40,6 +42,7 @@ impl MachineOptions {
             cri_lapwing: false,
             cri_local_pull: false,
             annotations: true,
+            remap_ids: true,
             mirror: true,
             pause: None,
         }
@@ -86,6 +89,7 @@ impl Machine {
                 cri_snapshotter: if uses_lapwing && options.cri_lapwing { "lapwing" } else { "overlayfs" }.into(),
                 cri_local_pull: options.cri_local_pull,
                 annotations: options.annotations,
+                remap_ids: options.remap_ids,
                 pause: options.pause,
             },
         )?;

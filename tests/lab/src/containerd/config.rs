@@ -33,6 +33,8 @@ pub struct ContainerdOptions {
     pub cri_local_pull: bool,
     /// Whether containerd tells the snapshotter which layer a snapshot is of, as the files in `contrib/` ask it to.
     pub annotations: bool,
+    /// Whether containerd is told that the snapshotter maps ids (2.x).
+    pub remap_ids: bool,
     /// The image of CRI's sandbox containers.
     pub pause: Option<String>,
 }
@@ -46,6 +48,7 @@ impl Default for ContainerdOptions {
             cri_snapshotter: "overlayfs".into(),
             cri_local_pull: false,
             annotations: true,
+            remap_ids: true,
             pause: None,
         }
     }
@@ -110,6 +113,11 @@ pub(super) fn write(host: &Host, options: &ContainerdOptions) -> Result<()> {
         None => Table::new(),
     };
     merge(&mut config, toml::from_str(&own).context("the laboratory's own settings")?);
+    if !options.remap_ids
+        && let Some(plugin) = at(&mut config, &["proxy_plugins", "lapwing"])
+    {
+        plugin.remove("capabilities");
+    }
     if !options.annotations {
         without_annotations(&mut config, options.flavour);
     }
