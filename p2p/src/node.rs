@@ -19,6 +19,7 @@ mod derived;
 mod error;
 mod exchange;
 mod finding;
+mod foreign;
 mod hashing;
 mod intake;
 mod keeping;
@@ -60,6 +61,7 @@ use crate::wire::tls::Tls;
 pub use crate::swarm::Priority;
 pub use blob::{Blob, Sources};
 pub use config::NodeConfig;
+pub use foreign::ForeignConfig;
 pub use error::{NodeError, OpenError, ReadError};
 
 use blob::lock;
@@ -89,6 +91,8 @@ pub struct BlobStatus {
     pub active: bool,
     /// Whether an operator pinned it.
     pub pinned: bool,
+    /// Whether its bytes lie in a file of somebody else.
+    pub foreign: bool,
 }
 
 /// A node of the swarm. Call [`Node::shutdown`] before the last handle goes.
@@ -256,7 +260,8 @@ impl Node {
             return Err(OpenError::NotEmpty(digest));
         }
         let blob = Arc::new(Blob::new(self, self.open_stored(&digest, length)?));
-        if let Some(metainfo) = blob.stored.metainfo() {
+        let own = || if blob.stored.is_foreign() { self.own_metainfo(&digest) } else { None };
+        if let Some(metainfo) = blob.stored.metainfo().or_else(own) {
             lock(&blob.trust).set_metainfo(metainfo, true);
         }
         let opened = {
@@ -336,6 +341,7 @@ impl Node {
                 bytes_from_origin: sources.bytes_from_origin,
                 active: inner.swarm.is_active(&summary.digest),
                 pinned: summary.pinned,
+                foreign: summary.foreign,
             }
         };
         stored.into_iter().map(status).collect()
@@ -422,7 +428,7 @@ impl Node {
     /// A peer said hello: it may speak of a blob that is only in the store so far.
     async fn greeted(self: &Arc<Self>, peer: PeerId, digest: Digest, layout: PieceLayout, have: Bitfield) {
         let node = Arc::clone(self);
-        let open = move || match node.open_blob(&digest) {
+        let open = move || match node.open_blob(&digest).filter(|blob| !blob.stored.is_removed()) {
             Some(blob) => (blob.layout == layout).then_some(blob),
             None => {
                 let stored = node.store.get(&digest)?;

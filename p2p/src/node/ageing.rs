@@ -84,7 +84,10 @@ impl Node {
 
     /// What this node holds of a blob now: it may have been opened again since it was removed.
     fn holding(&self, digest: &Digest) -> Option<Holding> {
-        let blob = self.open_blob(digest)?;
+        if self.store.is_verified(digest) {
+            return Some(Holding::Complete);
+        }
+        let blob = self.open_blob(digest).filter(|blob| !blob.stored.is_removed())?;
         if blob.is_verified() {
             return Some(Holding::Complete);
         }
