@@ -61,8 +61,8 @@ use crate::wire::tls::Tls;
 pub use crate::swarm::Priority;
 pub use blob::{Blob, Sources};
 pub use config::NodeConfig;
-pub use foreign::ForeignConfig;
 pub use error::{NodeError, OpenError, ReadError};
+pub use foreign::ForeignConfig;
 
 use blob::lock;
 use buffers::Buffers;

@@ -179,12 +179,7 @@ impl ForeignEntry {
     }
 
     /// Opens the file, if it is what it was.
-    pub(super) fn open(
-        &self,
-        digest: Digest,
-        root: &Path,
-        store: Weak<ChunkStore>,
-    ) -> Result<StoredBlob, StoreError> {
+    pub(super) fn open(&self, digest: Digest, root: &Path, store: Weak<ChunkStore>) -> Result<StoredBlob, StoreError> {
         let file = ForeignFile::open(&self.place.directory, digest)?;
         if file.stamp() != self.place.stamp {
             return Err(StoreError::Changed(digest));

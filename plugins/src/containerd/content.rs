@@ -173,7 +173,8 @@ impl ForeignStore for ContentStore {
     fn follow(&self) -> BoxFuture<'_, Result<NewsStream, ForeignError>> {
         let (sender, receiver) = mpsc::channel(QUEUED);
         tokio::spawn(self.clone().pass_on(sender));
-        let stream = futures_util::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+        let stream =
+            futures_util::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
         async { Ok(Box::pin(stream) as NewsStream) }.boxed()
     }
 }

@@ -52,7 +52,9 @@ impl Ledger {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, "it is not known which foreign files were verified: they are hashed again"),
+            Err(error) => {
+                tracing::warn!(%error, "it is not known which foreign files were verified: they are hashed again");
+            }
         }
         Self { directory: directory.to_owned(), inner: Mutex::new(inner) }
     }
