@@ -49,7 +49,7 @@ pub(super) fn check(containerd: &Containerd) -> Result<(), ConfigError> {
             return invalid(key, format!("{} is not an absolute path", path.display()));
         }
     }
-    if containerd.verify_rate < ByteSize(1 << 20) {
+    if containerd.verify_rate.0 < 1 << 20 {
         return invalid(
             "verify_rate",
             format!("{} is less than 1MiB: nothing would ever be verified", containerd.verify_rate),
