@@ -121,6 +121,11 @@ fn what_containerd_holds_is_there_for_all_and_goes_with_it() {
     comes_from_peers(&site, &puller, &names[0], &images[0]);
     pull_plainly(&holder, "other", &names[1]);
     wait_held(&site, &images[1].layout, 1);
+    // The holder's own mirror serves it, too.
+    let layer = &images[1].layout.layers[0];
+    let served = node(&holder).mirror_blob(&site.registry.name(), "lab/while", &layer.digest).unwrap();
+    assert_eq!((served.status, served.body.len() as u64), (200, layer.size));
+    assert_eq!(node(&holder).piece_bytes("origin").unwrap(), 0);
     comes_from_peers(&site, &puller, &names[1], &images[1]);
 
     // Held where it is: the store has nothing but metainfo, and each byte was hashed once.

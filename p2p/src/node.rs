@@ -37,7 +37,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -107,6 +107,8 @@ pub struct Node {
     /// Never taken while another lock is held, nor another while this one is.
     exchange: Mutex<Exchange>,
     derived: Derived,
+    /// What somebody else holds on this machine, if that is followed.
+    foreign: OnceLock<Arc<foreign::Following>>,
     origin_gate: OriginGate,
     connections: Arc<Semaphore>,
     buffers: Buffers,
@@ -175,6 +177,7 @@ impl Node {
         let node = Arc::new(Self {
             exchange: Mutex::new(exchange),
             derived: derived.unwrap_or_else(|_| Derived::load(store.root())),
+            foreign: OnceLock::new(),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             buffers: Buffers::new(),
             origin_gate: OriginGate::default(),

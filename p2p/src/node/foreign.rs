@@ -47,7 +47,7 @@ pub struct ForeignConfig {
 }
 
 /// What is known of the foreign store.
-struct Following {
+pub(super) struct Following {
     config: ForeignConfig,
     ledger: Ledger,
     directory: Mutex<Option<Arc<Path>>>,
@@ -103,7 +103,7 @@ impl Pace {
 }
 
 impl Node {
-    /// Holds what is in `store` as long as it is there. Returns at once.
+    /// Holds what is in `store` as long as it is there. Returns at once. For one store; a second one is not followed.
     pub fn follow_foreign(self: &Arc<Self>, store: Arc<dyn ForeignStore>, config: ForeignConfig) {
         let following = Arc::new(Following {
             config,
@@ -112,6 +112,9 @@ impl Node {
             queue: Mutex::default(),
             queued: Notify::new(),
         });
+        if self.foreign.set(Arc::clone(&following)).is_err() {
+            return;
+        }
         self.spawn(follow(Arc::clone(self), Arc::clone(&following), store));
         self.spawn(hold_queued(Arc::clone(self), Arc::clone(&following)));
         self.spawn(sweep(Arc::clone(self), following));
@@ -133,6 +136,23 @@ impl Node {
         }
         lock(&following.queue).replace(lacking.into_iter().take(MAX_FOREIGN_BLOBS).collect());
         following.queued.notify_one();
+    }
+
+    /// The store has given up its own copy: there may be another one.
+    pub(super) fn look_for_foreign(&self, digest: Digest) {
+        let Some(following) = self.foreign.get() else { return };
+        let there = lock(&following.directory).as_ref().is_some_and(|directory| directory.join(digest.hex()).exists());
+        if there {
+            lock(&following.queue).add_first(digest);
+            following.queued.notify_one();
+        }
+    }
+
+    /// A file was not what it had been: it is hashed before it is believed again.
+    pub(super) fn doubt_foreign(&self, digest: &Digest) {
+        if let Some(following) = self.foreign.get() {
+            following.ledger.doubt(digest);
+        }
     }
 
     fn release_foreign(&self, digest: &Digest) {
@@ -214,12 +234,14 @@ impl Node {
     /// Says that a blob is held, and makes its metainfo known if it was just made.
     async fn held(self: &Arc<Self>, digest: Digest, metainfo: Option<Metainfo>) {
         tracing::debug!(%digest, "held in a file of somebody else");
+        // First: who is told of the blob asks for its metainfo at once.
+        if let Some(metainfo) = metainfo.filter(|metainfo| metainfo.layout().piece_count() > 1)
+            && let Err(error) = self.publish(StatementKind::Metainfo, digest, metainfo.encode().into()).await
+        {
+            tracing::warn!(%digest, %error, "metainfo cannot be published");
+        }
         if let Err(error) = self.announce_complete(digest).await {
             tracing::debug!(%digest, %error, "announcement failed");
-        }
-        let Some(metainfo) = metainfo.filter(|metainfo| metainfo.layout().piece_count() > 1) else { return };
-        if let Err(error) = self.publish(StatementKind::Metainfo, digest, metainfo.encode().into()).await {
-            tracing::warn!(%digest, %error, "metainfo cannot be published");
         }
     }
 

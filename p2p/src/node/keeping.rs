@@ -121,6 +121,11 @@ impl Node {
         let mut barren = Vec::new();
         for digest in closing {
             let blob = inner.blobs.remove(&digest);
+            if blob.as_ref().is_some_and(|blob| blob.stored.is_removed()) {
+                // While it was open it may have been announced in part.
+                let node = Arc::clone(self);
+                self.spawn(async move { node.tell_holding(digest).await });
+            }
             if blob.is_some_and(|blob| blob.layout.piece_count() > 0 && blob.stored.have().is_empty()) {
                 barren.push(digest);
             }

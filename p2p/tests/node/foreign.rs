@@ -240,3 +240,59 @@ async fn what_is_not_what_it_is_called_is_not_held() {
     assert!(!holder.store().is_verified(&wrong));
     holder.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_evicts_is_held_where_somebody_else_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let tracker = Arc::new(Tracker::default());
+    let theirs = Directory::new(directory.path().join("theirs"), true);
+    let holder = start(&tracker, &directory.path().join("holder"), |_| {}).await;
+    let bytes = content(700_000, 11);
+    let digest = Digest::of(&bytes);
+    holder.store().insert(&digest, &bytes).unwrap();
+    holder.follow_foreign(theirs.clone(), CONFIG);
+    theirs.add(&bytes);
+    let probe = theirs.add(b"seen after it");
+    announced(&tracker, &probe, &holder).await;
+    until("both to be looked at", || holder.store().foreign_count() == 1).await;
+    assert!(holder.store().get(&digest).is_some_and(|blob| !blob.is_foreign()));
+    assert!(holder.store().evict_some(1));
+    until("it to be held there", || holder.store().get(&digest).is_some_and(|blob| blob.is_foreign())).await;
+    announced(&tracker, &digest, &holder).await;
+    read_by_another(&tracker, &directory.path().join("reader"), &bytes).await;
+    holder.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_changed_under_its_stamp_is_found_out_and_not_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let tracker = Arc::new(Tracker::default());
+    let theirs = Directory::new(directory.path().join("theirs"), true);
+    let metrics = Arc::new(Metrics::default());
+    let identity = Arc::new(Identity::generate().unwrap());
+    let root = directory.path().join("holder");
+    let holder = start_with(&tracker, &root, identity, Arc::clone(&metrics), |_| {}).await;
+    holder.follow_foreign(theirs.clone(), CONFIG);
+    let bytes = content(700_000, 12);
+    let digest = theirs.add(&bytes);
+    announced(&tracker, &digest, &holder).await;
+    let path = theirs.path.join(digest.hex());
+    let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let mut spoilt = bytes.to_vec();
+    spoilt[200_000] ^= 1;
+    std::fs::write(&path, &spoilt).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    let blob = holder.open(digest, 700_000, None).unwrap();
+    assert_eq!(blob.read(0..64 << 10, Priority::Fault).await.unwrap(), bytes[..64 << 10]);
+    assert!(blob.read(192 << 10..256 << 10, Priority::Fault).await.is_err());
+    drop(blob);
+    withdrawn(&tracker, &digest, &holder).await;
+    // A listing has it hashed again, and only once.
+    let before = hashed(&metrics);
+    theirs.tell(Ok(News::Changed));
+    until("it to be hashed again", || hashed(&metrics) >= before + 700_000).await;
+    let probe = theirs.add(b"seen after it");
+    announced(&tracker, &probe, &holder).await;
+    assert!(tracker.holding(&digest, &holder.id()).is_none() && !holder.store().is_verified(&digest));
+    holder.shutdown().await;
+}

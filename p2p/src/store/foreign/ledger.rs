@@ -16,6 +16,7 @@ use super::super::error::StoreError;
 use super::super::{disk, lock};
 use super::Stamp;
 use crate::digest::Digest;
+use crate::failpoint;
 use crate::limits::{MAX_FOREIGN_BLOBS, MAX_FOREIGN_LEDGER_LENGTH};
 
 const FILE: &str = "foreign";
@@ -83,6 +84,7 @@ impl Ledger {
         };
         // One that was cut short must not take this one with it.
         (&file).write_all(format!("\n{}", encode(&digest, &stamp)).as_bytes()).map_err(failed)?;
+        failpoint::reach("foreign.noted");
         inner.file = Some(file);
         inner.lines += 2;
         Ok(())
