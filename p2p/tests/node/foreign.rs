@@ -293,6 +293,8 @@ async fn a_file_that_was_changed_under_its_stamp_is_found_out_and_not_served() {
     until("it to be hashed again", || hashed(&metrics) >= before + 700_000).await;
     let probe = theirs.add(b"seen after it");
     announced(&tracker, &probe, &holder).await;
-    assert!(tracker.holding(&digest, &holder.id()).is_none() && !holder.store().is_verified(&digest));
+    withdrawn(&tracker, &digest, &holder).await;
+    assert!(!holder.store().is_verified(&digest));
+    assert_eq!(hashed(&metrics), before + 700_000 + 13);
     holder.shutdown().await;
 }
