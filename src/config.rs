@@ -16,10 +16,12 @@ use lapwing_plugins::storage::StorageConfig;
 use lapwing_plugins::tracker_store::{InvalidTrackerStore, TrackerStoreConfig};
 use serde::{Deserialize, Serialize};
 
+mod containerd;
 mod limits;
 mod origin;
 mod units;
 
+pub(crate) use containerd::Containerd;
 pub(crate) use limits::LimitsTable;
 pub(crate) use units::{ByteSize, Span};
 
@@ -45,6 +47,7 @@ pub(crate) struct Config {
     pub mirror: Mirror,
     pub snapshotter: Snapshotter,
     pub lazy: Lazy,
+    pub containerd: Containerd,
     pub peer: Peer,
     pub tracker: Tracker,
     pub origin: Origin,
@@ -219,6 +222,7 @@ impl Default for Config {
             mirror: Mirror::default(),
             snapshotter: Snapshotter::default(),
             lazy: Lazy::default(),
+            containerd: Containerd::default(),
             peer: Peer::default(),
             tracker: Tracker::default(),
             origin: Origin::default(),
@@ -477,6 +481,7 @@ impl Config {
             return invalid(key, reason);
         }
         origin::check(&self.origin)?;
+        containerd::check(&self.containerd)?;
         let Store { high_watermark: high, low_watermark: low, .. } = self.store;
         if !(1..=100).contains(&high) || !(1..=high).contains(&low) {
             return invalid(
@@ -601,6 +606,10 @@ mod tests {
             ("[origin]\nzone = \"a b\"", "origin.zone"),
             ("[origin.sites.\"https://x\"]", "host:port"),
             ("[origin.sites.x]\ncopies = 0", "origin.sites.\"x\".copies"),
+            ("[containerd]\nsocket = \"run\"", "containerd.socket"),
+            ("[containerd]\ncontent = \"run\"", "containerd.content"),
+            ("[containerd]\nverify_rate = \"1KiB\"", "1MiB"),
+            ("[containerd]\nrelist = \"1s\"", "containerd.relist"),
             ("[store]\nkind = \"memory\"", "store.quota"),
             ("[store]\nhigh_watermark = 70", "store.low_watermark"),
             ("[store]\nhigh_watermark = 101", "at most 100"),

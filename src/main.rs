@@ -5,6 +5,7 @@
 //! * [`mirror`], [`catalog`]: the registry mirror, and what it learns of images as they pass
 //! * [`outage`]: what registries said, for when they are away
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
+//! * [`held`]: what containerd holds already
 //! * [`memory`]: what the allocator is told
 //! * [`admin`]: metrics, health, state
 //! * [`commands`]: everything that runs and ends
@@ -22,6 +23,7 @@ mod catalog;
 mod cli;
 mod commands;
 mod config;
+mod held;
 mod layers;
 mod memory;
 mod mirror;

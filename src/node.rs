@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Admin};
 use crate::catalog::Catalog;
 use crate::config::{Config, StoreKind};
+use crate::held;
 use crate::layers::build::Builder;
 use crate::layers::{KeptIndexes, Layers, Origins};
 use crate::memory;
@@ -135,6 +136,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     admin::bind(listen, admin, shutdown.clone().cancelled_owned())
         .await
         .with_context(|| cannot_listen("admin.listen", listen))?;
+    held::start(&config.containerd, &node).context("configuration key containerd.socket")?;
     ready.store(true, Ordering::Release);
     serving.spawn(memory::return_after_bursts(Arc::clone(&node), shutdown.clone()));
     tracing::info!(peer = %node.id(), mirror = %config.mirror.listen, wire = %node.local_addr(), "node is ready");

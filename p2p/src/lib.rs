@@ -7,7 +7,7 @@
 //! * [`swarm`]: the deterministic scheduler: events and time in, actions out
 //! * [`rate`]: speed limits
 //! * `exchange`: whom to ask, and what to believe, while no tracker answers
-//! * [`origin`], [`discovery`], [`storage`]: the contracts that somebody else fulfils
+//! * [`origin`], [`discovery`], [`storage`], [`foreign`]: the contracts that somebody else fulfils
 //! * [`node`]: the shell of sockets and tasks around all of it
 //!
 //! A read of a blob goes: [`node::Blob::read`] -> pieces missing in [`store`] become wants of [`swarm`] -> its actions
@@ -19,6 +19,7 @@ pub mod digest;
 pub mod discovery;
 mod exchange;
 mod failpoint;
+pub mod foreign;
 pub mod identity;
 pub mod layout;
 pub mod limits;

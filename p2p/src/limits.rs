@@ -33,6 +33,12 @@ pub const MAX_IDLE_OPEN_BLOBS: usize = 512;
 /// Most blobs of a chunk store in memory, each of which takes a descriptor.
 pub const MAX_MEMORY_BLOBS: usize = 65_536;
 
+/// Most blobs that are held in files of somebody else.
+pub const MAX_FOREIGN_BLOBS: usize = 1 << 17;
+
+/// Longest list of verified foreign files that is read, in bytes.
+pub const MAX_FOREIGN_LEDGER_LENGTH: u64 = MAX_FOREIGN_BLOBS as u64 * 4 * 180 + (1 << 20);
+
 /// Longest piece, in bytes.
 pub const MAX_PIECE_LENGTH: u64 = 1 << 20;
 

@@ -83,6 +83,12 @@ pub struct Metrics {
     pub store_bytes: Gauge,
     /// `lapwing_bypassed_bytes_total`: bytes of pieces that went to readers through memory, for want of room.
     pub bypassed_bytes: Counter,
+    /// `lapwing_foreign_blobs`: blobs held in files of somebody else.
+    pub foreign_blobs: Gauge,
+    /// `lapwing_foreign_bytes`: their bytes, which count for no quota.
+    pub foreign_bytes: Gauge,
+    /// `lapwing_foreign_hashed_bytes_total`: bytes of such files held against their digests.
+    pub foreign_hashed_bytes: Counter,
     /// `lapwing_evicted_blobs_total`: blobs evicted to make room.
     pub evicted_blobs: Counter,
     /// `lapwing_evicted_bytes_total`: bytes of pieces of those.
@@ -117,6 +123,15 @@ impl Metrics {
             "Bytes of pieces sent to peers",
             bytes.clone(),
             self.served_bytes.clone(),
+        );
+        registry.register("foreign_blobs", "Blobs held in files of somebody else", self.foreign_blobs.clone());
+        let foreign = self.foreign_bytes.clone();
+        registry.register_with_unit("foreign", "Bytes held in files of somebody else", bytes.clone(), foreign);
+        registry.register_with_unit(
+            "foreign_hashed",
+            "Bytes of files of somebody else held against their digests",
+            bytes.clone(),
+            self.foreign_hashed_bytes.clone(),
         );
         let bypassed = self.bypassed_bytes.clone();
         registry.register_with_unit("bypassed", "Bytes that went to readers for want of room", bytes.clone(), bypassed);

@@ -19,6 +19,7 @@ mod derived;
 mod error;
 mod exchange;
 mod finding;
+mod foreign;
 mod hashing;
 mod intake;
 mod keeping;
@@ -36,7 +37,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -61,6 +62,7 @@ pub use crate::swarm::Priority;
 pub use blob::{Blob, Sources};
 pub use config::NodeConfig;
 pub use error::{NodeError, OpenError, ReadError};
+pub use foreign::ForeignConfig;
 
 use blob::lock;
 use buffers::Buffers;
@@ -89,6 +91,8 @@ pub struct BlobStatus {
     pub active: bool,
     /// Whether an operator pinned it.
     pub pinned: bool,
+    /// Whether its bytes lie in a file of somebody else.
+    pub foreign: bool,
 }
 
 /// A node of the swarm. Call [`Node::shutdown`] before the last handle goes.
@@ -103,6 +107,8 @@ pub struct Node {
     /// Never taken while another lock is held, nor another while this one is.
     exchange: Mutex<Exchange>,
     derived: Derived,
+    /// What somebody else holds on this machine, if that is followed.
+    foreign: OnceLock<Arc<foreign::Following>>,
     origin_gate: OriginGate,
     connections: Arc<Semaphore>,
     buffers: Buffers,
@@ -171,6 +177,7 @@ impl Node {
         let node = Arc::new(Self {
             exchange: Mutex::new(exchange),
             derived: derived.unwrap_or_else(|_| Derived::load(store.root())),
+            foreign: OnceLock::new(),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             buffers: Buffers::new(),
             origin_gate: OriginGate::default(),
@@ -256,7 +263,8 @@ impl Node {
             return Err(OpenError::NotEmpty(digest));
         }
         let blob = Arc::new(Blob::new(self, self.open_stored(&digest, length)?));
-        if let Some(metainfo) = blob.stored.metainfo() {
+        let own = || if blob.stored.is_foreign() { self.own_metainfo(&digest) } else { None };
+        if let Some(metainfo) = blob.stored.metainfo().or_else(own) {
             lock(&blob.trust).set_metainfo(metainfo, true);
         }
         let opened = {
@@ -336,6 +344,7 @@ impl Node {
                 bytes_from_origin: sources.bytes_from_origin,
                 active: inner.swarm.is_active(&summary.digest),
                 pinned: summary.pinned,
+                foreign: summary.foreign,
             }
         };
         stored.into_iter().map(status).collect()
@@ -422,7 +431,7 @@ impl Node {
     /// A peer said hello: it may speak of a blob that is only in the store so far.
     async fn greeted(self: &Arc<Self>, peer: PeerId, digest: Digest, layout: PieceLayout, have: Bitfield) {
         let node = Arc::clone(self);
-        let open = move || match node.open_blob(&digest) {
+        let open = move || match node.open_blob(&digest).filter(|blob| !blob.stored.is_removed()) {
             Some(blob) => (blob.layout == layout).then_some(blob),
             None => {
                 let stored = node.store.get(&digest)?;

@@ -26,6 +26,8 @@
 //! With [`Medium::Memory`] there is none of this: each blob is a file without a name (memfd_create(2)), and all of it ends
 //! with the process.
 //!
+//! Blobs in files of somebody else ([`foreign`]) are in the store's table and nowhere else.
+//!
 //! Other entries of `<root>` belong to others and are not touched. A blob's own directory is the store's alone.
 //!
 //! # Who owns what
@@ -61,6 +63,7 @@ mod bitmap;
 mod blob;
 mod disk;
 mod error;
+pub mod foreign;
 mod journal;
 mod order;
 mod pins;
@@ -86,6 +89,7 @@ pub use pins::Hold;
 
 use blob::byte_count;
 use disk::BlobRoot;
+use foreign::ForeignEntry;
 use pins::Pins;
 use room::Room;
 
@@ -147,6 +151,8 @@ pub struct BlobSummary {
     pub in_use: bool,
     /// Whether an operator pinned it.
     pub pinned: bool,
+    /// Whether its bytes lie in a file of somebody else ([`foreign`]).
+    pub foreign: bool,
 }
 
 /// A blob that is not in the store any more.
@@ -168,6 +174,8 @@ pub struct ChunkStore {
     shards: [Shard; SHARDS],
     pins: Pins,
     open_blobs: AtomicUsize,
+    /// Foreign blobs, and how often one came or went.
+    foreign: (AtomicUsize, AtomicUsize),
     /// Open blobs above which descriptors are given up.
     close_above: AtomicUsize,
     removed: OnceLock<mpsc::UnboundedSender<Removed>>,
@@ -186,6 +194,8 @@ struct Shard {
 enum Entry {
     /// On disk, with no descriptor.
     Closed(BlobSummary),
+    /// In a file of somebody else, with no descriptor.
+    Foreign(ForeignEntry),
     Open(Arc<StoredBlob>),
 }
 
@@ -204,13 +214,15 @@ impl Entry {
     fn is_unwritten(&self) -> bool {
         match self {
             Self::Closed(summary) => summary.length > 0 && summary.have_bytes == 0,
+            Self::Foreign(_) => false,
             Self::Open(blob) => blob.layout().length() > 0 && blob.state.lock().have.is_empty(),
         }
     }
 
-    fn summary(&self) -> BlobSummary {
+    fn summary(&self, digest: Digest) -> BlobSummary {
         match self {
             Self::Closed(summary) => summary.clone(),
+            Self::Foreign(entry) => entry.summary(digest),
             Self::Open(blob) => {
                 let state = blob.state.lock();
                 BlobSummary {
@@ -221,6 +233,7 @@ impl Entry {
                     last_use: blob.last_use(),
                     in_use: state.in_use(),
                     pinned: false,
+                    foreign: blob.is_foreign(),
                 }
             }
         }
@@ -248,6 +261,7 @@ impl ChunkStore {
             shards: std::array::from_fn(|_| Shard::default()),
             pins,
             open_blobs: AtomicUsize::new(0),
+            foreign: Default::default(),
             close_above: AtomicUsize::new(MAX_IDLE_OPEN_BLOBS),
             removed: OnceLock::new(),
             this: this.clone(),
@@ -295,6 +309,7 @@ impl ChunkStore {
             last_use: *last_use,
             in_use: false,
             pinned: false,
+            foreign: false,
         };
         lock(&self.shard(&digest).entries).insert(digest, Entry::Closed(summary));
     }
@@ -357,7 +372,7 @@ impl ChunkStore {
     }
 
     fn summary(&self, digest: &Digest) -> Option<BlobSummary> {
-        lock(&self.shard(digest).entries).get(digest).map(Entry::summary)
+        lock(&self.shard(digest).entries).get(digest).map(|entry| entry.summary(*digest))
     }
 
     fn try_open(&self, digest: &Digest, layout: PieceLayout) -> Result<Pin, StoreError> {
@@ -409,7 +424,12 @@ impl ChunkStore {
         let closed = match entries().get(digest) {
             None => return Ok(None),
             Some(Entry::Open(blob)) => return Ok(Some(take(blob))),
-            Some(Entry::Closed(summary)) => summary.clone(),
+            Some(Entry::Foreign(entry)) => Err(entry.clone()),
+            Some(Entry::Closed(summary)) => Ok(summary.clone()),
+        };
+        let closed = match closed {
+            Ok(closed) => closed,
+            Err(foreign) => return Ok(self.existing_foreign(digest, &foreign, take)),
         };
         let found = disk::recover(&self.root.blob(digest), digest)?;
         self.root.used.fetch_sub(closed.have_bytes, Ordering::Relaxed);
@@ -423,8 +443,29 @@ impl ChunkStore {
         Ok(Some(self.admit(*digest, found, take)))
     }
 
+    /// The same of a foreign one; one whose file is gone or another is forgotten.
+    fn existing_foreign<T>(
+        &self,
+        digest: &Digest,
+        entry: &ForeignEntry,
+        take: impl Fn(&Arc<StoredBlob>) -> T,
+    ) -> Option<T> {
+        match entry.open(*digest, &self.root.path, self.this.clone()) {
+            Ok(blob) => Some(self.show(Arc::new(blob), take)),
+            Err(error) => {
+                tracing::info!(%digest, %error, "a file of somebody else is not what it was, the blob is not here any more");
+                self.drop_foreign(digest);
+                None
+            }
+        }
+    }
+
     fn admit<T>(&self, digest: Digest, found: disk::Found, take: impl Fn(&Arc<StoredBlob>) -> T) -> T {
-        let blob = Arc::new(StoredBlob::new(digest, found, Arc::clone(&self.root), self.this.clone()));
+        self.show(Arc::new(StoredBlob::new(digest, found, Arc::clone(&self.root), self.this.clone())), take)
+    }
+
+    fn show<T>(&self, blob: Arc<StoredBlob>, take: impl Fn(&Arc<StoredBlob>) -> T) -> T {
+        let digest = blob.digest();
         let taken = {
             let mut entries = lock(&self.shard(&digest).entries);
             let taken = take(&blob);
@@ -439,15 +480,18 @@ impl ChunkStore {
 
     /// Gives up the descriptors of blobs that nobody holds and whose bits are all on disk.
     fn close_idle(&self) {
-        if self.root.is_memory() {
-            return;
-        }
         for shard in &self.shards {
-            for entry in lock(&shard.entries).values_mut() {
+            for (digest, entry) in lock(&shard.entries).iter_mut() {
                 let Entry::Open(blob) = &*entry else { continue };
+                if self.root.is_memory() && !blob.is_foreign() {
+                    continue;
+                }
                 // Under the lock nobody can get a first handle.
                 if Arc::strong_count(blob) == 1 && blob.state.lock().is_flushed() {
-                    *entry = Entry::Closed(entry.summary());
+                    *entry = match blob.foreign_place() {
+                        Some(place) => Entry::Foreign(ForeignEntry::new(place.clone(), blob.last_use())),
+                        None => Entry::Closed(entry.summary(*digest)),
+                    };
                     self.open_blobs.fetch_sub(1, Ordering::Relaxed);
                 }
             }
@@ -482,7 +526,9 @@ impl ChunkStore {
 
     /// Every blob that is here, in no order.
     pub fn list(&self) -> Vec<BlobSummary> {
-        let summaries = |shard: &Shard| lock(&shard.entries).values().map(Entry::summary).collect::<Vec<_>>();
+        let summaries = |shard: &Shard| {
+            lock(&shard.entries).iter().map(|(digest, entry)| entry.summary(*digest)).collect::<Vec<_>>()
+        };
         let mut blobs: Vec<_> = self.shards.iter().flat_map(summaries).collect();
         for blob in &mut blobs {
             blob.in_use |= self.pins.is_held(&blob.digest);
@@ -503,10 +549,13 @@ impl ChunkStore {
         self.discard(digest, Removal::Unwritten)
     }
 
-    /// Removes a blob that nobody uses.
+    /// Removes a blob that nobody uses. Of a foreign one nothing is here that could be removed.
     fn discard(&self, digest: &Digest, removal: Removal) -> Result<bool, StoreError> {
         let shard = self.shard(digest);
         let _turn = lock(&shard.lifecycle);
+        if self.summary(digest).is_some_and(|blob| blob.foreign) {
+            return Ok(false);
+        }
         let (entry, have_bytes) = {
             let mut entries = lock(&shard.entries);
             // Until it is out of the table nobody gets a pin on it who would then believe that it stays.
@@ -517,6 +566,8 @@ impl ChunkStore {
             }
             let have_bytes = match entry {
                 Entry::Closed(summary) => summary.have_bytes,
+                // Under the shard's turn none becomes one.
+                Entry::Foreign(_) => return Ok(false),
                 Entry::Open(blob) => {
                     let mut state = blob.state.lock();
                     if state.in_use() {

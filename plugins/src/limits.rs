@@ -2,6 +2,18 @@
 
 use std::time::Duration;
 
+/// How long containerd may take to accept a connection.
+pub const CONTAINERD_CONNECT: Duration = Duration::from_secs(5);
+
+/// How long containerd may take for one call; a listing of many blobs on a busy disk is the longest.
+pub const CONTAINERD_CALL: Duration = Duration::from_secs(60);
+
+/// Longest message of containerd's, in bytes; its own limit.
+pub const MAX_CONTAINERD_MESSAGE: usize = 16 << 20;
+
+/// Most of containerd's namespaces that are looked into.
+pub const MAX_CONTAINERD_NAMESPACES: usize = 1024;
+
 /// Longest repository name, in bytes (distribution spec, "Pulling manifests").
 pub const MAX_REPOSITORY_LENGTH: usize = 255;
 

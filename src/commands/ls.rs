@@ -29,7 +29,7 @@ pub(crate) async fn run(arguments: &Query) -> anyhow::Result<ExitCode> {
         serde_json::to_writer_pretty(&mut out, &state)?;
         writeln!(out)?;
     } else {
-        writeln!(out, "{}\n\n{}", layers(&state.layers), blobs(&state.blobs))?;
+        writeln!(out, "{}\n\n{}\n\n{}", layers(&state.layers), blobs(&state.blobs), totals(&state.blobs))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -49,7 +49,7 @@ fn layers(layers: &[LayerState]) -> Table {
 }
 
 fn blobs(blobs: &[BlobState]) -> Table {
-    let mut table = plain(["BLOB", "SIZE", "HELD", "VERIFIED", "PEERS", "FROM PEERS", "FROM ORIGIN", "PINNED"]);
+    let mut table = plain(["BLOB", "SIZE", "HELD", "VERIFIED", "PEERS", "FROM PEERS", "FROM ORIGIN", "IN", "PINNED"]);
     for blob in blobs {
         table.add_row([
             short(&blob.digest),
@@ -59,10 +59,22 @@ fn blobs(blobs: &[BlobState]) -> Table {
             blob.peers.to_string(),
             size(blob.bytes_from_peers),
             size(blob.bytes_from_origin),
+            if blob.in_containerd { "containerd" } else { "store" }.to_owned(),
             if blob.pinned { "yes" } else { "" }.to_owned(),
         ]);
     }
     table
+}
+
+fn totals(blobs: &[BlobState]) -> String {
+    let (theirs, own): (Vec<_>, Vec<_>) = blobs.iter().partition(|blob| blob.in_containerd);
+    let bytes = |blobs: &[&BlobState]| size(blobs.iter().map(|blob| blob.held_bytes).sum());
+    let (own_bytes, their_bytes) = (bytes(&own), bytes(&theirs));
+    format!(
+        "{} blobs in the chunk store ({own_bytes}), {} in containerd's content store ({their_bytes})",
+        own.len(),
+        theirs.len()
+    )
 }
 
 fn plain<const N: usize>(header: [&str; N]) -> Table {

@@ -26,6 +26,7 @@ impl NodeState {
             bytes_from_peers: blob.bytes_from_peers,
             bytes_from_origin: blob.bytes_from_origin,
             pinned: blob.pinned,
+            in_containerd: blob.foreign,
         });
         Self { blobs: blobs.collect(), layers: Vec::new() }
     }
@@ -78,6 +79,9 @@ pub(crate) struct BlobState {
     /// Whether an operator pinned it.
     #[serde(default)]
     pub pinned: bool,
+    /// Whether it lies in containerd's content store and not in the chunk store.
+    #[serde(default)]
+    pub in_containerd: bool,
 }
 
 /// A layer of an image that passed the mirror or was asked for by the snapshotter.

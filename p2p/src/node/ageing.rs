@@ -37,8 +37,9 @@ pub(super) async fn withdraw_removed(node: Arc<Node>, mut removed: UnboundedRece
             node.metrics.evicted_blobs.inc();
             node.metrics.evicted_bytes.inc_by(bytes);
         }
-        if let Err(error) = node.discovery.announce(digest, node.holding(&digest)).await {
-            tracing::debug!(%digest, %error, "discovery is not told that this blob is gone");
+        node.tell_holding(digest).await;
+        if evicted {
+            node.look_for_foreign(digest);
         }
     }
 }
@@ -82,9 +83,26 @@ impl Node {
         }
     }
 
+    /// Tells discovery what is left of a blob.
+    pub(super) async fn tell_holding(&self, digest: Digest) {
+        loop {
+            let holding = self.holding(&digest);
+            if let Err(error) = self.discovery.announce(digest, holding).await {
+                tracing::debug!(%digest, %error, "discovery is not told that this blob is gone");
+            }
+            // It may have come back meanwhile, and that been told before this.
+            if self.holding(&digest) == holding {
+                return;
+            }
+        }
+    }
+
     /// What this node holds of a blob now: it may have been opened again since it was removed.
     fn holding(&self, digest: &Digest) -> Option<Holding> {
-        let blob = self.open_blob(digest)?;
+        if self.store.is_verified(digest) {
+            return Some(Holding::Complete);
+        }
+        let blob = self.open_blob(digest).filter(|blob| !blob.stored.is_removed())?;
         if blob.is_verified() {
             return Some(Holding::Complete);
         }

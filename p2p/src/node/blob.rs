@@ -421,8 +421,10 @@ impl Blob {
             Ok((bytes, in_memory, None)) => Ok(Some((bytes, in_memory))),
             Ok((_, _, Some(piece))) => {
                 let node = self.node.upgrade().ok_or(ReadError::ShutDown)?;
-                node.disk_failed(self, piece, StoreError::Spoilt { digest: self.digest, piece: piece.0 }).await;
-                Ok(None)
+                let spoilt = || StoreError::Spoilt { digest: self.digest, piece: piece.0 };
+                node.disk_failed(self, piece, spoilt()).await;
+                // It does not come again into a file of somebody else.
+                if self.stored.is_foreign() { Err(spoilt().into()) } else { Ok(None) }
             }
             Err(StoreError::Missing { .. }) => Ok(None),
             Err(error) => Err(error.into()),

@@ -190,11 +190,15 @@ impl Node {
         let digest = blob.digest;
         self.metrics.spoilt_pieces.inc();
         tracing::error!(%digest, piece = piece.0, %error, "piece on this node's disk is lost, fetched again");
+        if blob.stored.is_foreign() {
+            self.doubt_foreign(&digest);
+        }
         let faults = blob.disk_faults.fetch_add(1, Ordering::Relaxed) + 1;
         let dropped = self.drop_pieces(blob, vec![piece], false).await;
         if let Err(error) = dropped {
             self.store_failed(blob, error);
-        } else if faults.is_multiple_of(MAX_DISK_FAULTS) {
+        } else if faults.is_multiple_of(MAX_DISK_FAULTS) || blob.stored.is_foreign() {
+            // What comes cannot be written to a file of somebody else: who opens the blob anew gets another one.
             self.store_failed(blob, error);
         }
     }

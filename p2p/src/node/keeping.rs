@@ -108,8 +108,10 @@ impl Node {
         let mut inner = lock(&self.inner);
         self.give_up_stalled(&mut inner, linger.max(STALLED));
         let now = Instant::now();
+        // What somebody else removed frees no space as long as it is open.
+        let linger = |blob: &Blob| if blob.stored.is_removed() { Duration::ZERO } else { linger };
         let unused =
-            |blob: &Arc<Blob>| is_unheld(blob, now, linger) && blob.unflushed_bytes.load(Ordering::Relaxed) == 0;
+            |blob: &Arc<Blob>| is_unheld(blob, now, linger(blob)) && blob.unflushed_bytes.load(Ordering::Relaxed) == 0;
         let closing: Vec<_> = inner
             .blobs
             .iter()
@@ -119,6 +121,11 @@ impl Node {
         let mut barren = Vec::new();
         for digest in closing {
             let blob = inner.blobs.remove(&digest);
+            if blob.as_ref().is_some_and(|blob| blob.stored.is_removed()) {
+                // While it was open it may have been announced in part.
+                let node = Arc::clone(self);
+                self.spawn(async move { node.tell_holding(digest).await });
+            }
             if blob.is_some_and(|blob| blob.layout.piece_count() > 0 && blob.stored.have().is_empty()) {
                 barren.push(digest);
             }

@@ -120,7 +120,7 @@ impl Node {
     }
 
     /// Tells discovery of a complete blob, unless it has been evicted: who withdrew it may have come first.
-    async fn announce_complete(&self, digest: Digest) -> Result<(), DiscoveryError> {
+    pub(super) async fn announce_complete(&self, digest: Digest) -> Result<(), DiscoveryError> {
         self.discovery.announce(digest, Some(Holding::Complete)).await?;
         if self.store.is_verified(&digest) {
             return Ok(());
@@ -150,11 +150,7 @@ impl Node {
     /// leaves peers without.
     async fn make_missing_metainfo(self: &Arc<Self>, blob: &BlobSummary) {
         let digest = blob.digest;
-        let single = !digest.is_name() && PieceLayout::new(blob.length).is_ok_and(|layout| layout.piece_count() <= 1);
-        let known = self.derived.get(digest, StatementKind::Metainfo);
-        let there =
-            known.iter().any(|(known, standing)| *standing == Standing::Own && self.store.is_verified(&known.object));
-        if single || there {
+        if PieceLayout::new(blob.length).is_ok_and(|layout| self.has_own_metainfo(&digest, layout)) {
             return;
         }
         let Some(stored) = self.store.get(&digest) else { return };

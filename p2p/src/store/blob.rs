@@ -18,6 +18,7 @@ use rustix::io::{Errno, pread};
 use super::ChunkStore;
 use super::disk::{self, BlobRoot};
 use super::error::{StoreError, is_full};
+use super::foreign::Place;
 use super::journal::Journal;
 use super::lock;
 use super::state::{PieceClaim, SharedState, Snapshot};
@@ -51,6 +52,8 @@ pub struct StoredBlob {
     last_use_on_disk: AtomicU64,
     root: Arc<BlobRoot>,
     store: Weak<ChunkStore>,
+    /// Of one whose data file is somebody else's.
+    foreign: Option<Place>,
 }
 
 /// Keeps a blob from being evicted or removed as long as it lives.
@@ -86,7 +89,28 @@ impl StoredBlob {
             last_use_on_disk: AtomicU64::new(last_use),
             root,
             store,
+            foreign: None,
         }
+    }
+
+    /// One whose data file is somebody else's, all of it, under a root that counts for nothing.
+    pub(super) fn foreign(
+        digest: Digest,
+        found: disk::Found,
+        root: Arc<BlobRoot>,
+        store: Weak<ChunkStore>,
+        place: Place,
+    ) -> Self {
+        Self { foreign: Some(place), ..Self::new(digest, found, root, store) }
+    }
+
+    /// Whether its data file is somebody else's.
+    pub const fn is_foreign(&self) -> bool {
+        self.foreign.is_some()
+    }
+
+    pub(super) const fn foreign_place(&self) -> Option<&Place> {
+        self.foreign.as_ref()
     }
 
     /// Its name.
@@ -361,6 +385,8 @@ impl StoredBlob {
     }
 
     /// Forgets pieces, in memory and on disk, so that they can be written anew. The whole blob is unverified then.
+    ///
+    /// A foreign blob is not this store's to mend: it goes, and the next who opens it gets one of the store's own.
     pub fn drop_pieces(&self, pieces: &[PieceIndex]) -> Result<(), StoreError> {
         let (claim, dropped) =
             self.state.claim_for_drop(pieces, self.layout).ok_or(StoreError::Removed(self.digest))?;
@@ -370,6 +396,14 @@ impl StoredBlob {
             tracing::debug!(digest = %self.digest, %error, "pieces are dropped before others are durable");
         }
         self.persist_without(&claim)?;
+        if self.is_foreign() {
+            drop(claim);
+            self.state.lock().removed = true;
+            if let Some(store) = self.store.upgrade() {
+                store.release_foreign(&self.digest);
+            }
+            return Ok(());
+        }
         self.punch_out(&dropped);
         Ok(())
     }
@@ -473,6 +507,9 @@ impl StoredBlob {
         let now = SystemTime::now();
         let nanos = nanoseconds(now);
         self.last_use.fetch_max(nanos, Ordering::Relaxed);
+        if self.root.is_memory() {
+            return;
+        }
         let noted = self.last_use_on_disk.load(Ordering::Relaxed);
         let due = nanos.saturating_sub(noted) >= LAST_USE_GRANULARITY.as_nanos() as u64;
         if due && self.last_use_on_disk.compare_exchange(noted, nanos, Ordering::Relaxed, Ordering::Relaxed).is_ok() {

@@ -217,7 +217,8 @@ impl ChunkStore {
 
     /// The blobs that nobody needs and that hold at least so many bytes.
     fn candidates(&self, least_bytes: u64) -> Vec<Candidate> {
-        let unneeded = |blob: &BlobSummary| !blob.in_use && !blob.pinned && blob.have_bytes >= least_bytes;
+        let unneeded =
+            |blob: &BlobSummary| !blob.in_use && !blob.pinned && !blob.foreign && blob.have_bytes >= least_bytes;
         let blobs = self.list().into_iter().filter(unneeded);
         let now = Instant::now();
         let mut known = lock(&self.room.replicas);

@@ -9,6 +9,7 @@ mod disk;
 mod download;
 mod exchange;
 mod faults;
+mod foreign;
 mod full;
 mod hostile;
 mod killed;

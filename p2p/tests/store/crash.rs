@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use lapwing_p2p::layout::PieceIndex;
+use lapwing_p2p::store::foreign::{Ledger, Stamp};
 use lapwing_p2p::store::{ChunkStore, StoreConfig, StoredBlob};
 
 use crate::mounts::Mount;
@@ -27,8 +28,13 @@ fn writer() {
     let store = ChunkStore::open(Path::new(&root), StoreConfig::default()).unwrap();
     let (reference, passer_by) = (Reference::new(1, LENGTH), Reference::new(2, 300_000));
     let blob = store.open_blob(&reference.digest, LENGTH as u64).unwrap();
+    let ledger = Ledger::load(Path::new(&root));
     let mut say = std::io::stdout();
     loop {
+        let note = random.u32(..);
+        writeln!(say, "\nnoting {note}").unwrap();
+        ledger.note(reference.digest, stamp(note)).unwrap();
+        writeln!(say, "\nnoted {note}").unwrap();
         let count = blob.layout().piece_count();
         let some = (0..random.u32(1..12)).map(|_| random.u32(0..count)).collect::<Vec<_>>();
         let whole = (0..count).filter(|_| random.u8(..) > 0).collect();
@@ -52,6 +58,10 @@ fn writer() {
             drop_some(&blob, &reference, &mut random, &mut say);
         }
     }
+}
+
+fn stamp(note: u32) -> Stamp {
+    Stamp { device: 1, inode: note.into(), length: LENGTH as u64, modified_ns: 1_700_000_000_000_000_000 }
 }
 
 /// Takes some pieces back, and leaves rubbish where they were, as a lying peer would have.
@@ -81,6 +91,9 @@ struct Promises {
     in_doubt: BTreeSet<u32>,
     verified: bool,
     flushes: usize,
+    /// What the list of verified foreign files says, or was about to.
+    noting: Option<u32>,
+    noted: Option<u32>,
 }
 
 impl Promises {
@@ -102,6 +115,8 @@ impl Promises {
             }
             Some("dropped") => self.in_doubt.clear(),
             Some("verified") => self.verified = true,
+            Some("noting") => self.noting = pieces.map(Result::unwrap).next(),
+            Some("noted") => self.noted = pieces.map(Result::unwrap).next(),
             _ => {}
         }
     }
@@ -273,6 +288,10 @@ fn a_writer_killed_at_any_point_leaves_no_lie_and_loses_nothing_flushed() {
         let at = format!("{point}:{}", count.min(5));
         assert!(hear_to_the_end(&root, &mut random, &mut promises, (KILL, &at)), "{at} was not reached");
         check(&root, &reference, &mut promises);
+        let ledger = Ledger::load(&root);
+        let known = |&note: &u32| ledger.judged(&reference.digest, &stamp(note)) == Some(true);
+        let Promises { noted, noting, .. } = &promises;
+        assert!(noted.is_none() || noted.iter().chain(noting).any(known), "{at}: {noted:?} is forgotten");
     }
 }
 

@@ -18,6 +18,7 @@ mod concurrency;
 mod crash;
 mod disk_full;
 mod eviction;
+mod foreign;
 mod memory;
 mod mounts;
 #[path = "../node/points.rs"]
