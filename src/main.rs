@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Config(arguments) => commands::config::run(&arguments),
+        Command::Setup(arguments) => Ok(commands::setup::run(&arguments)),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Find(arguments) => on_runtime(commands::find::run(&arguments)),
