@@ -25,14 +25,14 @@ const NEEDS: [Need; 8] = [
 const SOON: Duration = Duration::from_secs(90);
 
 fn settings(site: &Site) -> LapwingSettings {
-    site.settings().with("snapshotter", "resolve_timeout = \"30s\"").registry(&site.registry.name())
+    site.settings().with("snapshotter", "resolve_timeout = \"30s\"")
 }
 
 /// What an operator has: comments, nothing of Lapwing, and no directory with hosts.toml files.
 fn operators_config(host: &Host, options: &ContainerdOptions) -> PathBuf {
     let file = Containerd::configure(host, options).unwrap();
     let written = std::fs::read_to_string(&file).unwrap();
-    assert!(!written.contains("lapwing") && written.contains("overlayfs"), "{written}");
+    assert!(!written.contains("proxy_plugins") && written.contains("overlayfs"), "{written}");
     let kept: String =
         written.lines().filter(|line| !line.contains("config_path")).map(|line| format!("{line} # mine\n")).collect();
     std::fs::write(&file, format!("# The operator's own.\n{kept}")).unwrap();
@@ -81,7 +81,7 @@ fn set_up_pull_and_undo(name: &str, flavour: Flavour, version: &str) {
     std::fs::create_dir_all(own.parent().unwrap()).unwrap();
     std::fs::write(&own, format!("server = {:?} # ours\n", site.registry.url())).unwrap();
     let before = (std::fs::read(&config).unwrap(), files(&certs));
-    let lapwing = Lapwing::start(&host, settings(&site)).unwrap();
+    let lapwing = Lapwing::start(&host, settings(&site).registry(&site.registry.name())).unwrap();
 
     let certs_dir = certs.to_str().unwrap();
     let lapwing_config = lapwing.config().to_str().unwrap().to_owned();

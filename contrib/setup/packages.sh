@@ -4,7 +4,7 @@
 set -eu
 
 packages="
-runc containerd containernetworking-plugins docker-registry skopeo umoci
+runc containerd docker.io containernetworking-plugins docker-registry skopeo umoci
 redis-server mariadb-server
 mmdebstrap python3 python3-pip busybox-static
 fuse3 erofs-utils attr libcap2-bin
