@@ -21,6 +21,7 @@ pub(crate) enum SetupError {
 }
 
 impl SetupError {
+    #[allow(clippy::needless_pass_by_value, reason = "errors are passed on by value")]
     pub(super) fn file(path: &Path, error: impl ToString) -> Self {
         Self::File { path: path.to_owned(), reason: error.to_string() }
     }

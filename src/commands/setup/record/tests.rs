@@ -100,7 +100,7 @@ fn a_run_that_died_half_way_is_taken_back() {
     let place = Place::new();
     place.write("first\n").unwrap();
     std::fs::write(&place.config, OLD).unwrap();
-    assert_eq!(undo(&place.config).unwrap(), [place.new.clone()]);
+    assert_eq!(undo(&place.config).unwrap(), std::slice::from_ref(&place.new));
     place.is_as_it_was();
 }
 
