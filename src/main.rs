@@ -4,6 +4,7 @@
 //! * [`node`], [`tracker`], [`seed`]: the daemons, put together from the crates
 //! * [`mirror`], [`catalog`]: the registry mirror, and what it learns of images as they pass
 //! * [`outage`]: what registries said, for when they are away
+//! * [`proxy`]: the forward proxy
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
 //! * [`memory`]: what the allocator is told
 //! * [`admin`]: metrics, health, state
@@ -27,6 +28,7 @@ mod memory;
 mod mirror;
 mod node;
 mod outage;
+mod proxy;
 mod seed;
 mod telemetry;
 mod tracker;
