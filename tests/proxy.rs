@@ -152,8 +152,8 @@ fn addresses_that_nobody_named_are_not_connected_to() {
     // Not a proxy's request, and one whose head is too long.
     let plain = node_port(&host, "/v2/");
     assert_eq!(plain.status, 400, "{}", plain.text());
-    let long = format!("X-Long: {}", "x".repeat(70_000));
-    assert_eq!(curl(&host, &["--header", &long, &site.registry.url()]).status, 431);
+    let long = format!("X-Long: {}", "x".repeat(100_000));
+    assert_eq!(curl(&host, &["--header", &long, "--header", &long, &site.registry.url()]).status, 431);
 }
 
 fn node_port(host: &Host, path: &str) -> lapwing_lab::Response {
@@ -212,7 +212,7 @@ fn by_tls(site: &Site) -> (Process, PathBuf) {
     let host = site.registry.host();
     let dir = host.dir().join("tls");
     std::fs::create_dir_all(&dir).unwrap();
-    let certificate = self_signed(&dir, "registry", &["subjectAltName=DNS:registry.lab"]);
+    let certificate = self_signed(&dir, "registry", &["subjectAltName=DNS:registry.lab", "basicConstraints=critical,CA:FALSE"]);
     let storage = host.dir().join("registry/storage");
     let config = format!(
         "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 0.0.0.0:5443\n  tls:\n    certificate: {}\n    key: {}\n",
