@@ -225,7 +225,7 @@ impl Session {
             return ("refused", Err(Refusal::new(StatusCode::FORBIDDEN, reason)));
         }
         if action == ProxyAction::Swarm
-            && let Some(response) = proxy.from_swarm(&target, &head).await
+            && let Some(response) = proxy.out_of_swarm(&target, &head).await
         {
             return ("swarm", Ok(response));
         }
@@ -276,7 +276,7 @@ fn names(headers: &HeaderMap, server: &Target) -> bool {
 
 impl Proxy {
     /// The answer out of the swarm; `None` where there is none and the request is to be passed on.
-    async fn from_swarm(&self, target: &Target, head: &Parts) -> Option<Response<Body>> {
+    async fn out_of_swarm(&self, target: &Target, head: &Parts) -> Option<Response<Body>> {
         if head.method != Method::GET && head.method != Method::HEAD {
             return None;
         }

@@ -167,7 +167,7 @@ fn a_private_blob_goes_to_those_whom_its_registry_lets_have_it() {
         return;
     }
     let site = Site::new(NAME, None).unwrap();
-    let options = RegistryOptions { basic_auth: true, ..RegistryOptions::default() };
+    let options = RegistryOptions { basic_auth: true };
     let private = Registry::start(&site.network.host("private", None).unwrap(), options).unwrap();
     private.push(&image::small().unwrap(), "lab/small:1").unwrap();
     let (path, digest, _) = layer();
@@ -212,7 +212,8 @@ fn by_tls(site: &Site) -> (Process, PathBuf) {
     let host = site.registry.host();
     let dir = host.dir().join("tls");
     std::fs::create_dir_all(&dir).unwrap();
-    let certificate = self_signed(&dir, "registry", &["subjectAltName=DNS:registry.lab", "basicConstraints=critical,CA:FALSE"]);
+    let certificate =
+        self_signed(&dir, "registry", &["subjectAltName=DNS:registry.lab", "basicConstraints=critical,CA:FALSE"]);
     let storage = host.dir().join("registry/storage");
     let config = format!(
         "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 0.0.0.0:5443\n  tls:\n    certificate: {}\n    key: {}\n",

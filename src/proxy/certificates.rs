@@ -96,3 +96,53 @@ impl Certificates {
         Ok(params.signed_by(&self.key, &self.issuer)?.der().clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, IsCa};
+
+    /// A CA's certificate and key in files.
+    fn ca(dir: &Path, name: &str) -> (std::path::PathBuf, std::path::PathBuf) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().unwrap();
+        let (cert_file, key_file) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+        std::fs::write(&cert_file, params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(&key_file, key.serialize_pem()).unwrap();
+        (cert_file, key_file)
+    }
+
+    #[test]
+    fn a_host_keeps_its_certificate_and_there_is_an_end_to_hosts() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = ca(dir.path(), "ca");
+        let certificates = Certificates::load(&cert, &key).unwrap();
+        let first = certificates.server("reg.example").unwrap();
+        assert!(Arc::ptr_eq(&first, &certificates.server("reg.example").unwrap()));
+        assert!(certificates.server("10.0.0.1").is_ok() && certificates.server("2001:db8::1").is_ok());
+        for number in 0..MAX_HOSTS.get() {
+            certificates.server(&format!("h{number}.example")).unwrap();
+        }
+        assert_eq!(certificates.issued.lock().unwrap().len(), MAX_HOSTS.get());
+        assert!(!Arc::ptr_eq(&first, &certificates.server("reg.example").unwrap()));
+    }
+
+    #[test]
+    fn files_that_do_not_fit_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let ((cert, key), (_, other)) = (ca(dir.path(), "ca"), ca(dir.path(), "other"));
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, "").unwrap();
+        for (cert, key, named) in [
+            (&cert, &other, "proxy.ca_key_file"),
+            (&empty, &key, "proxy.ca_file"),
+            (&cert, &empty, "proxy.ca_key_file"),
+        ] {
+            let error = format!("{:#}", Certificates::load(cert, key).unwrap_err());
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}

@@ -61,22 +61,29 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
-    #[tokio::test(start_paused = true)]
-    async fn what_moves_lives_and_what_does_not_ends() {
-        let limit = Duration::from_secs(10);
+    #[tokio::test]
+    async fn what_moves_puts_the_end_off() {
         let (mut near, far) = duplex(64);
-        let mut idle = Idle::new(far, limit);
-        let started = Instant::now();
-        for _ in 0..5 {
-            tokio::time::sleep(limit * 9 / 10).await;
+        let mut idle = Idle::new(far, Duration::from_secs(600));
+        let mut end = idle.silence.deadline();
+        for _ in 0..3 {
             near.write_all(b"x").await.unwrap();
             assert_eq!(idle.read_u8().await.unwrap(), b'x');
+            assert!(idle.silence.deadline() > end, "what comes");
+            end = idle.silence.deadline();
+            idle.write_all(b"y").await.unwrap();
+            assert!(idle.silence.deadline() > end, "what goes");
+            end = idle.silence.deadline();
         }
-        // What goes keeps the other direction alive, too.
-        tokio::time::sleep(limit * 9 / 10).await;
-        idle.write_all(b"y").await.unwrap();
-        let error = idle.read_u8().await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(started.elapsed(), limit * 54 / 10 + limit);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_move_ends() {
+        let (_near, far) = duplex(64);
+        let mut idle = Idle::new(far, Duration::from_millis(20));
+        assert_eq!(idle.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (_near, far) = duplex(64);
+        let mut idle = Idle::new(far, Duration::from_millis(20));
+        assert_eq!(idle.write_all(&[0; 100]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }
