@@ -2,6 +2,7 @@
 //!
 //! * [`request`], [`range`], [`answer`]: what is asked for, which bytes of it, and the form of a refusal
 //! * [`manifest`]: manifests, tags and referrers, passed through; what they teach goes to the [`ImageObserver`]
+//! * [`named`]: digests that it must not deny
 //! * [`blob`]: blobs, authorized by their registry and streamed out of the swarm
 //! * [`stale`]: what is answered while a registry is away, where the operator allows that
 //! * [`url`]: plain URLs, for clients other than runtimes
@@ -41,6 +42,7 @@ mod answer;
 mod blob;
 mod manifest;
 mod metrics;
+mod named;
 mod range;
 mod request;
 mod stale;
@@ -85,6 +87,7 @@ pub(crate) struct Mirror {
     observer: Arc<dyn ImageObserver>,
     metrics: MirrorMetrics,
     learning: manifest::Learning,
+    named: named::Named,
     /// None: a registry that is away is away.
     outage: Option<Arc<Outage>>,
 }
@@ -100,7 +103,17 @@ impl Mirror {
         outage: Option<Arc<Outage>>,
     ) -> Arc<Self> {
         let learning = manifest::Learning::default();
-        Arc::new(Self { settings, registries, urls, node, observer, metrics, learning, outage })
+        Arc::new(Self {
+            settings,
+            registries,
+            urls,
+            node,
+            observer,
+            metrics,
+            learning,
+            named: named::Named::default(),
+            outage,
+        })
     }
 }
 
