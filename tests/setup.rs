@@ -100,7 +100,7 @@ fn set_up_pull_and_undo(name: &str, flavour: Flavour, version: &str) {
     let mut machine = Machine { containerd, lapwing: Some(lapwing), host: host.clone() };
     pulls_lazily_through_the_mirror(&machine, &image);
     // A port that nobody listens on refuses, and containerd goes on to the registry.
-    let other = site.registry.push(&image::noise(7, &[300_000]).unwrap().layout, "lab/noise:1").unwrap();
+    let other = site.registry.push(&image::noise(2, &[1]).unwrap().layout, "lab/noise:1").unwrap();
     machine.lapwing.as_mut().unwrap().kill9().unwrap();
     machine.containerd.pull(&other, "overlayfs").unwrap();
     machine.containerd.process().stop(SOON).unwrap();
