@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::setup::DOCKER_CONFIG;
+use crate::commands::setup::containerd::CONFIG as CONTAINERD_CONFIG;
+use crate::commands::setup::version::ContainerdVersion;
 use crate::config::ByteSize;
 use crate::tracker::view::DEFAULT_ROWS;
 
@@ -40,6 +43,8 @@ pub(crate) enum Command {
     Unpin(Pin),
     /// Check whether this machine can do what Lapwing needs, and say what to mend
     Doctor(Doctor),
+    /// Tell containerd or dockerd of the Lapwing on this machine: write, check or take back their configuration
+    Setup(Setup),
     /// Print the configuration's reference, or check a file
     Config(Check),
 }
@@ -170,4 +175,68 @@ pub(crate) struct Check {
     /// A configuration file to check; exit code 1 if it cannot be used
     #[arg(long, value_name = "FILE")]
     pub check: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Setup {
+    #[command(subcommand)]
+    pub target: SetupTarget,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SetupTarget {
+    /// containerd 1.6, 1.7 and 2.x: config.toml and the hosts.toml files
+    Containerd(SetupContainerd),
+    /// dockerd: daemon.json
+    Docker(SetupDocker),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetupHow {
+    /// Show what would change, and write nothing
+    #[arg(long, group = "how")]
+    pub dry_run: bool,
+    /// The same, with exit code 1 if anything would change
+    #[arg(long, group = "how")]
+    pub check: bool,
+    /// Give the files back as they were before the first run
+    #[arg(long, group = "how")]
+    pub undo: bool,
+    /// Lapwing's own configuration, for the mirror's address and the snapshotter's socket; default /etc/lapwing/lapwing.toml
+    #[arg(long, value_name = "FILE", env = "LAPWING_CONFIG")]
+    pub lapwing_config: Option<PathBuf>,
+}
+
+const SETUP_CODES: &str = "Exit codes: 0 done, or nothing to do; 1 --check found something to do; 2 not done, and why";
+
+#[derive(Debug, Args)]
+#[command(after_help = SETUP_CODES)]
+pub(crate) struct SetupContainerd {
+    #[command(flatten)]
+    pub how: SetupHow,
+    /// containerd's configuration
+    #[arg(long, value_name = "FILE", default_value = CONTAINERD_CONFIG)]
+    pub config: PathBuf,
+    /// The directory with the hosts.toml files; default: the one that CRI uses, else /etc/containerd/certs.d
+    #[arg(long, value_name = "DIRECTORY")]
+    pub certs_dir: Option<PathBuf>,
+    /// Only these registries ("reg.example:5000"), instead of all ("_default" and those that have a hosts.toml)
+    #[arg(long, value_name = "HOST", num_args = 1..)]
+    pub registry: Vec<String>,
+    /// The version of containerd, such as "1.7"; default: what `containerd --version` says
+    #[arg(long, value_name = "VERSION")]
+    pub containerd_version: Option<ContainerdVersion>,
+    /// Leave CRI's default snapshotter as it is
+    #[arg(long)]
+    pub keep_snapshotter: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SETUP_CODES)]
+pub(crate) struct SetupDocker {
+    #[command(flatten)]
+    pub how: SetupHow,
+    /// dockerd's configuration
+    #[arg(long, value_name = "FILE", default_value = DOCKER_CONFIG)]
+    pub config: PathBuf,
 }

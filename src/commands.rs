@@ -7,4 +7,5 @@ pub(crate) mod limits;
 pub(crate) mod ls;
 pub(crate) mod nodes;
 pub(crate) mod pin;
+pub(crate) mod setup;
 mod tracker;

@@ -19,10 +19,12 @@ use serde::{Deserialize, Serialize};
 mod containerd;
 mod limits;
 mod origin;
+mod proxy;
 mod units;
 
 pub(crate) use containerd::Containerd;
 pub(crate) use limits::LimitsTable;
+pub(crate) use proxy::{Proxy, ProxyAction};
 pub(crate) use units::{ByteSize, Span};
 
 /// The annotated file with every key and its default.
@@ -57,6 +59,7 @@ pub(crate) struct Config {
     pub trust: Trust,
     pub outage: Outage,
     pub http: Http,
+    pub proxy: Proxy,
     pub registries: RegistriesConfig,
 }
 
@@ -232,6 +235,7 @@ impl Default for Config {
             trust: Trust::default(),
             outage: Outage::default(),
             http: Http::default(),
+            proxy: Proxy::default(),
             registries: RegistriesConfig::default(),
         }
     }
@@ -504,6 +508,7 @@ impl Config {
         if kubelet.config.as_os_str().is_empty() != kubelet.bin_dir.as_os_str().is_empty() {
             return invalid("registries.kubelet", "config and bin_dir go together".into());
         }
+        self.proxy.check(&self)?;
         if self.registries.max_parallel == 0 {
             return invalid("registries.max_parallel", "at least 1, or nothing comes".into());
         }
@@ -618,6 +623,13 @@ mod tests {
             ("[registries]\nmax_parallel = 0", "max_parallel"),
             ("[registries.kubelet]\nconfig = \"/k.yaml\"", "bin_dir"),
             ("[http]\nallow = [\"http://x\"]", "http.allow"),
+            ("[proxy]\nlisten = \"7084\"", "address:port"),
+            ("[proxy]\nlisten = \"127.0.0.1:7080\"", "the mirror's"),
+            ("[proxy]\nca_file = \"/x\"", "go together"),
+            ("[proxy]\nmax_connections = 0", "proxy.max_connections"),
+            ("[proxy]\nidle = \"0\"", "proxy.idle"),
+            ("[[proxy.rules]]\naction = \"direct\"", "proxy.rules[0].host"),
+            ("[proxy]\nprivate_hosts = [\"10.0.0.0/8\"]", "proxy.private_hosts"),
             ("[http]\nmax_parallel = 0", "http.max_parallel"),
             ("[registries.hosts.x]\nmax_parallel = 0", "max_parallel"),
         ];

@@ -4,6 +4,7 @@
 //! * [`node`], [`tracker`], [`seed`]: the daemons, put together from the crates
 //! * [`mirror`], [`catalog`]: the registry mirror, and what it learns of images as they pass
 //! * [`outage`]: what registries said, for when they are away
+//! * [`proxy`]: the forward proxy
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
 //! * [`held`]: what containerd holds already
 //! * [`memory`]: what the allocator is told
@@ -29,6 +30,7 @@ mod memory;
 mod mirror;
 mod node;
 mod outage;
+mod proxy;
 mod seed;
 mod telemetry;
 mod tracker;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Config(arguments) => commands::config::run(&arguments),
+        Command::Setup(arguments) => Ok(commands::setup::run(&arguments)),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Find(arguments) => on_runtime(commands::find::run(&arguments)),

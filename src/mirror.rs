@@ -2,6 +2,7 @@
 //!
 //! * [`request`], [`range`], [`answer`]: what is asked for, which bytes of it, and the form of a refusal
 //! * [`manifest`]: manifests, tags and referrers, passed through; what they teach goes to the [`ImageObserver`]
+//! * [`named`]: digests that it must not deny
 //! * [`blob`]: blobs, authorized by their registry and streamed out of the swarm
 //! * [`stale`]: what is answered while a registry is away, where the operator allows that
 //! * [`url`]: plain URLs, for clients other than runtimes
@@ -23,8 +24,10 @@ use axum::body::Body;
 use axum::body::HttpBody as _;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_LENGTH;
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method};
 use axum::response::Response;
+use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_plugins::http::Urls;
 use lapwing_plugins::registry::{Registries, RegistryName, RepositoryName};
@@ -39,6 +42,7 @@ mod answer;
 mod blob;
 mod manifest;
 mod metrics;
+mod named;
 mod range;
 mod request;
 mod stale;
@@ -83,6 +87,7 @@ pub(crate) struct Mirror {
     observer: Arc<dyn ImageObserver>,
     metrics: MirrorMetrics,
     learning: manifest::Learning,
+    named: named::Named,
     /// None: a registry that is away is away.
     outage: Option<Arc<Outage>>,
 }
@@ -98,7 +103,17 @@ impl Mirror {
         outage: Option<Arc<Outage>>,
     ) -> Arc<Self> {
         let learning = manifest::Learning::default();
-        Arc::new(Self { settings, registries, urls, node, observer, metrics, learning, outage })
+        Arc::new(Self {
+            settings,
+            registries,
+            urls,
+            node,
+            observer,
+            metrics,
+            learning,
+            named: named::Named::default(),
+            outage,
+        })
     }
 }
 
@@ -158,6 +173,35 @@ impl Mirror {
             }
         }
         answer
+    }
+
+    /// A blob that is asked for through the forward proxy; `None` where a runtime would be sent on to its next host.
+    pub(crate) async fn blob_for_proxy(
+        self: &Arc<Self>,
+        registry: RegistryName,
+        repository: RepositoryName,
+        digest: Digest,
+        request: &Parts,
+    ) -> Option<Response> {
+        let deadline = Instant::now() + self.settings.first_byte;
+        let (head, headers) = (request.method == Method::HEAD, request.headers.clone());
+        let asked = Asked { head, registry, repository, thing: Thing::Blob(digest), query: None, headers };
+        let response = match self.within(deadline, asked).await {
+            Err(refusal) if refusal.is_unavailable() => return None,
+            answer => answer.unwrap_or_else(Refusal::into_response),
+        };
+        Some(strip_body(&request.method, response))
+    }
+
+    /// The same for a plain URL, given as `/<scheme>/<host>/<path>?<query>`.
+    pub(crate) async fn url_for_proxy(self: &Arc<Self>, url: &str, request: &Parts) -> Option<Response> {
+        let deadline = Instant::now() + self.settings.first_byte;
+        let mut asked = request.clone();
+        asked.uri = format!("{}{}", url::PREFIX.trim_end_matches('/'), url).parse().ok()?;
+        match self.url(deadline, &asked).await {
+            Err(refusal) if refusal.is_unavailable() => None,
+            answer => Some(answer.unwrap_or_else(Refusal::into_response)),
+        }
     }
 
     /// What `answering` gives before `deadline`, or the refusal that sends the client on.

@@ -31,6 +31,7 @@ use crate::layers::{KeptIndexes, Layers, Origins};
 use crate::memory;
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
 use crate::outage::Outage;
+use crate::proxy::{self, Proxy, ProxyMetrics};
 use crate::tracker;
 
 pub(crate) mod observer;
@@ -82,6 +83,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let node = start_swarm(&config, &mut admin, Role::Worker).await?;
     let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
     let registries = Registries::new(config.registries.clone())?;
+    let proxy_registries = Arc::clone(&registries);
     let max_stale = config.outage.max_stale.0;
     let outage = (!max_stale.is_zero()).then(|| Outage::new(max_stale, Arc::clone(&node)));
     let origins = Arc::new(Origins::new(Arc::clone(&registries), outage.clone()));
@@ -123,7 +125,12 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     );
     let listener =
         tokio::net::TcpListener::bind(listen).await.with_context(|| cannot_listen("mirror.listen", listen))?;
-    serving.spawn(mirror::serve(listener, mirror, shutdown.clone()));
+    serving.spawn(mirror::serve(listener, Arc::clone(&mirror), shutdown.clone()));
+    let proxy_metrics = ProxyMetrics::register(admin.lapwing());
+    if let Some(listen) = config.proxy.listen() {
+        let proxy = Proxy::new(&config, proxy_registries, mirror, proxy_metrics, shutdown.clone())?;
+        serving.spawn(proxy::serve(bind_proxy(listen).await?, proxy));
+    }
 
     let told = (Arc::clone(&node), Arc::clone(&layers), Arc::clone(&catalog));
     admin.state = Some(Box::new(move || {
@@ -167,6 +174,13 @@ pub(crate) async fn served(
         ended??;
     }
     Ok(())
+}
+
+async fn bind_proxy(listen: std::net::SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    if !listen.ip().is_loopback() {
+        tracing::warn!(%listen, "proxy.listen can be reached from other machines: every host that reaches it may use it");
+    }
+    tokio::net::TcpListener::bind(listen).await.with_context(|| cannot_listen("proxy.listen", listen))
 }
 
 /// What is said of an address that is taken or not ours.

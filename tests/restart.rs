@@ -147,6 +147,31 @@ fn a_pull_outlives_its_node() {
     assert_nothing_twice(&worker);
 }
 
+/// A connection that the mirror cuts is taken up at the registry where it broke off, not begun anew; the mirror's port refuses from then on.
+#[test]
+fn a_pull_that_is_cut_is_resumed_at_the_registry() {
+    if !require("a_pull_that_is_cut_is_resumed_at_the_registry", &NEEDS) {
+        return;
+    }
+    let image = image::noise(2, &[8, 8]).unwrap();
+    let size: u64 = image.layout.layers.iter().map(|layer| layer.size).sum();
+    let site = Site::new("cut-pull", Some(Mbit(40))).unwrap();
+    let reference = site.registry.push(&image.layout, "noise:2").unwrap();
+    let before = site.registry.sent_bytes().unwrap();
+    let mut worker = site.worker("worker", None, site.settings()).unwrap();
+    let mut pull = worker.containerd.start_pull(&reference, "overlayfs").unwrap();
+    wait::until_true("the pull to be in the middle", DEADLINE, || {
+        node(&mut worker).metric("lapwing_mirror_bytes_total", "").unwrap() > 6.0 * MIB as f64
+    })
+    .unwrap();
+    node(&mut worker).kill9().unwrap();
+    assert!(pull.wait(DEADLINE).unwrap().success());
+    let sent = site.registry.sent_bytes().unwrap() - before;
+    // What the node had fetched and not given yet is fetched again.
+    assert!(sent < size * 3 / 2, "{sent} bytes were sent for {size}");
+    assert_eq!(worker.containerd.run(&reference, "overlayfs", "after", &[]).unwrap(), image.sums);
+}
+
 #[test]
 fn pulls_go_on_without_the_tracker_and_a_new_one_learns_all() {
     if !require("pulls_go_on_without_the_tracker_and_a_new_one_learns_all", &NEEDS) {

@@ -4,10 +4,10 @@
 set -eu
 
 packages="
-runc containerd containernetworking-plugins docker-registry skopeo umoci
+runc containerd docker.io containernetworking-plugins docker-registry skopeo umoci
 redis-server mariadb-server
 mmdebstrap python3 python3-pip busybox-static
-fuse3 erofs-utils attr libcap2-bin
+fuse3 erofs-utils attr libcap2-bin openssl
 iproute2 iptables util-linux procps
 pigz gzip zstd tar xz-utils jq bc curl ca-certificates
 gcc libc6-dev make pkg-config git shellcheck

@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 use self::cache::{Decision, Metadata, Obstacle, Revalidated, content_length_of, decide};
 use self::fetch::{FetchError, Fetcher};
 use self::kept::Kept;
-use self::target::end_to_end;
+pub use self::target::end_to_end;
 use crate::registry::RegistriesConfig;
 use crate::registry::client::{Route, build};
 use crate::registry::flight::Flights;

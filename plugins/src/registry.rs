@@ -33,6 +33,7 @@ use lapwing_p2p::digest::Digest;
 use lru::LruCache;
 use reqwest::Client;
 
+pub use self::address::{PublicOnly, is_public};
 pub use self::authorize::{Denied, Grant};
 pub use self::config::{KubeletConfig, OthersConfig, RegistriesConfig, RegistryConfig};
 pub use self::credential::{Credential, CredentialKey};

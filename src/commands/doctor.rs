@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use lapwing_discovery::TrackerSource;
 use rustix::fs::StatVfs;
 use serde::Serialize;
 
+use super::setup;
 use crate::cli::Doctor;
 use crate::config::{self, Config};
 
@@ -54,7 +55,8 @@ pub(crate) fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
     let mut findings = vec![user(), kernel(), filesystem("overlay"), filesystem("erofs"), fuse_device()];
     findings.push(fuse_request_timeout());
     findings.push(root_directory(&config.root));
-    findings.push(containerd());
+    findings.push(containerd(&config));
+    findings.extend(docker(&config));
     findings.extend(trackers(&config.tracker)?);
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -107,6 +109,11 @@ fn kernel() -> Finding {
         Some(_) => Finding::ok("kernel", &release),
         None => Finding::warn("kernel", &release, "the version was not understood; lazy mounts need 6.12.2 or newer"),
     }
+}
+
+/// The running kernel's, if it is understood.
+pub(super) fn kernel_version() -> Option<(u32, u32, u32)> {
+    version_of(&rustix::system::uname().release().to_string_lossy())
 }
 
 fn version_of(release: &str) -> Option<(u32, u32, u32)> {
@@ -170,7 +177,7 @@ fn root_directory(root: &Path) -> Finding {
     }
 }
 
-fn containerd() -> Finding {
+fn containerd(config: &Config) -> Finding {
     let socket = Path::new("/run/containerd/containerd.sock");
     if !socket.exists() {
         return Finding::warn(
@@ -179,17 +186,37 @@ fn containerd() -> Finding {
             "start containerd, or ignore this for a tracker",
         );
     }
-    let files = [PathBuf::from("/etc/containerd/config.toml")];
-    let text: String = files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
-    if text.contains("proxy_plugins") && text.contains("lapwing") {
-        Finding::ok("containerd", "running, lapwing is in its configuration")
-    } else {
-        Finding::warn(
-            "containerd",
-            "running, lapwing is not in /etc/containerd/config.toml",
-            "add what contrib/containerd/ shows, and restart containerd",
-        )
+    let found = |what: &str| format!("running, {what}");
+    match setup::containerd_is(config) {
+        Ok((version, files)) if files.is_empty() => {
+            Finding::ok("containerd", found(&format!("{version}, set up for lapwing")))
+        }
+        Ok((version, files)) => {
+            let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+            Finding::warn(
+                "containerd",
+                found(&format!("{version}, not set up for lapwing: {}", files.join(", "))),
+                "see `lapwing setup containerd --dry-run`, run it without --dry-run, and restart containerd",
+            )
+        }
+        Err(error) => {
+            Finding::warn("containerd", found(&error.to_string()), "see `lapwing setup containerd --dry-run`")
+        }
     }
+}
+
+/// Only where there is a dockerd.
+fn docker(config: &Config) -> Option<Finding> {
+    let path = Path::new(setup::DOCKER_CONFIG);
+    if !path.exists() && !Path::new("/usr/bin/dockerd").exists() {
+        return None;
+    }
+    let remedy = "if dockerd is to pull from docker.io through lapwing: `lapwing setup docker`, and reload it";
+    Some(match setup::docker_is(config) {
+        Ok(true) => Finding::ok("docker", "lapwing is its first mirror"),
+        Ok(false) => Finding::warn("docker", format!("lapwing is not the first mirror in {}", path.display()), remedy),
+        Err(error) => Finding::warn("docker", error.to_string(), remedy),
+    })
 }
 
 /// Every tracker that the configuration names, and every name that leads to none.

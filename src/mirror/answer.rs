@@ -30,6 +30,11 @@ impl Refusal {
         Self::new(StatusCode::BAD_GATEWAY, "UNAVAILABLE", message)
     }
 
+    /// Whether it is [`Self::unavailable`].
+    pub(super) fn is_unavailable(&self) -> bool {
+        self.status == StatusCode::BAD_GATEWAY
+    }
+
     pub(super) fn method_not_allowed() -> Self {
         let message = "this is a mirror to pull from: only GET and HEAD are served";
         let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message);

@@ -56,10 +56,21 @@ impl Mirror {
             && forwarded.status == StatusCode::OK
         {
             check_digest(asked, reference, &forwarded)?;
+            if let (Reference::Tag(_), Some(digest)) = (reference, stated_digest(&forwarded)) {
+                self.named.note(&asked.registry, &asked.repository, digest);
+            }
             self.note_for_outage(asked, reference, &forwarded, &credential);
             if !asked.head && self.registries.is_listed(&asked.registry) {
                 self.learn(asked, &forwarded, credential);
             }
+        }
+        if let Thing::Manifest(Reference::Digest(digest)) = asked.thing
+            && forwarded.status == StatusCode::NOT_FOUND
+            && self.named.has(&asked.registry, &asked.repository, digest)
+        {
+            return Err(Refusal::unavailable(format!(
+                "{asked}: the registry named it for a tag, and says now that it has it not"
+            )));
         }
         relay(asked, forwarded)
     }
@@ -110,6 +121,11 @@ impl Mirror {
         let blob = self.node.open(digest, length, Some(origin)).map_err(|error| error.to_string())?;
         blob.read(0..length, Priority::ReadAhead).await.map_err(|error| error.to_string())
     }
+}
+
+/// The digest that an answer carries in its header.
+fn stated_digest(forwarded: &Forwarded) -> Option<Digest> {
+    forwarded.headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
 }
 
 /// A manifest asked for by digest must be it; one asked for by tag must be what its header says.

@@ -50,6 +50,11 @@ impl Allowed {
             .map(Self)
     }
 
+    /// Whether an entry names the host of this URL.
+    pub fn allows(&self, url: &str) -> bool {
+        Url::parse(url).is_ok_and(|url| self.route(&url).is_some())
+    }
+
     /// By which client the URL may be reached, if at all.
     pub(crate) fn route(&self, url: &Url) -> Option<Route> {
         let named = self.0.iter().any(|pattern| !pattern.below && pattern.matches(url));
@@ -162,7 +167,7 @@ fn is_neutral(name: &HeaderName) -> bool {
 }
 
 /// The headers of a message without those for the next hop.
-pub(crate) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let named: Vec<String> = headers
         .get_all(http::header::CONNECTION)
         .iter()

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 /// True for an address of the public internet: not this machine, this link, this network, and nothing special.
-pub(crate) fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => match embedded_v4(address) {
@@ -53,7 +53,8 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 }
 
 /// A resolver that gives public addresses only.
-pub(crate) struct PublicOnly;
+#[derive(Debug, Clone, Copy)]
+pub struct PublicOnly;
 
 impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {

@@ -57,6 +57,28 @@ async fn another_manifest_than_asked_for_is_not_passed_on() {
     rig.stop().await;
 }
 
+/// A registry whose front ends do not know the same: one has the tag, the other not yet what it names.
+#[tokio::test]
+async fn a_digest_whose_tag_was_answered_is_not_denied() {
+    for by_head in [false, true] {
+        let sample = Sample::new(1000);
+        let fake = Fake::start({
+            let sample = sample.clone();
+            move |seen| if seen.path().ends_with("/v1") { sample.answer(seen) } else { status(404, &[]) }
+        })
+        .await;
+        let rig = Rig::start(&fake).await;
+        assert_eq!(rig.get(&sample.manifest_path()).await.status(), 404, "it was not named yet");
+        let method = if by_head { Method::HEAD } else { Method::GET };
+        let tag = rig.ask(method, "/v2/team/app/manifests/v1").send().await.unwrap();
+        assert_eq!(tag.status(), 200);
+        assert_eq!(rig.get(&sample.manifest_path()).await.status(), 502, "the client goes on to its next host");
+        let elsewhere = sample.manifest_path().replace("team/app", "other/repo");
+        assert_eq!(rig.get(&elsewhere).await.status(), 404, "of that repository only");
+        rig.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn answers_of_the_registry_become_what_a_runtime_can_use() {
     for (given, expected) in

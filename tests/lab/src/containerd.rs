@@ -29,7 +29,18 @@ pub struct Containerd {
 impl Containerd {
     /// Starts containerd on `host` and waits until it answers. A snapshotter that it is to use should be running.
     pub fn start(host: &Host, options: ContainerdOptions) -> Result<Self> {
-        config::write(host, &options)?;
+        Self::configure(host, &options)?;
+        Self::start_configured(host, options)
+    }
+
+    /// Writes the configuration, and gives its path.
+    pub fn configure(host: &Host, options: &ContainerdOptions) -> Result<PathBuf> {
+        config::write(host, options)?;
+        Ok(config::file(host))
+    }
+
+    /// Starts containerd with what [`Self::configure`] wrote, and what was done to it since.
+    pub fn start_configured(host: &Host, options: ContainerdOptions) -> Result<Self> {
         let process = launch(host, &options)?;
         Ok(Self { host: host.clone(), options, process })
     }

@@ -4,7 +4,7 @@
 //! - [`Lab`]: one test's names and files; sweeps what earlier, killed runs left behind.
 //! - [`Network`] and [`Host`]: a bridge and hosts with their own network and mount namespaces, rate limits and byte counters.
 //! - [`CorruptingPeer`]: a peer that sends wrong bytes.
-//! - [`Registry`], [`ObjectStore`], [`Containerd`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with the last two.
+//! - [`Registry`], [`ObjectStore`], [`Containerd`], [`Docker`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with containerd and Lapwing.
 //! - [`Database`]: Redis or MariaDB, for trackers that share what they know.
 //! - [`Site`]: a network with registry and tracker, as most tests want it.
 //! - [`image`]: images, built once into a cache outside the tree.
@@ -24,6 +24,7 @@ mod cache;
 mod containerd;
 mod corrupting;
 mod databases;
+mod docker;
 mod host;
 mod http;
 pub mod image;
@@ -46,6 +47,7 @@ pub use cache::cache_dir;
 pub use containerd::{Containerd, ContainerdOptions, Flavour, RegistryHosts, SnapshotterPlugin};
 pub use corrupting::CorruptingPeer;
 pub use databases::Database;
+pub use docker::Docker;
 pub use host::Host;
 pub use http::{Response, http_get};
 pub use lab::Lab;
