@@ -40,11 +40,11 @@ impl Directory {
         std::fs::write(self.path.join("ingest"), bytes).unwrap();
         std::fs::rename(self.path.join("ingest"), self.path.join(digest.hex())).unwrap();
         self.listed.lock().unwrap().insert(digest);
-        self.tell(Ok(if self.names { News::Added(digest) } else { News::Changed }));
+        self.tell(&Ok(if self.names { News::Added(digest) } else { News::Changed }));
         digest
     }
 
-    fn tell(&self, news: Result<News, ForeignError>) {
+    fn tell(&self, news: &Result<News, ForeignError>) {
         self.followers.lock().unwrap().retain(|follower| follower.send(news.clone()).is_ok());
     }
 
@@ -205,7 +205,7 @@ async fn a_store_that_is_down_takes_nothing_with_it_and_is_listed_when_it_is_bac
     announced(&tracker, &three, &holder).await;
     // What is not listed any more goes, whatever is in the directory.
     theirs.listed.lock().unwrap().remove(&two);
-    theirs.tell(Ok(News::Changed));
+    theirs.tell(&Ok(News::Changed));
     withdrawn(&tracker, &two, &holder).await;
     assert!(tracker.holding(&three, &holder.id()).is_some());
     holder.shutdown().await;
@@ -230,7 +230,7 @@ async fn what_is_not_what_it_is_called_is_not_held() {
     announced(&tracker, &right, &holder).await;
     // Each listing looks at it, and one was hashed.
     for n in 0..3 {
-        theirs.tell(Ok(News::Changed));
+        theirs.tell(&Ok(News::Changed));
         let next = theirs.add(&[n; 7]);
         announced(&tracker, &next, &holder).await;
     }
@@ -289,7 +289,7 @@ async fn a_file_that_was_changed_under_its_stamp_is_found_out_and_not_served() {
     withdrawn(&tracker, &digest, &holder).await;
     // A listing has it hashed again, and only once.
     let before = hashed(&metrics);
-    theirs.tell(Ok(News::Changed));
+    theirs.tell(&Ok(News::Changed));
     until("it to be hashed again", || hashed(&metrics) >= before + 700_000).await;
     let probe = theirs.add(b"seen after it");
     announced(&tracker, &probe, &holder).await;
