@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Up(Daemon),
     /// List the blobs and lazily mounted layers of the node on this machine
     Ls(Query),
+    /// Put the blobs of a lazily pulled image into containerd's content store, for export, push, convert and other snapshotters
+    Hydrate(Hydrate),
     /// List the nodes that the tracker on this machine knows
     Nodes(Nodes),
     /// Show who holds a blob, nearest first, as the tracker on this machine knows it
@@ -64,6 +66,21 @@ pub(crate) struct Query {
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Hydrate {
+    /// The image's name, as containerd has it ("registry.example/team/app:1.0")
+    pub image: String,
+    /// containerd's namespace ("k8s.io" is Kubernetes')
+    #[arg(short, long, env = "CONTAINERD_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Only this platform ("linux/arm64"); else every one that was pulled
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod find;
+pub(crate) mod hydrate;
 pub(crate) mod limits;
 pub(crate) mod ls;
 pub(crate) mod nodes;

@@ -6,7 +6,7 @@
 //! * [`outage`]: what registries said, for when they are away
 //! * [`proxy`]: the forward proxy
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
-//! * [`held`]: what containerd holds already
+//! * [`held`], [`hydrate`]: what containerd holds already, and what it is given
 //! * [`memory`]: what the allocator is told
 //! * [`admin`]: metrics, health, state
 //! * [`commands`]: everything that runs and ends
@@ -25,6 +25,7 @@ mod cli;
 mod commands;
 mod config;
 mod held;
+mod hydrate;
 mod layers;
 mod memory;
 mod mirror;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Find(arguments) => on_runtime(commands::find::run(&arguments)),
         Command::Nodes(arguments) => on_runtime(commands::nodes::run(&arguments)),
+        Command::Hydrate(arguments) => on_runtime(commands::hydrate::run(&arguments)),
         Command::Ls(query) => on_runtime(commands::ls::run(&query)),
         Command::Pin(arguments) => on_runtime(commands::pin::run(&arguments, true)),
         Command::Unpin(arguments) => on_runtime(commands::pin::run(&arguments, false)),

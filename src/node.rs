@@ -14,6 +14,7 @@ use lapwing_p2p::discovery::Discovery;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::node::{Node, NodeConfig, NodeError};
 use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig};
+use lapwing_plugins::containerd::Containerd;
 use lapwing_plugins::http::Urls;
 use lapwing_plugins::registry::Registries;
 use lapwing_snapshotter::lazy::{self, LazyMounts};
@@ -26,6 +27,7 @@ use crate::admin::{self, Admin};
 use crate::catalog::Catalog;
 use crate::config::{Config, StoreKind};
 use crate::held;
+use crate::hydrate::{self, Hydration};
 use crate::layers::build::Builder;
 use crate::layers::{KeptIndexes, Layers, Origins};
 use crate::memory;
@@ -91,7 +93,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let layers = Layers::new(
         Arc::clone(&node),
         Arc::clone(&catalog),
-        origins,
+        Arc::clone(&origins),
         start_lazy(&config),
         KeptIndexes::new(&root),
         complete_after,
@@ -138,12 +140,14 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     }));
     admin.limited = Some(Arc::clone(&node));
     admin.api = admin.api.merge(pins::routes(Arc::clone(node.store())));
+    let containerd = Containerd::at(&config.containerd.socket).context("configuration key containerd.socket")?;
+    held::start(&config.containerd, &containerd, &node);
+    admin.api = admin.api.merge(hydrate::routes(Hydration { node: Arc::clone(&node), origins, containerd }));
     let ready = Arc::clone(&admin.ready);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.clone().cancelled_owned())
         .await
         .with_context(|| cannot_listen("admin.listen", listen))?;
-    held::start(&config.containerd, &node).context("configuration key containerd.socket")?;
     ready.store(true, Ordering::Release);
     serving.spawn(memory::return_after_bursts(Arc::clone(&node), shutdown.clone()));
     tracing::info!(peer = %node.id(), mirror = %config.mirror.listen, wire = %node.local_addr(), "node is ready");

@@ -12,8 +12,8 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 12] =
-    ["node", "tracker", "up", "ls", "nodes", "find", "pin", "unpin", "limits", "doctor", "setup", "config"];
+const COMMANDS: [&str; 13] =
+    ["node", "tracker", "up", "ls", "hydrate", "nodes", "find", "pin", "unpin", "limits", "doctor", "setup", "config"];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 
 fn lapwing(args: &[&str]) -> Output {

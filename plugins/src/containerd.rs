@@ -1,4 +1,4 @@
-//! containerd's own services, over its socket: what it holds ([`content`]).
+//! containerd's own services, over its socket: what it holds ([`content`]), and what it lacks ([`image`]).
 //!
 //! One connection, made when it is needed and made again after containerd was restarted. Nothing here waits longer than
 //! [`CALL`](crate::limits::CONTAINERD_CALL) for an answer, but for the stream of events, which is silent as long as nothing
@@ -13,6 +13,7 @@ use tonic::{Code, Request, Status};
 use crate::limits::{CONTAINERD_CALL, CONTAINERD_CONNECT};
 
 pub mod content;
+pub mod image;
 mod proto;
 
 /// containerd on this machine.
@@ -38,6 +39,9 @@ pub enum ContainerdError {
         /// What it said.
         reason: String,
     },
+    /// It has that already.
+    #[error("containerd has it already")]
+    Present,
     /// Its content store cannot be read here.
     #[error("containerd at {socket}: {reason}")]
     Content {
@@ -71,6 +75,9 @@ impl Containerd {
     }
 
     fn failed(&self, call: &'static str, status: &Status) -> ContainerdError {
+        if status.code() == Code::AlreadyExists {
+            return ContainerdError::Present;
+        }
         let socket = self.socket.display().to_string();
         let reason = match status.code() {
             Code::Unavailable => format!("{}; is it running, and is this its socket?", status.message()),

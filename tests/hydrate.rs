@@ -1,0 +1,103 @@
+//! A lazily pulled image, whose layers containerd does not have, is given them: then it can be exported, pushed and run by others; and
+//! with the image all of it goes again.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
+
+use std::time::Duration;
+
+use lapwing_lab::image::{self, SMALL_OUTPUT};
+use lapwing_lab::{
+    LapwingSettings, Machine, MachineOptions, Need, Registry, RegistryOptions, Site, check, lapwing_binary, output,
+    require, wait,
+};
+
+const NEEDS: [Need; 8] = [
+    Need::Root,
+    Need::Disk,
+    Need::Fuse,
+    Need::Erofs,
+    Need::Tools,
+    Need::Program("docker-registry"),
+    Need::Program("skopeo"),
+    Need::Program("runc"),
+];
+const SOON: Duration = Duration::from_secs(90);
+
+fn settings(site: &Site) -> LapwingSettings {
+    site.settings().with("snapshotter", "resolve_timeout = \"30s\"")
+}
+
+fn ctr(machine: &Machine, args: &[&str]) -> String {
+    check(machine.containerd.ctr().unwrap().args(args)).unwrap()
+}
+
+fn exports(machine: &Machine, reference: &str) -> bool {
+    let file = machine.host.dir().join("export.tar");
+    let mut command = machine.containerd.ctr().unwrap();
+    output(command.args(["images", "export"]).arg(&file).arg(reference)).unwrap().status.success()
+}
+
+/// Lines of a table without its head.
+fn rows(table: &str) -> Vec<&str> {
+    table.lines().skip(1).collect()
+}
+
+#[test]
+fn a_hydrated_image_works_with_the_rest_and_goes_as_a_whole() {
+    const NAME: &str = "a_hydrated_image_works_with_the_rest_and_goes_as_a_whole";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let site = Site::new(NAME, None).unwrap();
+    let second = Registry::start(&site.network.host("second", None).unwrap(), RegistryOptions::default()).unwrap();
+    let small = image::small().unwrap();
+    let reference = site.registry.push(&small, "lab/small:1").unwrap();
+    let whole = site.worker("whole", None, settings(&site)).unwrap();
+    whole.containerd.pull(&reference, "overlayfs").unwrap();
+    wait::until_true("the layers to be indexed", SOON, || {
+        whole.lapwing.as_ref().unwrap().log().unwrap().matches("built the index of a layer").count()
+            >= small.layers.len()
+    })
+    .unwrap();
+    let lazy = site.worker("lazy", None, settings(&site)).unwrap();
+    lazy.containerd.pull(&reference, "lapwing").unwrap();
+    assert_eq!(lazy.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap(), 2.0);
+    assert!(!exports(&lazy, &reference), "the layers are not there");
+
+    let hydrate = |image: &str| output(lazy.host.command(lapwing_binary().unwrap()).args(["hydrate", image])).unwrap();
+    let sent = site.registry.sent_bytes().unwrap();
+    let done = hydrate(&reference);
+    let told = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success() && told.starts_with("2 blobs") && told.contains("1 were there"), "{done:?}");
+    assert!(site.registry.sent_bytes().unwrap() - sent < 200_000, "the layers come from the swarm");
+    let again = String::from_utf8_lossy(&hydrate(&reference).stdout).into_owned();
+    assert!(again.starts_with("0 blobs") && again.contains("3 were there"), "{again}");
+    let unknown = hydrate("no.example/such:1");
+    assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("images ls"), "{unknown:?}");
+
+    // Nothing of it depends on the lease, which has ended: a garbage collection leaves it.
+    assert_eq!(rows(&ctr(&lazy, &["leases", "ls"])), [""; 0]);
+    ctr(&lazy, &["images", "tag", &reference, "no.example/other:1"]);
+    ctr(&lazy, &["images", "rm", "--sync", "no.example/other:1"]);
+    assert!(exports(&lazy, &reference));
+    let saved = lazy.host.dir().join("saved.tar");
+    check(lazy.containerd.nerdctl().unwrap().arg("save").arg("-o").arg(&saved).arg(&reference)).unwrap();
+    assert!(std::fs::metadata(&saved).unwrap().len() > small.layers.iter().map(|layer| layer.size).sum());
+    ctr(&lazy, &["images", "convert", "--uncompress", &reference, "no.example/converted:1"]);
+    let pushed = format!("{}/lab/pushed:1", second.name());
+    ctr(&lazy, &["images", "tag", &reference, &pushed]);
+    ctr(&lazy, &["images", "push", "--local", "--plain-http", &pushed]);
+    let plain = Machine::start(&site.network, "plain", &second, MachineOptions::plain()).unwrap();
+    plain.containerd.pull(&pushed, "overlayfs").unwrap();
+    assert_eq!(plain.containerd.run(&pushed, "overlayfs", "main", &[]).unwrap().trim(), SMALL_OUTPUT);
+    for snapshotter in ["lapwing", "overlayfs"] {
+        let printed = lazy.containerd.run(&reference, snapshotter, snapshotter, &[]).unwrap();
+        assert_eq!(printed.trim(), SMALL_OUTPUT, "by {snapshotter}");
+    }
+
+    ctr(&lazy, &["images", "rm", "--sync", &reference, &pushed, "no.example/converted:1"]);
+    assert_eq!(rows(&ctr(&lazy, &["content", "ls"])), [""; 0]);
+    for snapshotter in ["lapwing", "overlayfs"] {
+        assert_eq!(rows(&ctr(&lazy, &["snapshots", "--snapshotter", snapshotter, "ls"])), [""; 0], "of {snapshotter}");
+    }
+}
