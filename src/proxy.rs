@@ -245,6 +245,9 @@ impl Session {
                 server.with_path(&head.uri).map_err(Refusal::bad)?
             }
         };
+        if head.method == Method::CONNECT {
+            return Err(Refusal::bad("a tunnel within a tunnel"));
+        }
         if self.proxy.upstream.came_round(&head.headers) {
             return Err(Refusal::new(StatusCode::LOOP_DETECTED, "this request has passed here before"));
         }
