@@ -170,3 +170,40 @@ fn what_cannot_be_set_up_is_refused() {
     }
     assert_eq!(files(dir.path()).len(), 1);
 }
+
+/// `containerd config dump` of 2.x says what it makes of a file: also of files of version 2, which it migrates.
+#[test]
+fn containerd_2_reads_what_is_written_as_it_is_meant() {
+    if !require("containerd_2_reads_what_is_written_as_it_is_meant", &[Need::Tools]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (file, certs) = (dir.path().join("config.toml"), dir.path().join("certs.d"));
+    let cri = "[plugins.\"io.containerd.grpc.v1.cri\"";
+    let files = [
+        String::new(),
+        "version = 3\n".to_owned(),
+        include_str!("../src/commands/setup/fixtures/default-2.3.toml").to_owned(),
+        format!("version = 2\n{cri}.cni]\n  bin_dir = \"/usr/lib/cni\"\n"),
+        format!("version = 2\n{cri}.containerd]\n  snapshotter = \"native\"\n"),
+        format!("version = 2\n{cri}.containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n"),
+    ];
+    for text in files {
+        std::fs::write(&file, &text).unwrap();
+        let mut command = std::process::Command::new(lapwing_binary().unwrap());
+        command.args(["setup", "containerd", "--containerd-version", "2.3", "--config"]).arg(&file);
+        lapwing_lab::check(command.arg("--certs-dir").arg(&certs)).unwrap();
+        let mut dump = std::process::Command::new(lapwing_lab::tools_dir().unwrap().join("containerd"));
+        let read = lapwing_lab::check(dump.arg("--config").arg(&file).args(["config", "dump"])).unwrap();
+        let read: toml::Table = toml::from_str(&read).unwrap();
+        let images = &read["plugins"]["io.containerd.cri.v1.images"];
+        assert_eq!(images["snapshotter"].as_str(), Some("lapwing"), "{text}");
+        assert_eq!(images["disable_snapshot_annotations"].as_bool(), Some(true), "{text}");
+        assert_eq!(images["registry"]["config_path"].as_str(), certs.to_str(), "{text}");
+        let exports = &read["proxy_plugins"]["lapwing"]["exports"];
+        assert_eq!(exports["enable_remote_snapshot_annotations"].as_str(), Some("true"), "{text}");
+        let list = read["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"].as_array().unwrap();
+        assert_eq!(list.len(), 3, "{text}");
+        std::fs::remove_dir_all(dir.path().join("config.toml.lapwing")).unwrap();
+    }
+}

@@ -1,7 +1,7 @@
 //! Lapwing's part of containerd's `config.toml`, versions 2 to 4 of the file, as `contrib/containerd/` shows it.
 //!
 //! Sources: containerd's `server/config`, `plugins/transfer`, `internal/cri/config`. A section of 1.x that 2.x renamed is written by its old
-//! name into a file of version 2, which 2.x migrates when it loads it.
+//! name into a file of version 2, which 2.x migrates when it loads it, as far as it does.
 
 use std::path::{Path, PathBuf};
 
@@ -169,10 +169,10 @@ fn entry(pairs: &[(&str, &str)]) -> Table {
 
 /// CRI's default snapshotter, and that it says which layer a snapshot is of.
 fn cri_snapshotter(root: &mut Table, version: i64, wanted: &Wanted, notes: &mut Vec<String>) -> Result<(), String> {
-    let section = match version {
-        2 => table(root, &["plugins", CRI_V1, "containerd"])?,
-        _ => table(root, &["plugins", CRI_IMAGES])?,
-    };
+    // 2.x takes the old names over into the new section only where the old one has runtimes (`migrateConfig` of plugins/cri/images, 2.3).
+    let old = ["plugins", CRI_V1, "containerd"];
+    let taken_over = wanted.containerd.major < 2 || find(root, &[old.as_slice(), &["runtimes"]].concat()).is_some();
+    let section = if version == 2 && taken_over { table(root, &old)? } else { table(root, &["plugins", CRI_IMAGES])? };
     let before = section.get("snapshotter").and_then(Item::as_str).unwrap_or("overlayfs").to_owned();
     if !wanted.keep_snapshotter && before != "lapwing" {
         set(section, "snapshotter", "lapwing", "  ");

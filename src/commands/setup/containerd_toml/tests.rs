@@ -114,10 +114,11 @@ fn the_default_of_2_3_keeps_everything_but_what_must_change() {
 
 #[test]
 fn a_file_of_version_2_on_2_x_gets_the_names_of_version_2() {
-    let text = "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"p\" # mine\n";
+    let text = "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"p\" # mine\n\
+                [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n";
     let after = edited(text, &wanted(2, 1));
     let table = plain(&after.text);
-    assert!(after.text.starts_with(text), "{}", after.text);
+    assert!(changed(text, &after.text).0.is_empty(), "{}", after.text);
     assert!(table["plugins"].get(CRI_IMAGES).is_none());
     let containerd = at(&table, &["plugins", CRI_V1, "containerd"]).as_table().unwrap();
     assert_eq!(containerd["snapshotter"].as_str(), Some("lapwing"));
@@ -125,6 +126,17 @@ fn a_file_of_version_2_on_2_x_gets_the_names_of_version_2() {
     assert!(at(&table, &["plugins", TRANSFER, "unpack_config"]).is_array());
     let older = plain(&edited(text, &wanted(2, 0)).text);
     assert_eq!(at(&older, &["plugins", CRI_V1, "containerd", "disable_snapshot_annotations"]).as_bool(), Some(false));
+}
+
+/// Where containerd 2.x would not take the old name over.
+#[test]
+fn a_file_of_version_2_without_runtimes_gets_the_new_section_on_2_x() {
+    let text = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = \"overlayfs\"\n";
+    let table = plain(&edited(text, &wanted(2, 3)).text);
+    assert_eq!(at(&table, &["plugins", CRI_IMAGES, "snapshotter"]).as_str(), Some("lapwing"));
+    assert_eq!(at(&table, &["plugins", CRI_V1, "registry", "config_path"]).as_str(), Some(CERTS_DIR));
+    let table = plain(&edited(text, &wanted(1, 7)).text);
+    assert_eq!(at(&table, &["plugins", CRI_V1, "containerd", "snapshotter"]).as_str(), Some("lapwing"));
 }
 
 #[test]
