@@ -75,6 +75,12 @@ fn a_hydrated_image_works_with_the_rest_and_goes_as_a_whole() {
     let unknown = hydrate("no.example/such:1");
     assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("images ls"), "{unknown:?}");
 
+    let content = ctr(&lazy, &["content", "ls"]);
+    let source = format!("containerd.io/distribution.source.{}=lab/small", site.registry.name());
+    for layer in &small.layers {
+        let row = content.lines().find(|row| row.starts_with(&layer.digest)).unwrap();
+        assert!(row.contains(&source), "{row}");
+    }
     // Nothing of it depends on the lease, which has ended: a garbage collection leaves it.
     assert_eq!(rows(&ctr(&lazy, &["leases", "ls"])), [""; 0]);
     ctr(&lazy, &["images", "tag", &reference, "no.example/other:1"]);
