@@ -19,8 +19,9 @@ test: packages tools image ## Everything: unit, crate and whole-system tests (as
 	contrib/setup/test.sh
 
 .PHONY: test-long
-test-long: ## What takes too long for every run: a download killed at 200 random moments, 50,000 blobs on one node
+test-long: ## What takes too long for every run: a download killed at 200 random moments, 50,000 blobs on one node, 50 kills under pulls, 100 images
 	LAPWING_TEST_KILLS=200 LAPWING_TEST_BLOBS=50000 cargo test --package lapwing-p2p --test node -- --nocapture killed thousands
+	LAPWING_TEST_KILLS=50 LAPWING_TEST_IMAGES=100 cargo test --package lapwing --test killed --test many -- --nocapture
 
 .PHONY: lint
 lint: packages deny ## Formatting, clippy, dependency rules, shell scripts
