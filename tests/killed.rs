@@ -51,7 +51,8 @@ fn ctr(machine: &Machine, args: &[&str]) -> String {
 }
 
 fn pull(machine: &Machine, reference: &str) {
-    wait::until("a pull to succeed", DEADLINE, || Ok(Poll::retry(machine.containerd.pull(reference, "lapwing")))).unwrap();
+    wait::until("a pull to succeed", DEADLINE, || Ok(Poll::retry(machine.containerd.pull(reference, "lapwing"))))
+        .unwrap();
 }
 
 fn run(machine: &Machine, (reference, image): &(String, Noise), name: &str) {
@@ -92,7 +93,8 @@ fn kill_under_a_pull(machine: &mut Machine, reference: &str, victim: Victim, mom
 /// What is mounted below `root` as the machine sees it.
 fn mounts_below(machine: &Machine, root: &Path) -> Vec<String> {
     let table = machine.host.check("cat", &["/proc/self/mountinfo"]).unwrap();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(root));
+    let points =
+        table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(root));
     points.map(str::to_owned).collect()
 }
 
@@ -103,7 +105,8 @@ fn nothing_is_left(machine: &Machine, images: &Images) {
     remove(machine, images);
     let snapshots = machine.lapwing.as_ref().unwrap().root().join("snapshots");
     let left = || {
-        let names = std::fs::read_dir(&snapshots).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names =
+            std::fs::read_dir(&snapshots).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name != "graph.redb").collect::<Vec<_>>()
     };
     let listed = || ctr(machine, &["snapshots", "--snapshotter", "lapwing", "ls"]).lines().skip(1).count();
