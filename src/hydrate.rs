@@ -22,6 +22,7 @@ use lapwing_plugins::registry::{RegistryName, RepositoryName};
 use oci_spec::image::{Descriptor, ImageManifest};
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::{Catalog, LayerRecord};
 use crate::layers::Origins;
 
 const SOURCE: &str = "containerd.io/distribution.source.";
@@ -54,6 +55,7 @@ pub(crate) struct Hydrated {
 pub(crate) struct Hydration {
     pub node: Arc<Node>,
     pub origins: Arc<Origins>,
+    pub catalog: Arc<Catalog>,
     pub containerd: Containerd,
 }
 
@@ -116,7 +118,10 @@ impl Hydration {
                 done.present += 1;
                 continue;
             }
-            self.put(lease, digest, blob.size(), place.as_ref()).await?;
+            // Where the mirror saw the layer pass is exact; containerd notes hosts without their ports.
+            let seen =
+                self.catalog.by_layer(&digest).map(|LayerRecord { registry, repo, .. }| Place { registry, repo });
+            self.put(lease, digest, blob.size(), seen.as_ref().or(place.as_ref()), sources(&labels)).await?;
             done.written += 1;
             done.written_bytes += blob.size();
         }
@@ -128,12 +133,18 @@ impl Hydration {
         Ok(())
     }
 
-    async fn put(&self, lease: &Lease, digest: Digest, length: u64, place: Option<&Place>) -> anyhow::Result<()> {
+    async fn put(
+        &self,
+        lease: &Lease,
+        digest: Digest,
+        length: u64,
+        place: Option<&Place>,
+        labels: HashMap<String, String>,
+    ) -> anyhow::Result<()> {
         let origin = place.and_then(|Place { registry, repo }| self.origins.of(registry, repo, digest, length));
-        let labels = place.map(|Place { registry, repo }| (format!("{SOURCE}{registry}"), repo.to_string()));
         let blob = self.node.open(digest, length, origin)?;
         let stream = blob.stream(0..length, Priority::Bulk);
-        lease.write(digest, length, labels.into_iter().collect(), stream).await?;
+        lease.write(digest, length, labels, stream).await?;
         Ok(())
     }
 }
@@ -172,7 +183,12 @@ fn is_for(child: &Descriptor, wanted: Option<&str>) -> bool {
     wanted == plain || Some(wanted) == variant.as_deref()
 }
 
-/// From where the manifest was pulled, as containerd noted; else from where the image's name says.
+/// What containerd noted of where the manifest came from, which holds for its blobs, too.
+fn sources(labels: &HashMap<String, String>) -> HashMap<String, String> {
+    labels.iter().filter(|(key, _)| key.starts_with(SOURCE)).map(|(key, repos)| (key.clone(), repos.clone())).collect()
+}
+
+/// From where the manifest was pulled, as containerd noted, in labels that leave ports out; else from where the image's name says.
 fn place_of(labels: &HashMap<String, String>, image: &str) -> Option<Place> {
     let place = |registry: &str, repo: &str| Some(Place { registry: registry.parse().ok()?, repo: repo.parse().ok()? });
     let noted = labels.iter().filter_map(|(key, repos)| Some((key.strip_prefix(SOURCE)?, repos.split(',').next()?)));
@@ -180,7 +196,8 @@ fn place_of(labels: &HashMap<String, String>, image: &str) -> Option<Place> {
     let rest = rest.split('@').next().unwrap_or(rest);
     let repo = rest.rsplit_once(':').map_or(rest, |(repo, _)| repo);
     // The one that the name says, if the manifest was pulled from several.
-    let named = labels.get(&format!("{SOURCE}{registry}")).and_then(|_| place(registry, repo));
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    let named = labels.get(&format!("{SOURCE}{host}")).and_then(|_| place(registry, repo));
     named
         .or_else(|| noted.filter_map(|(registry, repo)| place(registry, repo)).next())
         .or_else(|| place(registry, repo))
@@ -233,7 +250,7 @@ mod tests {
         let name = "reg.example:5000/team/app:1.0";
         assert_eq!(place_of(&HashMap::new(), name), place("reg.example:5000", "team/app"));
         assert_eq!(place_of(&labels(&[("other.example", "a/b,c/d")]), name), place("other.example", "a/b"));
-        let both = labels(&[("other.example", "a/b"), ("reg.example:5000", "team/app")]);
+        let both = labels(&[("other.example", "a/b"), ("reg.example", "team/app")]);
         assert_eq!(place_of(&both, name), place("reg.example:5000", "team/app"));
         let digest = format!("reg.example/app@{}", Digest::of(b"m"));
         assert_eq!(place_of(&HashMap::new(), &digest), place("reg.example", "app"));

@@ -142,7 +142,12 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     admin.api = admin.api.merge(pins::routes(Arc::clone(node.store())));
     let containerd = Containerd::at(&config.containerd.socket).context("configuration key containerd.socket")?;
     held::start(&config.containerd, &containerd, &node);
-    admin.api = admin.api.merge(hydrate::routes(Hydration { node: Arc::clone(&node), origins, containerd }));
+    admin.api = admin.api.merge(hydrate::routes(Hydration {
+        node: Arc::clone(&node),
+        origins,
+        catalog: Arc::clone(&catalog),
+        containerd,
+    }));
     let ready = Arc::clone(&admin.ready);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.clone().cancelled_owned())

@@ -76,7 +76,8 @@ fn a_hydrated_image_works_with_the_rest_and_goes_as_a_whole() {
     assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("images ls"), "{unknown:?}");
 
     let content = ctr(&lazy, &["content", "ls"]);
-    let source = format!("containerd.io/distribution.source.{}=lab/small", site.registry.name());
+    let host = site.registry.name().rsplit_once(':').unwrap().0.to_owned();
+    let source = format!("containerd.io/distribution.source.{host}=lab/small");
     for layer in &small.layers {
         let row = content.lines().find(|row| row.starts_with(&layer.digest)).unwrap();
         assert!(row.contains(&source), "{row}");
