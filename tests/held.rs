@@ -46,6 +46,22 @@ fn pull_plainly(machine: &Machine, namespace: &str, reference: &str) {
     check(ctr.arg(machine.containerd.hosts_dir()).arg(reference)).unwrap();
 }
 
+/// Puts a blob into containerd that no registry has; its digest.
+fn build(machine: &Machine, namespace: &str) -> String {
+    let file = machine.host.path("built");
+    std::fs::write(&file, b"built here, and not for others").unwrap();
+    let mut ctr = machine.containerd.ctr().unwrap();
+    ctr.args(["--namespace", namespace, "content", "ingest", "built"]);
+    let mut fed = std::process::Command::new("sh");
+    fed.args(["-c", "exec \"$@\" <\"$0\""]).arg(&file).arg(ctr.get_program()).args(ctr.get_args());
+    check(&mut fed).unwrap();
+    let mut ctr = machine.containerd.ctr().unwrap();
+    let held = check(ctr.args(["--namespace", namespace, "content", "ls", "--quiet"])).unwrap();
+    let digest = format!("{}", lapwing_p2p::digest::Digest::of(b"built here, and not for others"));
+    assert!(held.contains(&digest), "{held}");
+    digest
+}
+
 /// The image's record, and what only it kept.
 fn remove_image(machine: &Machine, namespace: &str, reference: &str) {
     let mut ctr = machine.containerd.ctr().unwrap();
@@ -119,6 +135,7 @@ fn what_containerd_holds_is_there_for_all_and_goes_with_it() {
     holder.lapwing.as_mut().unwrap().restart().unwrap();
     wait_held(&site, &images[0].layout, 1);
     comes_from_peers(&site, &puller, &names[0], &images[0]);
+    let built = build(&holder, "other");
     pull_plainly(&holder, "other", &names[1]);
     wait_held(&site, &images[1].layout, 1);
     // The holder's own mirror serves it, too.
@@ -127,6 +144,8 @@ fn what_containerd_holds_is_there_for_all_and_goes_with_it() {
     assert_eq!((served.status, served.body.len() as u64), (200, layer.size));
     assert_eq!(node(&holder).piece_bytes("origin").unwrap(), 0);
     comes_from_peers(&site, &puller, &names[1], &images[1]);
+
+    assert_eq!(holders(&site, &built), 0, "what no registry has is nobody else's");
 
     // Held where it is: the store has nothing but metainfo, and each byte was hashed once.
     let size = |image: &Noise| blobs(&image.layout).map(|blob| blob.size).sum::<u64>();

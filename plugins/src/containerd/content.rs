@@ -5,8 +5,11 @@
 //! containerd's own `local` store: `<root>/blobs/sha256/<hex>`, which it makes by renaming what is complete
 //! (containerd, plugins/content/local). Where `<root>` is, containerd says by its introspection service.
 //!
-//! containerd 2.x tells of each blob that it commits, 1.x only of images: then there is a listing. Neither tells of what its
-//! garbage collection removes; the node sees the files go.
+//! Only blobs count that a registry has: containerd labels what it pulled, and what it pushed, with where that was
+//! (`containerd.io/distribution.source.<host>`). What was built or imported here and never left the machine stays on it.
+//!
+//! containerd 2.x tells of each blob that it commits, 1.x only of images: then there is a listing, since the labels come after the
+//! commit. Neither tells of what its garbage collection removes; the node sees the files go.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -16,20 +19,17 @@ use futures_core::future::BoxFuture;
 use futures_util::FutureExt as _;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::foreign::{ForeignError, ForeignStore, Listing, News, NewsStream};
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
-use super::proto::events::ContentCreate;
-use super::proto::services::content::v1::ListContentRequest;
 use super::proto::services::content::v1::content_client::ContentClient;
+use super::proto::services::content::v1::{Info, ListContentRequest};
 use super::proto::services::events::v1::SubscribeRequest;
 use super::proto::services::events::v1::events_client::EventsClient;
 use super::proto::services::introspection::v1::PluginsRequest;
 use super::proto::services::introspection::v1::introspection_client::IntrospectionClient;
 use super::proto::services::namespaces::v1::ListNamespacesRequest;
 use super::proto::services::namespaces::v1::namespaces_client::NamespacesClient;
-use super::proto::types::Envelope;
 use super::{Containerd, ContainerdError, within};
 use crate::limits::{MAX_CONTAINERD_MESSAGE, MAX_CONTAINERD_NAMESPACES};
 
@@ -38,6 +38,8 @@ use crate::limits::{MAX_CONTAINERD_MESSAGE, MAX_CONTAINERD_NAMESPACES};
 const SUBSCRIBED: Duration = Duration::from_secs(2);
 /// Events that wait to be read.
 const QUEUED: usize = 256;
+/// What begins the label of a blob that a registry has.
+const SOURCE: &str = "containerd.io/distribution.source.";
 const TOPICS: [&str; 2] = ["topic~=\"^/content/\"", "topic~=\"^/images/\""];
 
 /// The content store of one containerd.
@@ -79,7 +81,8 @@ impl ContentStore {
             let mut batches = client.list(within(namespace, ListContentRequest::default())?).await?.into_inner();
             while let Some(batch) = batches.message().await? {
                 // Of other algorithms there is no blob in a swarm.
-                blobs.extend(batch.info.iter().filter_map(|blob| blob.digest.parse::<Digest>().ok()));
+                blobs
+                    .extend(batch.info.iter().filter(has_source).filter_map(|blob| blob.digest.parse::<Digest>().ok()));
             }
             Ok(blobs)
         };
@@ -132,7 +135,8 @@ impl ContentStore {
         let passing = async {
             let mut events = client.subscribe(SubscribeRequest { filters }).await?.into_inner();
             while let Some(event) = events.message().await? {
-                if news.send(Ok(read(&event))).await.is_err() {
+                tracing::trace!(topic = event.topic, "containerd's content changed");
+                if news.send(Ok(News::Changed)).await.is_err() {
                     break;
                 }
             }
@@ -153,16 +157,9 @@ impl ContentStore {
     }
 }
 
-/// What an event says.
-fn read(event: &Envelope) -> News {
-    let created = || {
-        let event = event.event.as_ref()?;
-        ContentCreate::decode(event.value.as_slice()).ok()?.digest.parse().ok()
-    };
-    match event.topic.as_str() {
-        "/content/create" => created().map_or(News::Changed, News::Added),
-        _ => News::Changed,
-    }
+/// Whether a registry gave or took it.
+fn has_source(blob: &&Info) -> bool {
+    blob.labels.keys().any(|label| label.starts_with(SOURCE))
 }
 
 impl ForeignStore for ContentStore {
@@ -183,20 +180,17 @@ impl ForeignStore for ContentStore {
 mod tests {
     use super::*;
 
-    fn event(topic: &str, value: Vec<u8>) -> Envelope {
-        let event = Some(prost_types::Any { type_url: "containerd.events.ContentCreate".to_owned(), value });
-        Envelope { topic: topic.to_owned(), event, ..Envelope::default() }
-    }
-
     #[test]
-    fn a_blob_that_was_committed_is_named_and_all_else_asks_for_a_listing() {
-        let digest = Digest::of(b"blob");
-        let created = ContentCreate { digest: digest.to_string(), size: 4 }.encode_to_vec();
-        assert_eq!(read(&event("/content/create", created.clone())), News::Added(digest));
-        assert_eq!(read(&event("/images/create", created)), News::Changed);
-        let other = ContentCreate { digest: "sha512:00".to_owned(), size: 4 }.encode_to_vec();
-        for strange in [other, vec![0xff; 9], Vec::new()] {
-            assert_eq!(read(&event("/content/create", strange)), News::Changed);
+    fn what_no_registry_has_is_nobody_elses() {
+        let labelled = |labels: &[(&str, &str)]| {
+            let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            Info { labels, ..Info::default() }
+        };
+        let source = ("containerd.io/distribution.source.docker.io", "library/debian");
+        let other = ("containerd.io/gc.ref.content.0", "sha256:00");
+        assert!(has_source(&&labelled(&[other, source])));
+        for built in [&[][..], &[other]] {
+            assert!(!has_source(&&labelled(built)));
         }
     }
 }
