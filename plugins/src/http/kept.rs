@@ -139,9 +139,12 @@ mod tests {
 
     /// Runs what was begun in the background to its end.
     fn run(work: impl FnOnce()) {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async { work() });
-        drop(runtime);
+        // One thread takes what is queued in order; what has not begun when a runtime ends is dropped.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            work();
+            tokio::task::spawn_blocking(|| ()).await.unwrap();
+        });
     }
 
     #[test]

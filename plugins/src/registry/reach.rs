@@ -3,7 +3,8 @@
 //! A registry that is unplugged does not refuse connections, it swallows them, and a client of the mirror that waited for the
 //! connection's own timeout would be sent on seconds late, at each of its requests. So whoever asks on behalf of such a client
 //! knocks first, unless the registry was heard from just now. One lost packet must not count as an outage: each address
-//! is tried twice, the second time before the kernel would send its first again (after 1 s, RFC 6298).
+//! is tried twice, the second time before the kernel would send its first again (after 1 s, RFC 6298). Who was silent a moment ago is
+//! asked again by everybody who comes, but not waited for as long: one that is back is found at once.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -20,10 +21,11 @@ use crate::limits::MAX_KNOCKED_ADDRESSES;
 
 /// How long a sign of life is believed.
 const HEARD_FOR: Duration = Duration::from_secs(60);
-/// How long a vain knock is believed.
-const SILENT_FOR: Duration = Duration::from_secs(3);
 /// How long somebody may take to open.
 const PATIENCE: Duration = Duration::from_millis(900);
+/// How long one may take who did not in the last [`SILENT_FOR`].
+const LITTLE_PATIENCE: Duration = Duration::from_millis(250);
+const SILENT_FOR: Duration = Duration::from_secs(30);
 /// When it is knocked again.
 const AGAIN: Duration = Duration::from_millis(300);
 
@@ -53,17 +55,25 @@ impl Reach {
         self.state().heard = None;
     }
 
-    /// Returns at once when the registry was heard from lately, or lately was not; else knocks.
+    /// Returns at once when the registry was heard from lately; else knocks.
     pub(crate) async fn check(&self, base: &Url, route: Route) -> Result<(), String> {
-        if let Some(known) = self.known() {
-            return known;
+        if self.was_heard() {
+            return Ok(());
         }
+        let began = Instant::now();
         let _knocking = self.knocking.lock().await;
-        if let Some(known) = self.known() {
-            return known;
+        if self.was_heard() {
+            return Ok(());
         }
-        let knocked = tokio::time::timeout(PATIENCE, knock(base, route)).await;
-        let knocked = knocked.unwrap_or_else(|_| Err(format!("nothing opens a connection within {PATIENCE:?}")));
+        let silent = self.state().silent.clone();
+        let patience = match silent {
+            // Somebody else knocked in vain meanwhile.
+            Some((at, reason)) if at >= began => return Err(reason),
+            Some((at, _)) if at.elapsed() < SILENT_FOR => LITTLE_PATIENCE,
+            _ => PATIENCE,
+        };
+        let knocked = tokio::time::timeout(patience, knock(base, route)).await;
+        let knocked = knocked.unwrap_or_else(|_| Err(format!("nothing opens a connection within {patience:?}")));
         match &knocked {
             Ok(()) => self.heard(),
             Err(reason) => {
@@ -74,13 +84,8 @@ impl Reach {
         knocked
     }
 
-    fn known(&self) -> Option<Result<(), String>> {
-        let state = self.state();
-        if state.heard.is_some_and(|at| at.elapsed() < HEARD_FOR) {
-            return Some(Ok(()));
-        }
-        let (at, reason) = state.silent.as_ref()?;
-        (at.elapsed() < SILENT_FOR).then(|| Err(reason.clone()))
+    fn was_heard(&self) -> bool {
+        self.state().heard.is_some_and(|at| at.elapsed() < HEARD_FOR)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -122,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_was_heard_from_is_not_asked_and_who_was_not_is_not_asked_again() {
+    async fn who_was_heard_from_is_not_asked_and_who_is_back_is_found_at_once() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = url(listener.local_addr().unwrap());
         let reach = Reach::default();
@@ -135,10 +140,20 @@ mod tests {
         assert!(reason.contains("refused"), "{reason}");
 
         let listener = tokio::net::TcpListener::bind(base.socket_addrs(|| None).unwrap()[0]).await.unwrap();
-        assert_eq!(reach.check(&base, Route::Listed).await.unwrap_err(), reason, "believed for a while");
-        reach.heard();
         reach.check(&base, Route::Listed).await.unwrap();
         drop(listener);
+    }
+
+    #[tokio::test]
+    async fn those_who_come_together_wait_for_one_knock() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = url(listener.local_addr().unwrap());
+        let reach = Reach::default();
+        let all = (0..20).map(|_| reach.check(&base, Route::Listed));
+        assert!(futures_util::future::join_all(all).await.iter().all(Result::is_ok));
+        listener.accept().await.unwrap();
+        let second = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+        assert!(second.is_err(), "a second connection came");
     }
 
     #[tokio::test]
