@@ -131,6 +131,8 @@ pub const MAX_STORE_QUESTIONS: usize = 256;
 pub const MAX_STORE_BATCH: usize = 8192;
 /// Most changes that wait to be written; of more, nodes are written whole.
 pub const MAX_STORE_PENDING: usize = 262_144;
+/// Holdings of one node that the store was found to lack, kept until the node calls again.
+pub const MAX_STORE_LACKING: usize = 1024;
 /// First pause after the store failed, before jitter.
 pub const STORE_BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// Longest pause between attempts at a store that fails.

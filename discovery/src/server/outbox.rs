@@ -14,7 +14,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::PeerId;
 
-use crate::limits::{MAX_STORE_BATCH, MAX_STORE_PENDING, NODE_TTL, STORE_BEAT, SUSPECT_SILENCE};
+use crate::limits::{MAX_STORE_BATCH, MAX_STORE_LACKING, MAX_STORE_PENDING, NODE_TTL, STORE_BEAT, SUSPECT_SILENCE};
 use crate::registry::{Caller, Relation};
 use crate::store::NodeRecord;
 
@@ -25,6 +25,9 @@ type Changes = HashMap<Digest, Option<Holding>>;
 struct Told {
     record: NodeRecord,
     changes: Changes,
+    /// What the store lacks although it was written: written again when the node calls again. Until then it may as well have
+    /// gone to another tracker and withdrawn it there.
+    lacking: Changes,
     /// All that the registry knows of it is to be written.
     all: bool,
     /// What it last listed was all that it holds.
@@ -72,8 +75,10 @@ pub(super) struct Outbox {
 impl Outbox {
     /// A call came from a node.
     pub(super) fn heard(&mut self, caller: &Caller, at: Duration) {
+        self.recover(caller, at);
         let told = self.told(caller, at);
-        let is_news = !same_but_time(&told.record, caller) || at.saturating_sub(told.written) >= STORE_BEAT;
+        let beats = at.saturating_sub(told.written) >= STORE_BEAT;
+        let is_news = beats || told.all || !told.changes.is_empty() || !same_but_time(&told.record, caller);
         told.record = NodeRecord::new(caller, at);
         if is_news {
             self.enqueue(&caller.group, caller.node);
@@ -82,6 +87,7 @@ impl Outbox {
 
     /// It told what changed.
     pub(super) fn announced(&mut self, caller: &Caller, at: Duration, changes: &[(Digest, Option<Holding>)]) {
+        self.recover(caller, at);
         let told = self.told(caller, at);
         told.record = NodeRecord::new(caller, at);
         told.settled = None;
@@ -102,6 +108,7 @@ impl Outbox {
     pub(super) fn synced(&mut self, caller: &Caller, at: Duration, whole: bool) {
         let told = self.told(caller, at);
         told.record = NodeRecord::new(caller, at);
+        told.lacking.clear();
         (told.all, told.whole, told.settled) = (true, whole, None);
         let before = told.changes.len();
         told.changes.retain(|_, holding| holding.is_none() && !whole);
@@ -138,19 +145,33 @@ impl Outbox {
         }
     }
 
-    /// The store does not know what these hold of `digest`.
+    /// The store does not know what these hold of `digest`, as they told this tracker.
     pub(super) fn missing(&mut self, group: &str, digest: Digest, holders: &[(PeerId, Holding)]) {
         for (peer, holding) in holders {
             let Some(told) = self.get_mut(group, *peer) else { continue };
-            if told.changes.contains_key(&digest) {
-                continue;
+            if told.lacking.len() < MAX_STORE_LACKING {
+                told.lacking.insert(digest, Some(*holding));
             }
-            told.changes.insert(digest, Some(*holding));
-            told.settled = None;
-            self.changes += 1;
-            self.enqueue(group, *peer);
-            self.bound(group, *peer);
         }
+    }
+
+    /// A node calls: what the store lacks of it is to be written again, unless it had been silent for so long that others
+    /// know better by now.
+    fn recover(&mut self, caller: &Caller, at: Duration) {
+        let told = self.told(caller, at);
+        let lacking = std::mem::take(&mut told.lacking);
+        if lacking.is_empty() || told.all || at.saturating_sub(told.record.seen) >= SUSPECT_SILENCE {
+            return;
+        }
+        let before = told.changes.len();
+        for (digest, holding) in lacking {
+            told.changes.entry(digest).or_insert(holding);
+        }
+        let after = told.changes.len();
+        told.settled = None;
+        self.changes += after - before;
+        self.enqueue(&caller.group, caller.node);
+        self.bound(&caller.group, caller.node);
     }
 
     /// Changes that wait.
@@ -159,17 +180,21 @@ impl Outbox {
     }
 
     /// The next to be written: one node, or several of one group or more with at most [`MAX_STORE_BATCH`] changes together,
-    /// as far as they are counted here.
-    pub(super) fn take(&mut self) -> Vec<Draft> {
+    /// as far as they are counted here. A node that is silent by now is not written whole: it may have gone to another tracker,
+    /// which knows better; that waits until it calls again.
+    pub(super) fn take(&mut self, at: Duration) -> Vec<Draft> {
         let (mut drafts, mut size) = (Vec::new(), 0);
         while size < MAX_STORE_BATCH {
             let Some((group, peer)) = self.queue.pop_front() else { break };
             let Some(told) = self.groups.get_mut(&group).and_then(|nodes| nodes.get_mut(&peer)) else { continue };
+            told.queued = false;
+            if told.all && at.saturating_sub(told.record.seen) >= SUSPECT_SILENCE {
+                continue;
+            }
             let changes = std::mem::take(&mut told.changes);
             self.changes -= changes.len();
             size += changes.len() + if told.all { MAX_STORE_BATCH / 16 } else { 1 };
             let (all, whole) = (std::mem::take(&mut told.all), told.whole);
-            told.queued = false;
             drafts.push(Draft { group, node: told.record.clone(), changes, all, whole: all && whole });
         }
         drafts
@@ -271,6 +296,7 @@ impl Outbox {
         let new = || Told {
             record: NodeRecord::new(caller, at),
             changes: Changes::new(),
+            lacking: Changes::new(),
             all: false,
             whole: false,
             queued: false,
@@ -354,10 +380,10 @@ mod tests {
         outbox.announced(&node, AT, &held(0..2));
         outbox.announced(&node, AT, &[(digest(1), None)]);
         assert_eq!(outbox.relation("g", node.node, AT), Relation::Unsettled);
-        let drafts = outbox.take();
+        let drafts = outbox.take(AT);
         let [draft] = &drafts[..] else { panic!("{drafts:?}") };
         assert_eq!(draft.changes, HashMap::from([(digest(0), Some(Holding::Complete)), (digest(1), None)]));
-        assert_eq!(outbox.take(), []);
+        assert_eq!(outbox.take(AT), []);
         let after = AT + Duration::from_secs(1);
         assert_eq!(outbox.relation("g", node.node, after), Relation::Unsettled, "on its way is not there");
         outbox.written(&drafts, &[0], after);
@@ -365,27 +391,57 @@ mod tests {
         assert_eq!(outbox.relation("g", node.node, after), Relation::Here);
         assert_eq!(outbox.relation("g", node.node, AT + SUSPECT_SILENCE), Relation::Silent);
         assert_eq!(outbox.relation("g", caller(2, 1).node, AT), Relation::Elsewhere);
-        outbox.missing("g", digest(7), &[(node.node, Holding::Partial), (caller(2, 1).node, Holding::Partial)]);
-        let drafts = outbox.take();
-        assert_eq!((drafts.len(), &drafts[0].changes), (1, &HashMap::from([(digest(7), Some(Holding::Partial))])));
+    }
+
+    #[test]
+    fn what_the_store_lacks_is_written_when_the_node_calls_again_and_had_not_been_silent() {
+        let written = |calls_after: Duration| {
+            let (mut outbox, node) = (Outbox::default(), caller(1, 1));
+            outbox.announced(&node, AT, &held(0..8));
+            let drafts = outbox.take(AT);
+            outbox.written(&drafts, &[], AT);
+            let absent = caller(2, 1).node;
+            let lacking = [(node.node, Holding::Complete), (absent, Holding::Complete)];
+            outbox.missing("g", digest(6), &lacking);
+            outbox.missing("g", digest(7), &lacking);
+            assert_eq!(outbox.take(AT), [], "it may have withdrawn it at another tracker");
+            outbox.announced(&node, AT + calls_after, &[(digest(7), None)]);
+            outbox.take(AT + calls_after).swap_remove(0).changes
+        };
+        let soon = SUSPECT_SILENCE.saturating_sub(Duration::from_secs(1));
+        assert_eq!(written(soon), HashMap::from([(digest(6), Some(Holding::Complete)), (digest(7), None)]));
+        assert_eq!(written(SUSPECT_SILENCE), HashMap::from([(digest(7), None)]), "others know better");
+    }
+
+    #[test]
+    fn a_node_that_went_silent_is_not_written_whole_before_it_calls_again() {
+        let (mut outbox, node) = (Outbox::default(), caller(1, 1));
+        outbox.announced(&node, AT, &held(0..2));
+        let drafts = outbox.take(AT);
+        outbox.written(&drafts, &[], AT);
+        outbox.rewrite(Vec::new());
+        let silent = AT + SUSPECT_SILENCE;
+        assert_eq!(outbox.take(silent), [], "it may have gone to another tracker and withdrawn all of it there");
+        outbox.heard(&node, silent);
+        assert!(outbox.take(silent)[0].all);
     }
 
     #[test]
     fn that_a_node_lives_is_written_now_and_then() {
         let (mut outbox, node) = (Outbox::default(), caller(1, 1));
         outbox.heard(&node, AT);
-        let drafts = outbox.take();
+        let drafts = outbox.take(AT);
         assert_eq!(drafts.len(), 1);
         outbox.written(&drafts, &[0], AT);
         outbox.heard(&node, AT + STORE_BEAT / 2);
-        assert_eq!(outbox.take(), []);
+        assert_eq!(outbox.take(AT), []);
         outbox.heard(&Caller { port: 1, ..node.clone() }, AT + STORE_BEAT / 2);
-        assert_eq!(outbox.take()[0].node.port, 1, "what changed is written at once");
+        assert_eq!(outbox.take(AT)[0].node.port, 1, "what changed is written at once");
         outbox.heard(&node, AT + STORE_BEAT);
-        let drafts = outbox.take();
+        let drafts = outbox.take(AT + STORE_BEAT);
         assert_eq!((drafts[0].node.seen, drafts[0].all), (AT + STORE_BEAT, false));
         outbox.written(&drafts, &[0], AT + STORE_BEAT);
-        assert!(outbox.take()[0].all, "the store had forgotten it, and what it holds");
+        assert!(outbox.take(AT)[0].all, "the store had forgotten it, and what it holds");
     }
 
     #[test]
@@ -393,11 +449,11 @@ mod tests {
         let (mut outbox, node) = (Outbox::default(), caller(1, 1));
         outbox.announced(&node, AT, &held(0..2));
         outbox.announced(&node, AT, &[(digest(2), None), (digest(3), None)]);
-        let failed = outbox.take();
+        let failed = outbox.take(AT);
         outbox.announced(&node, AT, &[(digest(3), Some(Holding::Partial))]);
         outbox.rewrite(failed);
         outbox.announced(&node, AT, &[(digest(4), None), (digest(5), Some(Holding::Partial))]);
-        let drafts = outbox.take();
+        let drafts = outbox.take(AT);
         assert!(drafts[0].all && !drafts[0].whole);
         let withdrawn = |number| drafts[0].changes.get(&digest(number)) == Some(&None);
         assert!(withdrawn(2) && !withdrawn(3) && withdrawn(4) && !withdrawn(5), "{drafts:?}");
@@ -410,10 +466,13 @@ mod tests {
         outbox.announced(&caller(1, 2), AT, &held(7..8));
         assert_eq!(outbox.pending(), 1);
         outbox.left(&caller(1, 1), AT);
-        assert_eq!(outbox.take().len(), 1, "the one that left was another");
+        assert_eq!(outbox.take(AT).len(), 1, "the one that left was another");
         outbox.left(&caller(1, 2), AT);
         let left = caller(1, 2).node;
-        assert_eq!((outbox.take(), outbox.departed(), outbox.pending()), (vec![], vec![("g".to_owned(), left, 2)], 0));
+        assert_eq!(
+            (outbox.take(AT), outbox.departed(), outbox.pending()),
+            (vec![], vec![("g".to_owned(), left, 2)], 0)
+        );
         assert_eq!(outbox.relation("g", left, AT), Relation::Unsettled, "the store may still name it");
         outbox.forgotten("g", &[(left, 2)], AT);
         assert_eq!((outbox.departed(), outbox.relation("g", left, AT)), (vec![], Relation::Elsewhere));
@@ -432,6 +491,6 @@ mod tests {
             assert!(outbox.pending() <= MAX_STORE_PENDING);
         }
         outbox.tick(AT + NODE_TTL);
-        assert_eq!((outbox.pending(), outbox.take().len()), (0, 0));
+        assert_eq!((outbox.pending(), outbox.take(AT).len()), (0, 0));
     }
 }

@@ -107,14 +107,15 @@ impl Shared {
         matches!(self.state().link, Link::Down { .. })
     }
 
-    /// The store answered. True if it had not before.
+    /// The store answered. True if it had been out of reach; at the start nothing has been kept from it.
     fn answered(&self) -> bool {
         let before = std::mem::replace(&mut self.state().link, Link::Up);
         self.metrics.up.set(1);
-        if matches!(before, Link::Down { .. }) {
+        let was_down = matches!(before, Link::Down { .. });
+        if was_down {
             tracing::info!("the tracker's store answers again; what this tracker knows is written to it");
         }
-        !matches!(before, Link::Up)
+        was_down
     }
 
     /// It did not. It is left alone for a while, longer each time, and not for as long as other trackers leave it.

@@ -42,7 +42,7 @@ impl Tracker {
         loop {
             let (drafts, departed) = {
                 let mut state = shared.state();
-                (state.outbox.take(), state.outbox.departed())
+                (state.outbox.take((shared.wall)()), state.outbox.departed())
             };
             if drafts.is_empty() && departed.is_empty() {
                 return;
