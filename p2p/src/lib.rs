@@ -3,6 +3,7 @@
 //! * [`digest`], [`layout`], [`bitfield`]: what a blob and its pieces are called
 //! * [`store`]: the chunk store, the one copy of every byte on this machine
 //! * [`identity`], [`statement`], [`verify`]: who states which hash, and what is believed
+//! * [`membership`], [`tls`]: who belongs to the cluster, and how that is proven on a connection
 //! * [`wire`]: the framing that peers speak
 //! * [`swarm`]: the deterministic scheduler: events and time in, actions out
 //! * [`rate`]: speed limits
@@ -23,6 +24,7 @@ pub mod foreign;
 pub mod identity;
 pub mod layout;
 pub mod limits;
+pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod origin;
@@ -31,5 +33,6 @@ pub mod statement;
 pub mod storage;
 pub mod store;
 pub mod swarm;
+pub mod tls;
 pub mod verify;
 pub mod wire;

@@ -123,3 +123,15 @@ pub const MAX_PINS_FILE_LENGTH: u64 = MAX_OPERATOR_PINS as u64 * 72;
 
 /// Most digests in one question of how many copies there are.
 pub const MAX_REPLICA_QUESTIONS: usize = 256;
+
+/// Longest name of a cluster, in bytes (SPIFFE-ID, 2.1: a trust domain).
+pub const MAX_CLUSTER_BYTES: usize = 255;
+
+/// Longest name of a group of nodes, in bytes.
+pub const MAX_GROUP_BYTES: usize = 64;
+
+/// Longest file of certificates or keys that is read, in bytes.
+pub const MAX_PEM_BYTES: u64 = 256 << 10;
+
+/// Most certificates in one file, and in what one side of a connection shows.
+pub const MAX_CERTIFICATES: usize = 16;

@@ -56,11 +56,11 @@ use crate::metrics::Metrics;
 use crate::origin::{Origin, OriginError};
 use crate::store::{ChunkStore, Pin, StoreError};
 use crate::swarm::{Event, Policy, Swarm, SwarmConfig, WantId};
-use crate::wire::tls::Tls;
+use crate::tls::{Protocol, Tls};
 
 pub use crate::swarm::Priority;
 pub use blob::{Blob, Sources};
-pub use config::NodeConfig;
+pub use config::{NodeConfig, Security};
 pub use error::{NodeError, OpenError, ReadError};
 pub use foreign::ForeignConfig;
 
@@ -181,7 +181,11 @@ impl Node {
             connections: Arc::new(Semaphore::new(config.max_connections)),
             buffers: Buffers::new(),
             origin_gate: OriginGate::default(),
-            tls: if config.insecure { None } else { Some(Tls::new(&config.identity)?) },
+            tls: match &config.security {
+                Security::Plaintext => None,
+                Security::Keys => Some(Tls::new(Protocol::Wire, &config.identity, None)?),
+                Security::Members(credentials) => Some(Tls::new(Protocol::Wire, &config.identity, Some(credentials))?),
+            },
             told_otherwise: AtomicBool::new(false),
             config,
             store,

@@ -27,7 +27,6 @@
 pub mod handshake;
 pub mod packing;
 pub mod telling;
-pub mod tls;
 
 use self::telling::Telling;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};

@@ -6,7 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::identity::Identity;
+use crate::membership::Credentials;
 use crate::rate::{Limits, Rates};
+
+/// How the piece wire is protected.
+#[derive(Debug, Clone)]
+pub enum Security {
+    /// Not at all. Costs less CPU, and is for networks whose hosts are all trusted.
+    Plaintext,
+    /// By TLS between keys: nobody can read, change or pass for a peer that discovery named, and everybody can be a peer.
+    Keys,
+    /// By TLS between members of a cluster: nobody else is a peer.
+    Members(Arc<Credentials>),
+}
 
 /// Settings of a [`Node`](super::Node).
 #[derive(Clone)]
@@ -15,9 +27,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// This node's key. Keep it over restarts: piece statements made with it stay good.
     pub identity: Arc<Identity>,
-    /// Whether the piece wire is plaintext instead of TLS; alike on all nodes. Default false. Plaintext costs less CPU
-    /// and is for networks whose hosts are all trusted.
-    pub insecure: bool,
+    /// How peers prove who they are; alike on all nodes. Default [`Security::Keys`].
+    pub security: Security,
     /// Whether pieces of blobs that compress well are sent compressed to peers that take it. Default true.
     pub compression: bool,
     /// TCP congestion control of the piece wire, by the kernel's name; empty for the system's default. Default `cubic`: an
@@ -59,7 +70,7 @@ impl NodeConfig {
         Self {
             listen,
             identity,
-            insecure: false,
+            security: Security::Keys,
             compression: true,
             congestion_control: Cow::Borrowed("cubic"),
             read_deadline: Duration::from_secs(60),

@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::layout::TooLong;
 use crate::origin::OriginError;
 use crate::store::StoreError;
-use crate::wire::tls::TlsError;
+use crate::tls::TlsError;
 
 /// Why a node did not start, or could not publish.
 #[derive(Debug, thiserror::Error)]

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use lapwing_p2p::identity::{Identity, PeerId};
+use lapwing_p2p::membership::Side;
+use lapwing_p2p::tls::{Expected, Protocol, Tls};
 use lapwing_p2p::wire::handshake::{Channel, GREETING_LENGTH, Greeting, PLAINTEXT};
-use lapwing_p2p::wire::tls::{self, Tls};
 use lapwing_p2p::wire::{Frame, HEADER_LENGTH, Header};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -25,17 +26,19 @@ pub(crate) async fn accept_with(features: u16, stream: TcpStream, identity: &Arc
     if crate::INSECURE {
         return greet(features, Either::Left(stream), identity, &PLAINTEXT, &PLAINTEXT).await;
     }
-    let stream = TlsAcceptor::from(Tls::new(identity).unwrap().server()).accept(stream).await?;
-    let (_, channel) = tls::peer(stream.get_ref().1).unwrap();
+    let tls = Tls::new(Protocol::Wire, identity, None).unwrap();
+    let stream = TlsAcceptor::from(tls.server()).accept(stream).await?;
+    let channel = tls.proven(stream.get_ref().1, Side::Dialer).unwrap().binding;
     greet(features, Either::Right(stream.into()), identity, &channel, &channel).await
 }
 
 /// Connects within TLS, whatever the test's mode is. Says nothing yet.
 pub(crate) async fn connect(identity: &Arc<Identity>, peer: PeerId, address: SocketAddr) -> (Stream, Channel) {
     let stream = TcpStream::connect(address).await.unwrap();
-    let connector = TlsConnector::from(Tls::new(identity).unwrap().client(peer));
+    let tls = Tls::new(Protocol::Wire, identity, None).unwrap();
+    let connector = TlsConnector::from(tls.client(Expected::Peer(peer)));
     let stream = connector.connect(Tls::name(), stream).await.unwrap();
-    let (_, channel) = tls::peer(stream.get_ref().1).unwrap();
+    let channel = tls.proven(stream.get_ref().1, Side::Listener).unwrap().binding;
     (Either::Right(stream.into()), channel)
 }
 

@@ -18,7 +18,7 @@ use lapwing_p2p::discovery::{
 use lapwing_p2p::identity::{Identity, PeerId};
 use lapwing_p2p::layout::PieceIndex;
 use lapwing_p2p::metrics::Metrics;
-use lapwing_p2p::node::{Node, NodeConfig};
+use lapwing_p2p::node::{Node, NodeConfig, Security};
 use lapwing_p2p::origin::{ByteStream, Origin, OriginError};
 use lapwing_p2p::store::{ChunkStore, StoreConfig, StoreError};
 
@@ -338,7 +338,7 @@ pub(crate) async fn start_on(
 ) -> Arc<Node> {
     let mut config = NodeConfig::new("127.0.0.1:0".parse().unwrap(), identity);
     config.read_deadline = Duration::from_secs(20);
-    config.insecure = crate::INSECURE;
+    config.security = if crate::INSECURE { Security::Plaintext } else { Security::Keys };
     adjust(&mut config);
     let client = Arc::new(Client { tracker: Arc::clone(tracker), me: config.identity.id() });
     let node = Node::start(config, store, client, metrics).await.unwrap();

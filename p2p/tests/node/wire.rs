@@ -11,7 +11,7 @@ use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::layout::PieceLayout;
 use lapwing_p2p::metrics::Metrics;
-use lapwing_p2p::node::{Node, NodeConfig, Priority};
+use lapwing_p2p::node::{Node, NodeConfig, Priority, Security};
 use lapwing_p2p::wire::handshake::PLAINTEXT;
 use lapwing_p2p::wire::{BlobNumber, Frame, packing};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -121,7 +121,8 @@ async fn plaintext_and_tls_do_not_mix() {
     let tracker = Arc::new(Tracker::default());
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (first, bytes) = holder(&tracker, one.path(), 33).await;
-    let contrary = |config: &mut NodeConfig| config.insecure = !crate::INSECURE;
+    let contrary =
+        |config: &mut NodeConfig| config.security = if crate::INSECURE { Security::Keys } else { Security::Plaintext };
     let second = start(&tracker, two.path(), contrary).await;
     let origin = MemoryOrigin::new(bytes.clone());
     let blob = second.open(Digest::of(&bytes), LENGTH as u64, Some(Arc::new(Handle(Arc::clone(&origin))))).unwrap();
@@ -137,7 +138,7 @@ async fn plaintext_and_tls_do_not_mix() {
 async fn a_handshake_without_its_tls_connection_is_refused() {
     let tracker = Arc::new(Tracker::default());
     let directory = tempfile::tempdir().unwrap();
-    let node = start(&tracker, directory.path(), |config| config.insecure = false).await;
+    let node = start(&tracker, directory.path(), |config| config.security = Security::Keys).await;
     let (one, other) = (Arc::new(Identity::generate().unwrap()), Identity::generate().unwrap());
     let plain = TcpStream::connect(node.local_addr()).await.unwrap();
     let plain = raw::shake_hands(Either::Left(plain), &one, &PLAINTEXT, &PLAINTEXT).await;

@@ -13,11 +13,12 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use super::ConnectionError;
 use super::channel::{self, Incoming, Outgoing, Socket};
 use crate::identity::{Identity, PeerId, SIGNATURE_LENGTH};
+use crate::membership::Side;
 use crate::node::{Node, NodeConfig};
+use crate::tls::{Expected, Tls};
 use crate::wire::handshake::{self, GREETING_LENGTH, Greeting, PLAINTEXT};
 use crate::wire::packing::TAKES_PACKED;
 use crate::wire::telling::TELLS_HOLDERS;
-use crate::wire::tls::{self, Tls};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,9 +58,9 @@ pub(in crate::node) async fn dial(address: SocketAddr, peer: PeerId, node: &Node
     let greeting = async {
         let channel = match &node.tls {
             Some(tls) => {
-                let connecting =
-                    TlsConnector::from(tls.client(peer)).connect(Tls::name(), channel::beneath_tls(stream));
-                greet_within_tls(connecting.await.map_err(ConnectionError::Tls)?.into(), remote, node).await
+                let connecting = TlsConnector::from(tls.client(Expected::Peer(peer)))
+                    .connect(Tls::name(), channel::beneath_tls(stream));
+                greet_within_tls(connecting.await.map_err(ConnectionError::Tls)?.into(), remote, tls, node).await
             }
             None => greet_in_plaintext(stream, node).await,
         }?;
@@ -95,7 +96,7 @@ pub(in crate::node) async fn accept(stream: TcpStream, node: &Node) -> Result<Ch
         match &node.tls {
             Some(tls) => {
                 let accepting = TlsAcceptor::from(tls.server()).accept(channel::beneath_tls(stream));
-                greet_within_tls(accepting.await.map_err(ConnectionError::Tls)?.into(), remote, node).await
+                greet_within_tls(accepting.await.map_err(ConnectionError::Tls)?.into(), remote, tls, node).await
             }
             None => greet_in_plaintext(stream, node).await,
         }
@@ -112,14 +113,15 @@ async fn greet_in_plaintext(mut stream: TcpStream, node: &Node) -> Result<Channe
 async fn greet_within_tls(
     mut stream: TlsStream<Socket>,
     remote: IpAddr,
+    tls: &Tls,
     node: &Node,
 ) -> Result<Channel, ConnectionError> {
-    let (expected, binding) = match &stream {
-        TlsStream::Client(stream) => tls::peer(stream.get_ref().1)?,
-        TlsStream::Server(stream) => tls::peer(stream.get_ref().1)?,
+    let proven = match &stream {
+        TlsStream::Client(stream) => tls.proven(stream.get_ref().1, Side::Listener)?,
+        TlsStream::Server(stream) => tls.proven(stream.get_ref().1, Side::Dialer)?,
     };
-    let theirs = shake_hands(&mut stream, node, &binding).await?;
-    if theirs.peer != expected {
+    let theirs = shake_hands(&mut stream, node, &proven.binding).await?;
+    if let Some(expected) = proven.peer.filter(|proven| *proven != theirs.peer) {
         return Err(ConnectionError::SomebodyElse { found: theirs.peer, expected });
     }
     Ok(Channel::new(&theirs, remote, channel::encrypted(stream)))

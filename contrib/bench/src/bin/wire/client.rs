@@ -11,8 +11,9 @@ use lapwing_p2p::bitfield::Bitfield;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::identity::{Identity, PeerId};
 use lapwing_p2p::layout::{PieceIndex, PieceLayout};
+use lapwing_p2p::membership::Side;
+use lapwing_p2p::tls::{Expected, Protocol, Tls};
 use lapwing_p2p::wire::handshake::{Channel, GREETING_LENGTH, Greeting, PLAINTEXT};
-use lapwing_p2p::wire::tls::{self, Tls};
 use lapwing_p2p::wire::{BlobNumber, Frame, HEADER_LENGTH, Header, PieceHead};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -48,9 +49,10 @@ pub(crate) fn drain(address: SocketAddr, peer: PeerId, wire: Wire, digest: Diges
         match wire {
             Wire::Plaintext => drain_from(stream, &identity, &PLAINTEXT, digest, length).await,
             Wire::Tls => {
-                let connector = TlsConnector::from(Tls::new(&identity)?.client(peer));
+                let tls = Tls::new(Protocol::Wire, &identity, None)?;
+                let connector = TlsConnector::from(tls.client(Expected::Peer(peer)));
                 let stream = connector.connect(Tls::name(), stream).await?;
-                let (_, channel) = tls::peer(stream.get_ref().1)?;
+                let channel = tls.proven(stream.get_ref().1, Side::Listener)?.binding;
                 drain_from(stream, &identity, &channel, digest, length).await
             }
         }

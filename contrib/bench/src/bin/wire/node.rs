@@ -12,7 +12,7 @@ use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::layout::{PieceIndex, PieceLayout};
 use lapwing_p2p::metrics::Metrics;
-use lapwing_p2p::node::{Node, NodeConfig};
+use lapwing_p2p::node::{Node, NodeConfig, Security};
 use lapwing_p2p::store::{ChunkStore, StoreConfig};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -98,7 +98,7 @@ async fn start(root: &Path, tracker: &str, wire: Wire) -> anyhow::Result<Arc<Nod
         ..ClientConfig::new(vec![tracker.to_owned()], identity.id())
     })?;
     let mut config = NodeConfig::new(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), identity);
-    config.insecure = wire == Wire::Plaintext;
+    config.security = if wire == Wire::Plaintext { Security::Plaintext } else { Security::Keys };
     Ok(Node::start(config, store, discovery, Arc::new(Metrics::default())).await?)
 }
 
