@@ -38,6 +38,7 @@ use tokio::time::{Instant, timeout};
 
 use self::asking::all_failed;
 use self::budget::RetryBudget;
+pub(crate) use self::config::endpoint;
 pub use self::config::{ClientConfig, InvalidConfig};
 use self::leasing::Granted;
 use self::link::{Held, Link};

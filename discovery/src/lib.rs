@@ -8,6 +8,7 @@
 //! * [`registry`]: the tracker's state: groups, nodes, holders, votes. Pure: no sockets, no clock
 //! * [`lease`]: of one blob, who may fetch which pieces from the origin. Pure as well
 //! * [`seed`]: asking seeds to fetch blobs for all: the service, and which of several is asked
+//! * [`authority`]: letting nodes into a cluster; `transport`: TLS between its members, below the calls
 //! * [`piccolo`]: Piccolo's agents as nodes of the tracker, by HTTP
 //! * [`store`]: what several trackers keep together, where an operator wants that
 //! * [`limits`], [`metrics`]: every bound and period; every metric name
@@ -19,6 +20,7 @@
 //! [`registry::distance`] -> `client/answers.rs`, which believes only what a peer could be. The reply also carries the
 //! caller's registration; when that changed, the client's task sends everything it holds again.
 
+pub mod authority;
 pub mod client;
 pub mod lease;
 pub mod limits;
@@ -31,6 +33,7 @@ mod rendezvous;
 pub mod seed;
 pub mod server;
 pub mod store;
+mod transport;
 mod wire;
 
 pub use self::client::{ClientConfig, InvalidConfig, TrackerClient, TrackerSource};

@@ -9,7 +9,7 @@ pub const MAX_REQUEST_BYTES: usize = 512 * 1024;
 /// Largest message a client decodes, in bytes.
 pub const MAX_REPLY_BYTES: usize = 128 * 1024;
 /// Longest group name, in bytes.
-pub const MAX_GROUP_BYTES: usize = 64;
+pub const MAX_GROUP_BYTES: usize = lapwing_p2p::limits::MAX_GROUP_BYTES;
 /// Longest zone or rack label, in bytes (as long as a Kubernetes label value).
 pub const MAX_LABEL_BYTES: usize = 63;
 /// Most holdings or statements in one message.
@@ -316,3 +316,23 @@ pub const MAX_BELIEVED: Duration = Duration::from_secs(300);
 pub const MAX_REPLICAS_SCANNED: usize = 1024;
 /// The same to see whether a live one is there, so that nobody needs the origin.
 pub const MAX_COMPLETE_SCANNED: usize = 4096;
+
+/// TLS handshakes of callers that go on at once.
+pub const MAX_HANDSHAKES: usize = 256;
+/// A caller's TLS handshake ends within that.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a connection that could not be accepted.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest token, in bytes.
+pub const MAX_TOKEN_BYTES: usize = 256;
+/// Most tokens of an authority at a time.
+pub const MAX_TOKENS: usize = 1024;
+/// Longest file of them that is read, in bytes.
+pub const MAX_TOKENS_FILE_BYTES: u64 = MAX_TOKENS as u64 * 256;
+/// Longest file of who was let in that is read, in bytes: a line has about 120.
+pub const MAX_LEDGER_BYTES: u64 = 256 << 20;
+/// That somebody got another certificate is noted once in that time.
+pub const LEDGER_PERIOD: Duration = Duration::from_secs(86_400);
+/// Longest answer of an authority, in bytes.
+pub const MAX_MEMBERSHIP_BYTES: usize = 256 << 10;

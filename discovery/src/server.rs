@@ -14,16 +14,16 @@ mod shared;
 mod view;
 
 use std::future::Future;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use lapwing_p2p::tls::Tls;
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
 
 pub use self::keeping::Keeping;
 use self::load::Load;
 use self::shared::Shared;
+use crate::authority::{self, Authority};
 use crate::lease::sites::LeasePolicy;
 use crate::limits::{BACKLOG_TICK, CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_REQUEST_BYTES, TICK};
 use crate::metrics::{Metrics, StoreMetrics};
@@ -31,6 +31,7 @@ use crate::proto::tracker_service_server::TrackerServiceServer;
 use crate::rates::Rates;
 use crate::registry::{Expired, Registry, TrackerSnapshot};
 use crate::store::HolderStore;
+use crate::transport;
 
 /// Tells the time since some fixed moment; must never go back.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -154,23 +155,45 @@ pub struct ServeError {
     source: tonic::transport::Error,
 }
 
-/// Answers on `listener` until `shutdown` ends; then calls under way are finished, and clients see their connections
-/// close.
+/// Who may call, and what is served besides the tracker.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// Callers are members of this cluster; none: everybody may call, over plain TCP.
+    pub tls: Option<Tls>,
+    /// The authority that this tracker is for its cluster.
+    pub authority: Option<Arc<Authority>>,
+}
+
+/// Answers everybody on `listener` until `shutdown` ends; then calls under way are finished, and clients see their
+/// connections close.
 pub async fn serve(
     listener: TcpListener,
     tracker: Tracker,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
+    serve_members(listener, tracker, Access::default(), shutdown).await
+}
+
+/// Answers those who have access, likewise.
+pub async fn serve_members(
+    listener: TcpListener,
+    tracker: Tracker,
+    access: Access,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
     let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
-    tracing::info!(address, "tracker listens");
+    let cluster = access.tls.as_ref().and_then(Tls::own).map(|own| own.cluster);
+    tracing::info!(address, cluster, "tracker listens");
     let service = TrackerServiceServer::new(tracker.clone()).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let authority = access.authority.map(authority::service);
     let serving = tonic::transport::Server::builder()
         .timeout(CALL_TIMEOUT)
         .max_concurrent_streams(MAX_CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(2 * CALL_TIMEOUT))
         .http2_keepalive_timeout(Some(CALL_TIMEOUT))
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown);
+        .add_optional_service(authority)
+        .serve_with_incoming_shutdown(transport::incoming(listener, access.tls), shutdown);
     let ticking = async {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -186,9 +209,4 @@ pub async fn serve(
         () = ticking => Ok(()),
         () = tracker.keep_store() => Ok(()),
     }
-}
-
-/// The ends of a connection, in their plain form: a socket bound to `::` sees IPv4 peers as mapped addresses.
-fn plain(address: IpAddr) -> IpAddr {
-    address.to_canonical()
 }

@@ -8,19 +8,14 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Found, Holder, Holding, Statement, StatementKind, Vote};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::limits::MAX_REPLICA_QUESTIONS;
+use lapwing_p2p::membership::{Role, is_group};
 use tonic::Status;
 
 use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES};
 use crate::proto;
 use crate::registry::{Caller, Place};
 use crate::seed::Seed;
-
-/// The two ends of the connection that a request came over.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ends {
-    pub(crate) remote: IpAddr,
-    pub(crate) local: IpAddr,
-}
+use crate::transport::{Arrival, Claim};
 
 fn invalid(text: impl Into<String>) -> Status {
     Status::invalid_argument(text)
@@ -48,8 +43,7 @@ pub(crate) fn peer(field: &str, bytes: &[u8]) -> Result<PeerId, Status> {
 
 /// Checks a group name: letters, digits, `.`, `_`, `-`; not empty.
 pub(crate) fn check_group(group: &str) -> Result<(), String> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if group.is_empty() || group.len() > MAX_GROUP_BYTES || !group.bytes().all(allowed) {
+    if !is_group(group) {
         let shown: String = group.chars().take(MAX_GROUP_BYTES).collect();
         return Err(format!("group {shown:?}: expected 1 to {MAX_GROUP_BYTES} letters, digits, '.', '_' or '-'"));
     }
@@ -67,7 +61,8 @@ pub(crate) fn check_label(field: &str, label: &str) -> Result<(), String> {
     Ok(())
 }
 
-pub(crate) fn caller(message: Option<proto::Caller>, ends: Ends) -> Result<Caller, Status> {
+/// Who calls, if it may say so.
+pub(crate) fn caller(message: Option<proto::Caller>, arrival: &Arrival) -> Result<Caller, Status> {
     let message = message.ok_or_else(|| invalid("caller: missing"))?;
     check_group(&message.group).map_err(invalid)?;
     check_label("zone", &message.zone).map_err(invalid)?;
@@ -76,15 +71,18 @@ pub(crate) fn caller(message: Option<proto::Caller>, ends: Ends) -> Result<Calle
         .map_err(|_| invalid(format!("piece_port: {} is no TCP port", message.piece_port)))?;
     let seed_port = u16::try_from(message.seed_port)
         .map_err(|_| invalid(format!("seed_port: {} is no TCP port", message.seed_port)))?;
+    let node = peer("caller.node", &message.node)?;
+    let role = if message.seed || seed_port != 0 { Role::Seed } else { Role::Node };
+    arrival.check(&Claim { group: &message.group, node, role })?;
     Ok(Caller {
-        node: peer("caller.node", &message.node)?,
+        node,
         instance: message.instance,
         group: message.group,
-        place: Place { zone: message.zone.into(), rack: message.rack.into(), address: ends.remote },
+        place: Place { zone: message.zone.into(), rack: message.rack.into(), address: arrival.remote },
         port,
         seed: message.seed,
         seed_port,
-        reached_at: ends.local,
+        reached_at: arrival.local,
     })
 }
 

@@ -48,7 +48,8 @@ impl Seed {
         let seed_port = listener.local_addr().unwrap().port();
         let fetcher = Arc::new(Noting { asked: Mutex::default(), answer: Mutex::new(Ok(Taken::Fetching)) });
         let serving = Arc::clone(&fetcher);
-        let task = tokio::spawn(async move { seed::serve(listener, serving, std::future::pending()).await.unwrap() });
+        let task =
+            tokio::spawn(async move { seed::serve(listener, serving, None, std::future::pending()).await.unwrap() });
         let peer = PeerId::from_bytes([number; 32]);
         let config = ClientConfig { piece_port: 7081, seed_port, ..ClientConfig::new(vec![tracker.to_string()], peer) };
         let client = TrackerClient::new(config).unwrap();

@@ -39,6 +39,9 @@ pub use issuer::{Issuer, IssuerError};
 pub(crate) use key::Key;
 pub use pem::{PemError, certificates, write_certificates};
 
+/// An X.509 certificate in DER.
+pub type Certificate = rustls::pki_types::CertificateDer<'static>;
+
 /// What a member may be to the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {

@@ -148,6 +148,11 @@ impl Tls {
         Ok(Proven { peer, member, binding })
     }
 
+    /// What this machine's own certificate says, if it has one of an authority.
+    pub fn own(&self) -> Option<Member> {
+        self.cluster.as_ref().map(|credentials| credentials.own())
+    }
+
     /// The name to give to a TLS library that demands one; it is neither sent nor checked.
     pub fn name() -> ServerName<'static> {
         ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into())

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lapwing_p2p::identity::PeerId;
+use lapwing_p2p::tls::Tls;
 use tonic::transport::{Endpoint, Uri};
 
 use super::source::TrackerSource;
@@ -33,6 +34,8 @@ pub struct ClientConfig {
     pub seed_port: u16,
     /// The name server to ask for `dns:` and `srv:` entries; by default those of `/etc/resolv.conf`.
     pub resolver: Option<SocketAddr>,
+    /// This node's side of TLS, if its cluster has an authority; else calls go over plain TCP.
+    pub tls: Option<Tls>,
     /// How often these are asked for again, before jitter.
     pub refresh: Duration,
     /// How long one call may take before the next tracker is asked; twice that for a call in all.
@@ -54,6 +57,7 @@ impl ClientConfig {
             seed: false,
             seed_port: 0,
             resolver: None,
+            tls: None,
             refresh: SOURCE_REFRESH,
             deadline: DEADLINE,
             heartbeat: HEARTBEAT,
@@ -90,7 +94,7 @@ pub enum InvalidConfig {
 }
 
 /// Reads `host:port` (`http://` before it is allowed). Says, too, whether it names this machine.
-pub(super) fn endpoint(tracker: &str) -> Result<(Endpoint, bool), InvalidConfig> {
+pub(crate) fn endpoint(tracker: &str) -> Result<(Endpoint, bool), InvalidConfig> {
     let invalid = || InvalidConfig::Address(tracker.to_owned());
     let authority = tracker.strip_prefix("http://").unwrap_or(tracker);
     let uri: Uri = format!("http://{authority}").parse().map_err(|_| invalid())?;

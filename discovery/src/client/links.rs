@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::membership::Role;
+use lapwing_p2p::tls::Expected;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -11,7 +13,7 @@ use super::link::{Held, Link};
 use super::owners::{Move, Ring};
 use super::pace::Pace;
 use super::{InvalidConfig, Shared, config};
-use crate::proto;
+use crate::{proto, transport};
 
 /// A set of trackers; never changed, but replaced by another.
 #[derive(Default)]
@@ -152,7 +154,9 @@ impl Shared {
                     let (endpoint, is_local) = config::endpoint(tracker)?;
                     let budget = Arc::clone(&self.budget);
                     let pace = Pace::new(Instant::now(), self.config.heartbeat);
-                    Arc::new(Link::new(tracker.clone(), is_local, endpoint.connect_lazy(), budget, pace))
+                    let tls = self.config.tls.as_ref();
+                    let channel = transport::channel(&endpoint, tls, Expected::Role(Role::Tracker));
+                    Arc::new(Link::new(tracker.clone(), is_local, channel, budget, pace))
                 }
             });
         }

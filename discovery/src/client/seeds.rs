@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lapwing_p2p::discovery::{Discovery as _, Holder, Holding, SeedRequest};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::swarm::Priority;
+use lapwing_p2p::tls::{Expected, Tls};
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 
@@ -19,6 +20,7 @@ use crate::limits::{
 use crate::proto;
 use crate::seed::fetch_reply::{Outcome, Reason};
 use crate::seed::{FetchRequest, Seed, SeedServiceClient, Urgency, order};
+use crate::transport;
 
 /// What is known of the seeds of this node's group.
 #[derive(Default)]
@@ -26,7 +28,7 @@ pub(super) struct Seeds {
     listing: Mutex<Listing>,
     /// One asks the tracker, and the others make do with the last answer.
     refreshing: AtomicBool,
-    channels: Mutex<HashMap<SocketAddr, SeedServiceClient<Channel>>>,
+    channels: Mutex<HashMap<(SocketAddr, PeerId), SeedServiceClient<Channel>>>,
     /// Seeds that did not answer, and until when they are passed over.
     suspects: Mutex<HashMap<PeerId, Instant>>,
 }
@@ -65,25 +67,27 @@ impl Seeds {
         lock(&self.suspects).get(peer).is_some_and(|until| *until > Instant::now())
     }
 
-    fn client(&self, address: SocketAddr) -> SeedServiceClient<Channel> {
+    fn client(&self, seed: &Seed, tls: Option<&Tls>) -> SeedServiceClient<Channel> {
+        let address = seed.service();
         let mut channels = lock(&self.channels);
         let connect = || {
             // An address of the form that SocketAddr prints is always an authority.
             let endpoint = Endpoint::from_shared(format!("http://{address}"));
             let endpoint = endpoint.unwrap_or_else(|_| Endpoint::from_static("http://0.0.0.0:0"));
-            let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+            let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+            let channel = transport::channel(&endpoint, tls, Expected::Peer(seed.peer));
             SeedServiceClient::new(channel).max_decoding_message_size(MAX_SEED_REPLY_BYTES)
         };
-        channels.entry(address).or_insert_with(connect).clone()
+        channels.entry((address, seed.peer)).or_insert_with(connect).clone()
     }
 
     fn listed(&self, seeds: Vec<Seed>) {
-        let addresses: Vec<SocketAddr> = seeds.iter().map(Seed::service).collect();
-        lock(&self.channels).retain(|address, _| addresses.contains(address));
+        let there: Vec<(SocketAddr, PeerId)> = seeds.iter().map(|seed| (seed.service(), seed.peer)).collect();
+        lock(&self.channels).retain(|seed, _| there.contains(seed));
         *lock(&self.listing) = Listing { seeds, at: Some(Instant::now()) };
     }
 
-    async fn ask(&self, seed: &Seed, request: &SeedRequest) -> Asked {
+    async fn ask(&self, seed: &Seed, request: &SeedRequest, tls: Option<&Tls>) -> Asked {
         let urgency = if request.urgency == Priority::Background { Urgency::Background } else { Urgency::WaitedFor };
         let message = FetchRequest {
             digest: request.digest.as_bytes().to_vec(),
@@ -92,7 +96,7 @@ impl Seeds {
             repository: request.locator.repository.clone(),
             urgency: urgency.into(),
         };
-        let mut client = self.client(seed.service());
+        let mut client = self.client(seed, tls);
         let outcome = match timeout(SEED_DEADLINE, client.fetch(message)).await {
             Ok(Ok(reply)) => reply.into_inner().outcome,
             Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
@@ -168,7 +172,7 @@ impl TrackerClient {
         let candidates = order(&request.digest, &live).into_iter().filter(|seed| !self.seeds.is_suspect(&seed.peer));
         for seed in candidates.take(MAX_SEEDS_TRIED) {
             let (digest, peer) = (request.digest, seed.peer);
-            match self.seeds.ask(&seed, request).await {
+            match self.seeds.ask(&seed, request, self.shared.config.tls.as_ref()).await {
                 Asked::Takes(holding) => {
                     return Some(Holder { seed: true, ..Holder::new(peer, seed.piece_wire(), holding) });
                 }

@@ -4,9 +4,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::membership::Role;
 use lapwing_p2p::origin::Locator;
+use lapwing_p2p::tls::Tls;
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use super::proto::fetch_reply::{Accepted, Outcome, Reason, Refused};
@@ -16,6 +17,7 @@ use super::{Fetcher, Refusal, Taken, Wanted};
 use crate::limits::{
     CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_NAMESPACE_BYTES, MAX_REPOSITORY_BYTES, MAX_SEED_REQUEST_BYTES,
 };
+use crate::transport::{self, Arrival};
 
 /// A seed's service that cannot be reached any more.
 #[derive(Debug, thiserror::Error)]
@@ -27,32 +29,42 @@ pub struct ServeError {
     source: tonic::transport::Error,
 }
 
-/// Answers on `listener` until `shutdown` ends.
+/// Answers the members of a seed's group, or everybody without `tls`, on `listener` until `shutdown` ends.
 pub async fn serve(
     listener: TcpListener,
     fetcher: Arc<dyn Fetcher>,
+    tls: Option<Tls>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
-    let service = SeedServiceServer::new(Service(fetcher)).max_decoding_message_size(MAX_SEED_REQUEST_BYTES);
+    let service =
+        SeedServiceServer::new(Service { fetcher, group: tls.as_ref().and_then(Tls::own).map(|own| own.group) })
+            .max_decoding_message_size(MAX_SEED_REQUEST_BYTES);
     tonic::transport::Server::builder()
         .timeout(CALL_TIMEOUT)
         .max_concurrent_streams(MAX_CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(2 * CALL_TIMEOUT))
         .http2_keepalive_timeout(Some(CALL_TIMEOUT))
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
+        .serve_with_incoming_shutdown(transport::incoming(listener, tls), shutdown)
         .await
         .map_err(|source| ServeError { address, source })
 }
 
-struct Service(Arc<dyn Fetcher>);
+struct Service {
+    fetcher: Arc<dyn Fetcher>,
+    /// Whose members may ask.
+    group: Option<String>,
+}
 
 #[tonic::async_trait]
 impl SeedService for Service {
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<FetchReply>, Status> {
+        if let Some(group) = &self.group {
+            Arrival::of(&request)?.check_group(group, Role::Node)?;
+        }
         let wanted = read(request.into_inner()).map_err(Status::invalid_argument)?;
-        let outcome = match self.0.fetch(wanted).await {
+        let outcome = match self.fetcher.fetch(wanted).await {
             Ok(taken) => Outcome::Accepted(Accepted { complete: taken == Taken::Complete }),
             Err(refusal) => {
                 let reason = match &refusal {

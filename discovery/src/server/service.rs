@@ -7,12 +7,13 @@ use lapwing_p2p::discovery::{LeaseReply, LeaseRequest, Replicas};
 use lapwing_p2p::layout::PieceLayout;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Tracker, plain};
+use super::Tracker;
 use crate::limits::{CALL_TIMEOUT, MAX_BLOBS_PER_NODE, MAX_STATEMENTS_PER_NODE, MAX_SYNC_MESSAGES};
 use crate::proto::tracker_service_server::TrackerService;
 use crate::proto::{self, SyncRequest};
 use crate::registry::{Caller, Refusal, Registry};
-use crate::wire::{self, Ends};
+use crate::transport::Arrival;
+use crate::wire;
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
@@ -48,13 +49,6 @@ impl Paced for proto::LeaveReply {
     }
 }
 
-fn ends<T>(request: &Request<T>) -> Result<Ends, Status> {
-    match (request.remote_addr(), request.local_addr()) {
-        (Some(remote), Some(local)) => Ok(Ends { remote: plain(remote.ip()), local: plain(local.ip()) }),
-        _ => Err(Status::failed_precondition("the address of the caller is unknown: TCP is required")),
-    }
-}
-
 impl Tracker {
     /// Counts the outcome of a call.
     fn counted<T>(&self, method: &'static str, outcome: Result<T, Status>) -> Result<Response<T>, Status> {
@@ -72,9 +66,9 @@ impl Tracker {
         read: impl FnOnce(T) -> Result<(Option<proto::Caller>, P), Status>,
         act: impl FnOnce(&mut Registry, Duration, &Caller, P) -> Result<R, Refusal>,
     ) -> Result<Response<R>, Status> {
-        let outcome = ends(&request).and_then(|ends| {
+        let outcome = Arrival::of(&request).and_then(|arrival| {
             let (caller, parameters) = read(request.into_inner())?;
-            let caller = wire::caller(caller, ends)?;
+            let caller = wire::caller(caller, &arrival)?;
             Ok(self.act_paced(&caller, parameters, act)?)
         });
         self.counted(method, outcome)
@@ -89,9 +83,9 @@ impl Tracker {
         learn: impl AsyncFnOnce(&str, &P),
         act: impl FnOnce(&mut Registry, Duration, &Caller, P) -> Result<R, Refusal>,
     ) -> Result<Response<R>, Status> {
-        let checked = ends(&request).and_then(|ends| {
+        let checked = Arrival::of(&request).and_then(|arrival| {
             let (caller, parameters) = read(request.into_inner())?;
-            Ok((wire::caller(caller, ends)?, parameters))
+            Ok((wire::caller(caller, &arrival)?, parameters))
         });
         let outcome = match checked {
             Ok((caller, parameters)) => {
@@ -131,7 +125,7 @@ impl Tracker {
     }
 
     async fn read_sync(&self, request: Request<Streaming<SyncRequest>>) -> Result<proto::SyncReply, Status> {
-        let ends = ends(&request)?;
+        let arrival = Arrival::of(&request)?;
         let mut stream = request.into_inner();
         let (mut caller, mut holdings, mut statements, mut whole) = (None, Vec::new(), Vec::new(), false);
         let mut messages = 0;
@@ -140,7 +134,7 @@ impl Tracker {
             if messages > MAX_SYNC_MESSAGES {
                 return Err(Status::resource_exhausted(format!("sync: more than {MAX_SYNC_MESSAGES} messages")));
             }
-            let named = wire::caller(message.caller, ends)?;
+            let named = wire::caller(message.caller, &arrival)?;
             if caller.get_or_insert_with(|| named.clone()) != &named {
                 return Err(Status::invalid_argument("sync: the caller changed within the stream"));
             }

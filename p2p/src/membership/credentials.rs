@@ -67,9 +67,17 @@ struct Current {
 pub struct Credentials(RwLock<Current>);
 
 impl Credentials {
-    /// Takes what its own authorities believe.
+    /// Takes what its own authorities believe, or believed until it ran out: then it gets nowhere until it is renewed.
     pub fn new(shown: Shown, authorities: Authorities) -> Result<Self, CredentialsError> {
-        Ok(Self(RwLock::new(Current::new(shown, authorities)?)))
+        let current = match Current::new(shown.clone(), authorities.clone()) {
+            Err(CredentialsError::Own(NotAMember::Unproven(webpki::Error::CertExpired { .. }))) => {
+                let own = shown.chain().first().ok_or_else(|| NotAMember::Other("there is none".to_owned()))?;
+                let own = authorities.read(own)?;
+                Current { shown, authorities: Arc::new(authorities), own }
+            }
+            current => current?,
+        };
+        Ok(Self(RwLock::new(current)))
     }
 
     /// Takes others from now on; what is not good is not taken.

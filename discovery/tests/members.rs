@@ -1,0 +1,175 @@
+//! A cluster with an authority: who joins, who may call, who is another, who is out.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail as the test itself may")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lapwing_discovery::authority::tokens::{self, Token};
+use lapwing_discovery::authority::{AskError, Authority, Membership, join, renew};
+use lapwing_discovery::server::{Access, Tracker, serve_members};
+use lapwing_discovery::{ClientConfig, TrackerClient};
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::{Discovery as _, Holding};
+use lapwing_p2p::identity::Identity;
+use lapwing_p2p::membership::{Authorities, Credentials, Issuer, Member, Role, Roles, Rules, Shown};
+use lapwing_p2p::tls::{Protocol, Tls};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+struct Cluster {
+    directory: tempfile::TempDir,
+    authority: Arc<Authority>,
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+fn identity() -> Arc<Identity> {
+    Arc::new(Identity::generate().unwrap())
+}
+
+fn credentials(membership: Membership, identity: &Arc<Identity>) -> Arc<Credentials> {
+    let authorities = Authorities::new(membership.authorities, Rules::default()).unwrap();
+    Arc::new(Credentials::new(Shown::with_identity(membership.certificates, identity), authorities).unwrap())
+}
+
+impl Cluster {
+    async fn start(lifetime: Duration) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("authority");
+        Issuer::create(&path, "prod.example").unwrap();
+        let authority = Arc::new(Authority::open(&path, lifetime).unwrap());
+        let own = identity();
+        let roles = Roles::of([Role::Tracker]);
+        let member = Member { cluster: String::new(), group: "trackers".into(), roles, peer: None };
+        let forever = Authority::open(&path, Duration::from_secs(3600)).unwrap();
+        let credentials = credentials(forever.certify(&member, own.id()).unwrap(), &own);
+        let tls = Some(Tls::new(Protocol::Calls, &own, Some(&credentials)).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let access = Access { tls, authority: Some(Arc::clone(&authority)) };
+        let serving = serve_members(listener, Tracker::new(), access, std::future::pending());
+        let serving = tokio::spawn(async move { serving.await.unwrap() });
+        Self { directory, authority, address, serving }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.directory.path().join("authority")
+    }
+
+    fn tracker(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn token(&self, group: &str, roles: &[Role]) -> String {
+        let token = Token { group: group.to_owned(), roles: Roles::of(roles.iter().copied()) };
+        let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(600);
+        tokens::create(&self.path(), self.authority.issuer(), &token, expires).unwrap()
+    }
+
+    async fn member(&self, group: &str, roles: &[Role]) -> (Arc<Identity>, Arc<Credentials>) {
+        let identity = identity();
+        let membership = join(&self.tracker(), &identity, &self.token(group, roles)).await.unwrap();
+        let credentials = credentials(membership, &identity);
+        (identity, credentials)
+    }
+
+    fn client(&self, identity: &Arc<Identity>, tls: Option<Tls>, group: &str) -> Arc<TrackerClient> {
+        let config = ClientConfig {
+            tls,
+            group: group.into(),
+            piece_port: 7081,
+            ..ClientConfig::new(vec![self.tracker()], identity.id())
+        };
+        TrackerClient::new(config).unwrap()
+    }
+}
+
+fn calls(identity: &Arc<Identity>, credentials: &Arc<Credentials>) -> Option<Tls> {
+    Some(Tls::new(Protocol::Calls, identity, Some(credentials)).unwrap())
+}
+
+async fn finds(client: &TrackerClient, digest: Digest) -> Result<Vec<lapwing_p2p::identity::PeerId>, String> {
+    let found = client.find(digest).await.map_err(|error| error.to_string())?;
+    Ok(found.holders.iter().map(|holder| holder.peer).collect())
+}
+
+fn refused(error: &AskError) -> bool {
+    matches!(error, AskError::Refused { .. })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_find_each_other_and_strangers_nothing() {
+    let cluster = Cluster::start(Duration::from_secs(3600)).await;
+    let (one, of_one) = cluster.member("team", &[Role::Node]).await;
+    let (two, of_two) = cluster.member("team", &[Role::Node]).await;
+    let digest = Digest::of(b"layer");
+    let first = cluster.client(&one, calls(&one, &of_one), "team");
+    first.announce(digest, Some(Holding::Complete)).await.unwrap();
+    let second = cluster.client(&two, calls(&two, &of_two), "team");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while finds(&second, digest).await != Ok(vec![one.id()]) {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", finds(&second, digest).await);
+        tokio::task::yield_now().await;
+    }
+    let stranger = identity();
+    let by_key = Tls::new(Protocol::Calls, &stranger, None).unwrap();
+    let other_group = cluster.client(&two, calls(&two, &of_two), "other");
+    let somebody_else = cluster.client(&stranger, calls(&two, &of_two), "team");
+    let cases = [
+        ("in plain text", cluster.client(&stranger, None, "team")),
+        ("with a key alone", cluster.client(&stranger, Some(by_key), "team")),
+        ("in a group that is not its own", other_group),
+        ("in the name of another", somebody_else),
+    ];
+    for (what, client) in cases {
+        assert!(finds(&client, digest).await.is_err(), "{what}");
+    }
+    let (seed, of_seed) = cluster.member("team", &[Role::Seed]).await;
+    let as_node = cluster.client(&seed, calls(&seed, &of_seed), "team");
+    assert!(finds(&as_node, digest).await.is_err(), "a seed that says that it is a node");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_token_stays_outside_and_who_joined_stays_inside_until_it_is_revoked() {
+    let cluster = Cluster::start(Duration::from_secs(3)).await;
+    let tracker = cluster.tracker();
+    let (node, token) = (identity(), cluster.token("team", &[Role::Node]));
+    let last = token.chars().nth(30).unwrap();
+    let forged = token.replacen(last, if last == '0' { "1" } else { "0" }, 99);
+    assert!(join(&tracker, &node, &forged).await.is_err());
+    let other = Cluster::start(Duration::from_secs(1)).await;
+    let foreign = join(&tracker, &node, &other.token("team", &[Role::Node])).await.unwrap_err();
+    assert!(!refused(&foreign), "the token is not shown to a tracker of another authority: {foreign}");
+
+    let of_node = credentials(join(&tracker, &node, &token).await.unwrap(), &node);
+    assert_eq!((&*of_node.own().group, of_node.own().peer), ("team", Some(node.id())));
+    // With a certificate that has run out, by its key.
+    while of_node.good_until().is_some() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let renewed = credentials(renew(&tracker, &node, &of_node).await.unwrap(), &node);
+    assert_eq!(renewed.own(), of_node.own());
+    // And with one that is good.
+    let fresh = credentials(renew(&tracker, &node, &renewed).await.unwrap(), &node);
+    assert!(
+        renew(&tracker, &identity(), &of_node).await.is_err_and(|error| refused(&error)),
+        "a key that never joined"
+    );
+
+    let elsewhere = Authority::open(&cluster.path(), Duration::from_secs(1)).unwrap();
+    assert!(elsewhere.revoke(node.id()).unwrap());
+    assert!(renew(&tracker, &node, &fresh).await.is_err_and(|error| refused(&error)), "revoked");
+    let again = cluster.token("team", &[Role::Node]);
+    assert!(join(&tracker, &node, &again).await.is_err_and(|error| refused(&error)), "also with a token");
+    assert_eq!(cluster.authority.members().len(), 1);
+    assert!(Path::new(&cluster.path().join("members")).exists());
+}
