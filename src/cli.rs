@@ -4,11 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use lapwing_p2p::identity::PeerId;
+use lapwing_p2p::membership::Roles;
 
 use crate::commands::setup::DOCKER_CONFIG;
 use crate::commands::setup::containerd::CONFIG as CONTAINERD_CONFIG;
 use crate::commands::setup::version::ContainerdVersion;
-use crate::config::ByteSize;
+use crate::config::{ByteSize, Span};
 use crate::tracker::view::DEFAULT_ROWS;
 
 /// Peer-to-peer image distribution and lazy start for containerd.
@@ -45,6 +47,9 @@ pub(crate) enum Command {
     Unpin(Pin),
     /// Check whether this machine can do what Lapwing needs, and say what to mend
     Doctor(Doctor),
+    /// Be, or join, a cluster's authority: certificates that say who may take part
+    #[command(subcommand)]
+    Ca(Ca),
     /// Tell containerd or dockerd of the Lapwing on this machine: write, check or take back their configuration
     Setup(Setup),
     /// Print the configuration's reference, or check a file
@@ -56,6 +61,100 @@ pub(crate) struct Daemon {
     /// Configuration file (TOML); without it every key has its default
     #[arg(short, long, env = "LAPWING_CONFIG")]
     pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ca {
+    /// Make an authority: a key that lets nodes into a cluster, for trackers (identity.issuer)
+    Init(CaInit),
+    /// Print a new token by which machines join, list tokens, or take one back
+    Token(CaToken),
+    /// Join a cluster: get a certificate for this machine and put it where the configuration says
+    Join(CaJoin),
+    /// Write a certificate for a machine that cannot reach a tracker
+    Issue(CaIssue),
+    /// List who was let in
+    Members(CaMembers),
+    /// Give a machine no certificate any more
+    Revoke(CaRevoke),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaInit {
+    /// A new directory for the authority; keep it secret, and a copy of it safe
+    pub directory: PathBuf,
+    /// The cluster's name: lowercase letters, digits, '.', '-', '_'
+    #[arg(long)]
+    pub cluster: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaToken {
+    /// The authority's directory
+    pub directory: PathBuf,
+    /// The group that machines with it join
+    #[arg(long, default_value = "default")]
+    pub group: String,
+    /// What they may be: node, seed, tracker, joined by '+'
+    #[arg(long, default_value = "node")]
+    pub roles: Roles,
+    /// How long it lets machines in
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub valid: Span,
+    /// List tokens instead
+    #[arg(long, conflicts_with_all = ["group", "roles", "valid"])]
+    pub list: bool,
+    /// Take back the token with this id instead
+    #[arg(long, value_name = "ID", conflicts_with_all = ["group", "roles", "valid", "list"])]
+    pub revoke: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaJoin {
+    /// Configuration file (TOML); its identity.directory gets the certificate, its tracker.addresses are asked
+    #[arg(short, long, env = "LAPWING_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// A file with the token, "-" for the standard input
+    #[arg(long, value_name = "FILE")]
+    pub token_file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaIssue {
+    /// The authority's directory
+    pub directory: PathBuf,
+    /// The machine's peer id (64 hexadecimal digits, as it logs at its start)
+    #[arg(long, value_name = "ID")]
+    pub peer: PeerId,
+    /// Its group
+    #[arg(long, default_value = "default")]
+    pub group: String,
+    /// What it may be: node, seed, tracker, joined by '+'
+    #[arg(long, default_value = "node")]
+    pub roles: Roles,
+    /// How long the certificate is good
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub valid: Span,
+    /// Where certificate.pem and authority.pem go: a directory that is there
+    #[arg(long, value_name = "DIRECTORY")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaMembers {
+    /// The authority's directory
+    pub directory: PathBuf,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CaRevoke {
+    /// The authority's directory
+    pub directory: PathBuf,
+    /// The machine's peer id, as `lapwing ca members` and `lapwing nodes` show it
+    pub peer: PeerId,
 }
 
 #[derive(Debug, Args)]

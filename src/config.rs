@@ -8,23 +8,24 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lapwing_discovery::TrackerSource;
-use lapwing_discovery::limits::MAX_TRACKERS;
 use lapwing_plugins::http::{Allowed, UrlsConfig};
 use lapwing_plugins::registry::{RegistriesConfig, RegistryConfig};
 use lapwing_plugins::storage::StorageConfig;
-use lapwing_plugins::tracker_store::{InvalidTrackerStore, TrackerStoreConfig};
 use serde::{Deserialize, Serialize};
 
 mod containerd;
+mod identity;
 mod limits;
 mod origin;
 mod proxy;
+mod tracker;
 mod units;
 
 pub(crate) use containerd::Containerd;
+pub(crate) use identity::Identity;
 pub(crate) use limits::LimitsTable;
 pub(crate) use proxy::{Proxy, ProxyAction};
+pub(crate) use tracker::Tracker;
 pub(crate) use units::{ByteSize, Span};
 
 /// The annotated file with every key and its default.
@@ -50,6 +51,7 @@ pub(crate) struct Config {
     pub snapshotter: Snapshotter,
     pub lazy: Lazy,
     pub containerd: Containerd,
+    pub identity: Identity,
     pub peer: Peer,
     pub tracker: Tracker,
     pub origin: Origin,
@@ -116,32 +118,6 @@ pub(crate) struct Peer {
     pub compression: bool,
     pub congestion_control: String,
     pub upload_slots: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Tracker {
-    pub addresses: Vec<String>,
-    pub resolver: String,
-    pub refresh: Span,
-    pub listen: SocketAddr,
-    pub piccolo_listen: String,
-    pub insecure: bool,
-    pub group: String,
-    pub zone: String,
-    pub rack: String,
-    pub store: TrackerStoreConfig,
-}
-
-impl Tracker {
-    /// The name server to ask, if it is not the system's.
-    pub(crate) fn resolver(&self) -> Result<Option<SocketAddr>, String> {
-        if self.resolver.is_empty() {
-            return Ok(None);
-        }
-        let address = self.resolver.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
-        address.map(Some).ok_or_else(|| format!("{:?} is not address:port, such as \"10.0.0.2:53\"", self.resolver))
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,6 +202,7 @@ impl Default for Config {
             snapshotter: Snapshotter::default(),
             lazy: Lazy::default(),
             containerd: Containerd::default(),
+            identity: Identity::default(),
             peer: Peer::default(),
             tracker: Tracker::default(),
             origin: Origin::default(),
@@ -278,23 +255,6 @@ impl Default for Peer {
     }
 }
 
-impl Default for Tracker {
-    fn default() -> Self {
-        Self {
-            addresses: Vec::new(),
-            resolver: String::new(),
-            refresh: Span::seconds(30),
-            listen: loopback(7070),
-            piccolo_listen: String::new(),
-            insecure: false,
-            group: "default".into(),
-            zone: String::new(),
-            rack: String::new(),
-            store: TrackerStoreConfig::default(),
-        }
-    }
-}
-
 impl Default for Origin {
     fn default() -> Self {
         Self { copies: 1, streams: 0, zone: String::new(), sites: BTreeMap::new() }
@@ -341,13 +301,6 @@ impl Default for Http {
             connect_timeout: Span::seconds(5),
             read_timeout: Span::seconds(20),
         }
-    }
-}
-
-impl Tracker {
-    /// Where Piccolo's agents are listened for, if they are.
-    pub(crate) fn piccolo_listen(&self) -> Option<SocketAddr> {
-        self.piccolo_listen.parse().ok()
     }
 }
 
@@ -410,49 +363,8 @@ impl Config {
                 return invalid(key, format!("{} is not an absolute path", path.display()));
             }
         }
-        // Who says it of the piece wire, which can be encrypted, means it of trackers and seeds, which cannot yet.
-        let may_be_reached = self.tracker.insecure || self.peer.insecure;
-        let piccolo = self.tracker.piccolo_listen();
-        if piccolo.is_none() && !self.tracker.piccolo_listen.is_empty() {
-            let found = &self.tracker.piccolo_listen;
-            return invalid("tracker.piccolo_listen", format!("{found:?} is not address:port, nor empty"));
-        }
-        let listeners = [("tracker.listen", self.tracker.listen), ("seed.listen", self.seed.listen)];
-        for (key, address) in listeners.into_iter().chain(piccolo.map(|address| ("tracker.piccolo_listen", address))) {
-            if address.ip().is_loopback() || may_be_reached {
-                continue;
-            }
-            return invalid(
-                key,
-                format!(
-                    "{address} can be reached from other machines and calls to trackers and seeds are not encrypted yet; \
-                     listen on loopback, or set tracker.insecure = true if you trust that network"
-                ),
-            );
-        }
-        if self.tracker.addresses.len() > MAX_TRACKERS {
-            return invalid("tracker.addresses", format!("at most {MAX_TRACKERS} are used"));
-        }
-        for address in &self.tracker.addresses {
-            if let Err(error) = TrackerSource::parse(address) {
-                return invalid("tracker.addresses", error.to_string());
-            }
-        }
-        if let Err(reason) = self.tracker.resolver() {
-            return invalid("tracker.resolver", reason);
-        }
-        if self.tracker.refresh.0 < Duration::from_secs(1) {
-            return invalid("tracker.refresh", format!("{} is shorter than 1s", self.tracker.refresh));
-        }
-        if self.tracker.group.is_empty() || self.tracker.group.len() > 64 {
-            return invalid("tracker.group", "a group has a name of 1 to 64 bytes".into());
-        }
-        if let Err(error) = self.tracker.store.check() {
-            let InvalidTrackerStore::Key { key, reason } = error else {
-                return invalid("tracker.store", error.to_string());
-            };
-            return invalid(&format!("tracker.store.{key}"), reason);
-        }
+        self.identity.check(&self)?;
+        self.tracker.check(&self)?;
         let control = &self.peer.congestion_control;
         // TCP_CA_NAME_MAX of linux/tcp.h, with its final zero.
         if control.len() > 15 || !control.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {

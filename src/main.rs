@@ -7,6 +7,7 @@
 //! * [`proxy`]: the forward proxy
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
 //! * [`held`], [`hydrate`]: what containerd holds already, and what it is given
+//! * [`membership`]: this machine's certificate, and how it stays good
 //! * [`memory`]: what the allocator is told
 //! * [`admin`]: metrics, health, state
 //! * [`commands`]: everything that runs and ends
@@ -27,6 +28,7 @@ mod config;
 mod held;
 mod hydrate;
 mod layers;
+mod membership;
 mod memory;
 mod mirror;
 mod node;
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     memory::limit_arenas();
     let cli = Cli::parse();
     let outcome = match cli.command {
+        Command::Ca(command) => commands::ca::run(&command),
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Setup(arguments) => Ok(commands::setup::run(&arguments)),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Context as _;
 use lapwing_discovery::client::{ClientConfig, TrackerClient};
 use lapwing_p2p::discovery::Discovery;
-use lapwing_p2p::identity::Identity;
+use lapwing_p2p::membership::Role as Member;
 use lapwing_p2p::node::{Node, NodeConfig, NodeError};
 use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig};
 use lapwing_plugins::containerd::Containerd;
@@ -30,6 +30,7 @@ use crate::held;
 use crate::hydrate::{self, Hydration};
 use crate::layers::build::Builder;
 use crate::layers::{KeptIndexes, Layers, Origins};
+use crate::membership::Membership;
 use crate::memory;
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
 use crate::outage::Outage;
@@ -75,14 +76,16 @@ impl Role {
 pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let root = prepare_root(&config.root)?;
     let mut admin = Admin::default();
+    let roles: &[_] = if embedded == Embedded::Tracker { &[Member::Node, Member::Tracker] } else { &[Member::Node] };
+    let membership = Membership::open(&config, roles).await?;
     if embedded == Embedded::Tracker {
         let tracker = tracker::new(&config)?;
         tracker.metrics().register(&mut admin.metrics);
         admin.api = admin.api.merge(tracker::view::routes(tracker.clone()));
-        tracker::start(&config, tracker, shutdown.clone()).await?;
+        tracker::start(&config, tracker, &membership, shutdown.clone()).await?;
         config.tracker.addresses.push(config.tracker.listen.to_string());
     }
-    let node = start_swarm(&config, &mut admin, Role::Worker).await?;
+    let node = start_swarm(&config, &membership, &mut admin, Role::Worker).await?;
     let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
     let registries = Registries::new(config.registries.clone())?;
     let proxy_registries = Arc::clone(&registries);
@@ -208,8 +211,13 @@ pub(crate) fn prepare_root(root: &Path) -> anyhow::Result<std::path::PathBuf> {
 }
 
 /// Starts store, discovery and piece wire.
-pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) -> anyhow::Result<Arc<Node>> {
-    let identity = Arc::new(Identity::load_or_create(&config.root.join("node.key"))?);
+pub(crate) async fn start_swarm(
+    config: &Config,
+    membership: &Membership,
+    admin: &mut Admin,
+    role: Role,
+) -> anyhow::Result<Arc<Node>> {
+    let identity = Arc::clone(&membership.identity);
     let quota = (config.store.quota.0 > 0).then_some(config.store.quota.0);
     let store = ChunkStore::open(
         &config.root,
@@ -229,7 +237,7 @@ pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) 
     settings.congestion_control = config.peer.congestion_control.clone().into();
     settings.upload_slots = config.peer.upload_slots;
     settings.limits = (&config.limits).into();
-    settings.insecure = config.peer.insecure;
+    settings.security = membership.security(config);
     settings.metainfo_quorum = config.trust.metainfo_quorum;
     settings.index_quorum = config.trust.index_quorum;
     settings.referent_quorum = config.outage.quorum;
@@ -240,11 +248,7 @@ pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) 
         tracing::warn!("no tracker is configured (tracker.addresses): blobs come from the registries alone");
         Arc::new(solitary::Solitary)
     } else {
-        if config.peer.insecure {
-            tracing::warn!(
-                "peer.insecure: pieces are not encrypted, and tracker calls never are; every host on that network is trusted"
-            );
-        }
+        membership.warn(config);
         TrackerClient::new(ClientConfig {
             group: config.tracker.group.clone(),
             zone: config.tracker.zone.clone(),
@@ -252,6 +256,7 @@ pub(crate) async fn start_swarm(config: &Config, admin: &mut Admin, role: Role) 
             piece_port: config.peer.listen.port(),
             seed: role != Role::Worker,
             seed_port: role.seed_port(),
+            tls: membership.calls()?,
             resolver: config.tracker.resolver().map_err(anyhow::Error::msg)?,
             refresh: config.tracker.refresh.0,
             ..ClientConfig::new(config.tracker.addresses.clone(), identity.id())

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use lapwing_discovery::seed;
+use lapwing_p2p::membership::Role as Member;
 use lapwing_plugins::registry::Registries;
 use lapwing_plugins::storage;
 use tokio::net::TcpListener;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::layers::build::Builder;
+use crate::membership::Membership;
 use crate::node::{self, Role, cannot_listen, state::NodeState};
 
 mod demand;
@@ -52,14 +54,16 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
     if let Some(keeping) = keeping.clone() {
         tokio::spawn(async move { keeping.greet().await });
     }
-    let node = node::start_swarm(&config, &mut admin, Role::Seed { port: seed_port }).await?;
+    let membership = Membership::open(&config, &[Member::Seed]).await?;
+    let calls = membership.calls()?;
+    let node = node::start_swarm(&config, &membership, &mut admin, Role::Seed { port: seed_port }).await?;
     let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Box::new(|_| {}))));
     let demand = Demand::new(Arc::clone(&node), registries, ledger, config.seed.fetches, keeping, builder, metrics);
     demand.resume();
 
     let mut serving = JoinSet::new();
     let stop = shutdown.clone();
-    serving.spawn(async move { Ok(seed::serve(listener, demand, stop.cancelled_owned()).await?) });
+    serving.spawn(async move { Ok(seed::serve(listener, demand, calls, stop.cancelled_owned()).await?) });
     let told = Arc::clone(&node);
     admin.state = Some(Box::new(move || serde_json::to_value(NodeState::blobs_of(&told)).unwrap_or_default()));
     let ready = Arc::clone(&admin.ready);

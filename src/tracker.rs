@@ -4,13 +4,15 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use lapwing_discovery::piccolo::{self, Piccolo};
-use lapwing_discovery::server::{self, Keeping, Tracker};
+use lapwing_discovery::server::{self, Access, Keeping, Tracker};
+use lapwing_p2p::membership::Role;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
-use crate::node::cannot_listen;
+use crate::membership::Membership;
+use crate::node::{cannot_listen, prepare_root};
 
 pub(crate) mod view;
 
@@ -20,7 +22,10 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
     let tracker = new(config)?;
     tracker.metrics().register(&mut admin.metrics);
     admin.api = admin.api.merge(view::routes(tracker.clone()));
-    let serving = start(config, tracker.clone(), shutdown.clone()).await?;
+    prepare_root(&config.root)?;
+    let membership = Membership::open(config, &[Role::Tracker]).await?;
+    membership.warn(config);
+    let serving = start(config, tracker.clone(), &membership, shutdown.clone()).await?;
     admin.ready.store(true, Ordering::Release);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.cancelled_owned())
@@ -43,6 +48,7 @@ pub(crate) fn new(config: &Config) -> anyhow::Result<Tracker> {
 pub(crate) async fn start(
     config: &Config,
     tracker: Tracker,
+    membership: &Membership,
     shutdown: CancellationToken,
 ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
     let keeping = Keeping::new(config.root.join("tracker/holders"));
@@ -58,11 +64,12 @@ pub(crate) async fn start(
         }
         None => None,
     };
+    let access = Access { tls: membership.calls()?, authority: membership.authority() };
     Ok(tokio::spawn(async move {
         let stop = shutdown.clone().cancelled_owned();
         let nodes = async {
             let served = tokio::select! {
-                served = server::serve(listener, tracker.clone(), stop) => served,
+                served = server::serve_members(listener, tracker.clone(), access, stop) => served,
                 () = keeping.keep(&tracker) => Ok(()),
             };
             keeping.write_aside(&tracker).await;

@@ -115,6 +115,12 @@ impl Authority {
         Ok(Membership { certificates, authorities: vec![self.issuer.certificate().clone()] })
     }
 
+    /// Lets `peer` in because the operator says so.
+    pub fn admit(&self, member: &Member, peer: PeerId) -> Result<Membership, Refused> {
+        self.refuse_revoked(peer)?;
+        self.let_in(peer, &Token { group: member.group.clone(), roles: member.roles })
+    }
+
     /// Lets `peer` in, which has its key and brought `token`.
     fn join(&self, token: &str, peer: PeerId) -> Result<Membership, Refused> {
         let token = tokens::redeem(&self.directory, token, now())?;
