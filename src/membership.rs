@@ -139,7 +139,7 @@ impl Keeper {
             let group = self.config.tracker.group.clone();
             let member = Member { cluster: String::new(), group, roles, peer: None };
             let given = authority.certify(&member, self.identity.id())?;
-            let shown = Shown::with_identity(given.certificates, &self.identity);
+            let shown = Shown::with_identity(given.certificates, &self.identity)?;
             return Ok((shown, Authorities::new(given.authorities, Rules::default())?));
         }
         let settings = &self.config.identity;
@@ -149,7 +149,7 @@ impl Keeper {
             .context("identity.certificate (`lapwing ca join` gets one; or set identity.token_file)")?;
         let shown = match settings.key() {
             Some(key) => Shown::with_key_file(chain, &key).context("identity.key")?,
-            None => Shown::with_identity(chain, &self.identity),
+            None => Shown::with_identity(chain, &self.identity)?,
         };
         Ok((shown, Authorities::new(believed, rules).context("identity.authority")?))
     }

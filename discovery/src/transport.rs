@@ -17,7 +17,7 @@ use lapwing_p2p::tls::{Expected, Proven, Tls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -88,6 +88,8 @@ fn denied(member: &Member, what: &str) -> Status {
 pub(crate) struct Connection {
     stream: Box<dyn Bytes>,
     arrival: Arc<Arrival>,
+    /// Until the caller's certificate runs out; then it finds the connection closed, and opens another with the next one.
+    end: Option<Pin<Box<Sleep>>>,
 }
 
 trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -104,6 +106,9 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -177,11 +182,14 @@ async fn receive(stream: TcpStream, tls: Option<Tls>) -> io::Result<Connection> 
     let plain = |address: SocketAddr| address.ip().to_canonical();
     let (remote, local) = (plain(stream.peer_addr()?), plain(stream.local_addr()?));
     let Some(tls) = tls else {
-        return Ok(Connection { stream: Box::new(stream), arrival: Arc::new(Arrival { remote, local, proven: None }) });
+        let arrival = Arc::new(Arrival { remote, local, proven: None });
+        return Ok(Connection { stream: Box::new(stream), arrival, end: None });
     };
     let stream = TlsAcceptor::from(tls.server()).accept(stream).await?;
     let proven = tls.proven(stream.get_ref().1, Side::Dialer).map_err(io::Error::other)?;
-    Ok(Connection { stream: Box::new(stream), arrival: Arc::new(Arrival { remote, local, proven: Some(proven) }) })
+    let end = proven.lasts.map(|lasts| Box::pin(tokio::time::sleep(lasts)));
+    let arrival = Arc::new(Arrival { remote, local, proven: Some(proven) });
+    Ok(Connection { stream: Box::new(stream), arrival, end })
 }
 
 /// A way to `endpoint`, opened when it is first used, to who is `expected` there if it is within TLS.

@@ -38,7 +38,7 @@ fn identity() -> Arc<Identity> {
 
 fn credentials(membership: Membership, identity: &Arc<Identity>) -> Arc<Credentials> {
     let authorities = Authorities::new(membership.authorities, Rules::default()).unwrap();
-    Arc::new(Credentials::new(Shown::with_identity(membership.certificates, identity), authorities).unwrap())
+    Arc::new(Credentials::new(Shown::with_identity(membership.certificates, identity).unwrap(), authorities).unwrap())
 }
 
 impl Cluster {

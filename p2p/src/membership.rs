@@ -17,8 +17,8 @@
 //! * `key`: the identity as the TLS libraries want a key
 //! * `pem`: the files
 //!
-//! What is not guaranteed: there are no revocation lists. Certificates live for hours, and who is expelled is not given
-//! another; connections that are open stay open.
+//! What is not guaranteed: there are no revocation lists. Certificates live for hours, who is expelled is not given another,
+//! and a connection ends with the certificate that opened it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,6 +31,7 @@ mod credentials;
 mod issuer;
 mod key;
 mod pem;
+mod validity;
 
 pub(crate) use authority::key_of;
 pub use authority::{Authorities, NotAMember, Rules, Side, fingerprint};

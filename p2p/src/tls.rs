@@ -12,6 +12,7 @@
 //! * `verify`: whom each side accepts
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::CertificateParams;
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -76,6 +77,8 @@ pub struct Proven {
     pub peer: Option<PeerId>,
     /// What an authority says of it; nothing of those that nobody asked to be members.
     pub member: Option<Member>,
+    /// How long that is believed; the connection is to end then.
+    pub lasts: Option<Duration>,
     /// Keying material of the connection, the same on both sides and on no other connection.
     pub binding: [u8; 32],
 }
@@ -141,11 +144,13 @@ impl Tls {
         let chain = chain.ok_or(Error::NoCertificatesPresented)?;
         let binding = connection.export_keying_material([0; 32], BINDING_LABEL, None)?;
         // Strangers write what they like into certificates of their own: it is proven here as in the handshake.
-        let believed =
-            |credentials: &Arc<Credentials>| credentials.authorities().member(chain, side, UnixTime::now()).ok();
-        let member = self.cluster.as_ref().and_then(believed);
+        let now = UnixTime::now();
+        let authorities = self.cluster.as_ref().map(|credentials| credentials.authorities());
+        let member = authorities.as_ref().and_then(|authorities| authorities.member(chain, side, now).ok());
         let peer = member.as_ref().map_or_else(|| key_of(&chain[0]), |member| member.peer);
-        Ok(Proven { peer, member, binding })
+        let until = member.as_ref().and(authorities).and_then(|authorities| authorities.good_until(chain, side, now));
+        let lasts = until.map(|until| Duration::from_secs(until.as_secs().saturating_sub(now.as_secs())));
+        Ok(Proven { peer, member, lasts, binding })
     }
 
     /// What this machine's own certificate says, if it has one of an authority.

@@ -407,7 +407,8 @@ fn listing(held: &Held, caller: &proto::Caller, owns: impl Fn(&Digest) -> bool) 
     messages
 }
 
-/// Codes by which a tracker that is well says no.
+/// Codes by which a tracker that is well says no to what all nodes would be told. Who is no member of its cluster is told so by others:
+/// that node has no tracker, and goes on as if there were none.
 const fn is_refusal(code: Code) -> bool {
     matches!(
         code,
@@ -416,8 +417,6 @@ const fn is_refusal(code: Code) -> bool {
             | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::Unimplemented
-            | Code::PermissionDenied
-            | Code::Unauthenticated
             | Code::NotFound
     )
 }

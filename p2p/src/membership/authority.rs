@@ -7,15 +7,13 @@ use rustls::server::ParsedCertificate;
 use sha2::{Digest as _, Sha256};
 use webpki::{EndEntityCert, KeyUsage};
 
+use super::validity::not_after;
 use super::{Member, Roles};
 use crate::identity::PeerId;
 use crate::limits::MAX_CERTIFICATES;
 
 /// A SubjectPublicKeyInfo of Ed25519 (RFC 8410, section 4) up to the key.
 pub(super) const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-
-/// No certificate is taken to be good for longer.
-const LONGEST: Duration = Duration::from_secs(50 * 365 * 86_400);
 
 /// Which members of other authorities belong here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,17 +92,13 @@ impl Authorities {
         self.read(own)
     }
 
-    /// The last second at which `chain` is believed; `None` if it is not now.
-    pub fn good_until(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<UnixTime> {
-        let good = |at: u64| self.member(chain, Side::Listener, UnixTime::since_unix_epoch(Duration::from_secs(at)));
-        let (mut last, mut beyond) = (now.as_secs(), now.as_secs() + LONGEST.as_secs());
-        good(last).ok()?;
-        // All of a chain is good in one stretch of time, and nothing but trying tells where it ends.
-        while last + 1 < beyond {
-            let middle = last.midpoint(beyond);
-            *(if good(middle).is_ok() { &mut last } else { &mut beyond }) = middle;
-        }
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(last)))
+    /// When `chain` will not be believed any more; `None` if it is not now.
+    pub fn good_until(&self, chain: &[CertificateDer<'_>], side: Side, now: UnixTime) -> Option<UnixTime> {
+        self.member(chain, side, now).ok()?;
+        // The shortest-lived of all that are shown: that some are not needed costs a connection at worst.
+        let last = chain.iter().map(|certificate| not_after(certificate)).min()??;
+        // The last second counts (RFC 5280, 4.1.2.5).
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(last + 1)))
     }
 
     /// What a certificate says that has been verified before.

@@ -8,8 +8,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 
 use super::pem::{self, PemError};
-use super::{Authorities, Key, Member, NotAMember, Side};
-use crate::identity::Identity;
+use super::{Authorities, Key, Member, NotAMember, Side, key_of};
+use crate::identity::{Identity, PeerId};
 
 /// Credentials that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,12 @@ pub enum CredentialsError {
     /// The key and the certificate.
     #[error("key {0}: {1}")]
     Key(String, String),
+    /// The certificate is somebody else's.
+    #[error(
+        "this machine's certificate is not for its own key, which is {0}; let it join with a token (lapwing ca join), or name \
+         the certificate's key"
+    )]
+    Another(PeerId),
     /// An authority's certificate.
     #[error("an authority's certificate is malformed: {0}")]
     Authority(webpki::Error),
@@ -34,8 +40,14 @@ pub struct Shown(Arc<CertifiedKey>);
 
 impl Shown {
     /// Certificates for the key that this node is.
-    pub fn with_identity(chain: Vec<CertificateDer<'static>>, identity: &Arc<Identity>) -> Self {
-        Self(Arc::new(CertifiedKey::new(chain, Arc::new(Key::new(identity)))))
+    pub fn with_identity(
+        chain: Vec<CertificateDer<'static>>,
+        identity: &Arc<Identity>,
+    ) -> Result<Self, CredentialsError> {
+        if chain.first().and_then(key_of) != Some(identity.id()) {
+            return Err(CredentialsError::Another(identity.id()));
+        }
+        Ok(Self(Arc::new(CertifiedKey::new(chain, Arc::new(Key::new(identity))))))
     }
 
     /// Certificates for the key in the PEM file `path`.
@@ -105,7 +117,7 @@ impl Credentials {
     /// Until when it is believed itself.
     pub fn good_until(&self) -> Option<UnixTime> {
         let current = self.current();
-        current.authorities.good_until(current.shown.chain(), UnixTime::now())
+        current.authorities.good_until(current.shown.chain(), Side::Listener, UnixTime::now())
     }
 
     pub(crate) fn shown(&self) -> Arc<CertifiedKey> {

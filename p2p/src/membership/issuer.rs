@@ -220,11 +220,13 @@ mod tests {
             for side in [Side::Dialer, Side::Listener] {
                 assert_eq!(authorities.member(&chain, side, now), Ok(member(peer)));
             }
-            let good_until = authorities.good_until(&chain, now).unwrap().as_secs();
+            let good_until = authorities.good_until(&chain, Side::Dialer, now).unwrap().as_secs();
             assert!(good_until.abs_diff(now.as_secs() + 86_400) < 60, "{good_until}");
-            let later = UnixTime::since_unix_epoch(Duration::from_secs(good_until + 1));
+            let last = UnixTime::since_unix_epoch(Duration::from_secs(good_until - 1));
+            assert!(authorities.member(&chain, Side::Dialer, last).is_ok());
+            let later = UnixTime::since_unix_epoch(Duration::from_secs(good_until));
             assert!(matches!(authorities.member(&chain, Side::Dialer, later), Err(NotAMember::Unproven(_))));
-            assert_eq!(authorities.good_until(&chain, later), None);
+            assert_eq!(authorities.good_until(&chain, Side::Dialer, later), None);
         }
     }
 

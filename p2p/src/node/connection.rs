@@ -122,19 +122,29 @@ impl Link {
     }
 }
 
-/// Reads and writes until either ends, the peer says goodbye, or the node closes the link.
+/// Reads and writes until either ends, the peer says goodbye or is no member any more, or the node closes the link.
 pub(super) async fn run(node: &Arc<Node>, channel: Channel, queues: Queues) -> Result<(), ConnectionError> {
-    let Channel { peer, remote, packs, read, write, .. } = channel;
+    let Channel { peer, remote, packs, lasts, read, write, .. } = channel;
     let packs = packs && node.config.compression;
     let closing = queues.closing.clone();
     let mut writer = node.tasks.spawn(Writer { node: Arc::clone(node), peer, packs, write, queues }.run());
     let ended = tokio::select! {
         ended = Reader::new(node, peer, remote, read).run() => ended,
         () = closing.cancelled() => Ok(()),
+        // Who has another certificate by now opens another connection.
+        () = after(lasts) => Ok(()),
         written = &mut writer => return written.unwrap_or(Ok(())),
     };
     closing.cancel();
     // The writer says goodbye and ends by itself, within its time-out.
     drop(writer);
     ended
+}
+
+/// Ends after `time`, or never.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
 }

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use rustls::{CertificateError, ClientConnection, ServerConnection};
 
 use super::*;
@@ -125,7 +123,7 @@ fn shown(issuer: &Issuer, identity: &Arc<Identity>, group: &str, roles: &[Role])
     let roles = Roles::of(roles.iter().copied());
     let member = Member { cluster: String::new(), group: group.to_owned(), roles, peer: None };
     let chain = issuer.issue(&member, identity.id(), Duration::from_secs(3600)).unwrap();
-    Shown::with_identity(chain, identity)
+    Shown::with_identity(chain, identity).unwrap()
 }
 
 fn believing(issuer: &Issuer) -> Authorities {
@@ -282,4 +280,13 @@ fn new_credentials_count_from_the_next_connection_on() {
     let refused = one.credentials.replace(shown(&old, &one.identity, "a", &[Role::Node]), believing(&new));
     assert!(refused.is_err(), "what the own authorities do not believe");
     meet(&dialer, two_is, &listener).unwrap();
+}
+
+#[test]
+fn a_certificate_for_another_key_is_not_taken() {
+    let (_kept, ours) = cluster("ours");
+    let (one, two) = (identity(), identity());
+    let of_one = shown(&ours, &one, "a", &[Role::Node]);
+    let refused = Shown::with_identity(of_one.chain().to_vec(), &two).unwrap_err().to_string();
+    assert!(refused.contains(&two.id().to_string()) && refused.contains("lapwing ca join"), "{refused}");
 }

@@ -35,6 +35,8 @@ pub(in crate::node) struct Channel {
     pub(in crate::node) tells: bool,
     /// Whether the other side takes packed pieces.
     pub(super) packs: bool,
+    /// How long the other side's certificate is good.
+    pub(super) lasts: Option<Duration>,
     pub(super) read: Incoming,
     pub(super) write: Outgoing,
 }
@@ -43,7 +45,7 @@ impl Channel {
     fn new(theirs: &Greeting, remote: IpAddr, (read, write): (Incoming, Outgoing)) -> Self {
         let offers = |feature| theirs.features & feature != 0;
         let (packs, tells) = (offers(TAKES_PACKED), offers(TELLS_HOLDERS));
-        Self { peer: theirs.peer, remote, tells, packs, read, write }
+        Self { peer: theirs.peer, remote, tells, packs, lasts: None, read, write }
     }
 }
 
@@ -124,7 +126,7 @@ async fn greet_within_tls(
     if let Some(expected) = proven.peer.filter(|proven| *proven != theirs.peer) {
         return Err(ConnectionError::SomebodyElse { found: theirs.peer, expected });
     }
-    Ok(Channel::new(&theirs, remote, channel::encrypted(stream)))
+    Ok(Channel { lasts: proven.lasts, ..Channel::new(&theirs, remote, channel::encrypted(stream)) })
 }
 
 /// Says who is who. Gives the other side's greeting, proven.
