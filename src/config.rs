@@ -494,6 +494,14 @@ mod tests {
         let cases = [
             ("root = \"relative\"", "root"),
             ("[tracker]\nlisten = \"0.0.0.0:7070\"", "tracker.insecure"),
+            ("[peer]\nlisten = \"0.0.0.0:7081\"", "peer.listen"),
+            ("[identity]\ndirectory = \"identity\"", "identity.directory"),
+            ("[identity]\ntoken_file = \"/token\"", "identity.token_file"),
+            ("[identity]\nissuer = \"/ca\"\nlifetime = \"1s\"", "identity.lifetime"),
+            ("[identity]\ndirectory = \"/i\"\nmembers = [\"*\"]", "SPIFFE"),
+            ("[identity]\ndirectory = \"/i\"\n[peer]\ninsecure = true", "peer.insecure"),
+            ("[identity]\nissuer = \"/ca\"\n[tracker]\npiccolo_listen = \"0.0.0.0:7789\"", "tracker.piccolo_listen"),
+            ("[tracker]\ngroup = \"a b\"", "letters"),
             ("[seed]\nlisten = \"0.0.0.0:7083\"", "tracker.insecure"),
             ("[tracker]\npiccolo_listen = \"0.0.0.0:7789\"", "tracker.piccolo_listen"),
             ("[tracker]\npiccolo_listen = \"7789\"", "address:port"),
@@ -554,9 +562,11 @@ mod tests {
     }
 
     #[test]
-    fn only_trackers_that_others_reach_need_the_word_insecure() {
+    fn what_others_reach_needs_an_authority_or_the_word_insecure() {
         for text in [
-            "[peer]\nlisten = \"0.0.0.0:7081\"",
+            "[peer]\nlisten = \"0.0.0.0:7081\"\n[identity]\ndirectory = \"/i\"",
+            "[tracker]\nlisten = \"0.0.0.0:7070\"\n[identity]\nissuer = \"/ca\"",
+            "[peer]\nlisten = \"0.0.0.0:7081\"\n[tracker]\ninsecure = true",
             "[tracker]\nlisten = \"0.0.0.0:7070\"\ninsecure = true",
             "[tracker]\nlisten = \"0.0.0.0:7070\"\n[peer]\ninsecure = true",
         ] {

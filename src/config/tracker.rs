@@ -78,6 +78,7 @@ impl Tracker {
         let trusted = self.insecure || config.peer.insecure;
         let members = config.identity.has_authority();
         let listeners = [
+            ("peer.listen", Some(config.peer.listen), trusted || members),
             ("tracker.listen", Some(self.listen), trusted || members),
             ("seed.listen", Some(config.seed.listen), trusted || members),
             // Its agents know of no certificates.

@@ -189,10 +189,13 @@ fn private(directory: &Path) -> Result<(), IssuerError> {
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
     use rustls::pki_types::UnixTime;
 
     use super::*;
-    use crate::membership::{Authorities, NotAMember, Role, Roles, Rules, Side};
+    use crate::membership::{Authorities, Credentials, NotAMember, Role, Roles, Rules, Shown, Side};
 
     fn member(peer: PeerId) -> Member {
         let roles = Roles::of([Role::Node]);
@@ -261,6 +264,55 @@ mod tests {
         for name in ["", "Prod", "a b", "a/b"] {
             let created = Issuer::create(&directory.path().join("x"), name);
             assert!(matches!(created, Err(IssuerError::Cluster(_))), "{name}");
+        }
+    }
+
+    /// A key of another kind, as SPIRE and cert-manager make them.
+    struct Ecdsa(EcdsaKeyPair);
+
+    impl rcgen::PublicKeyData for Ecdsa {
+        fn der_bytes(&self) -> &[u8] {
+            self.0.public_key().as_ref()
+        }
+
+        fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+            &rcgen::PKCS_ECDSA_P256_SHA256
+        }
+    }
+
+    #[test]
+    fn members_of_a_foreign_authority_belong_by_their_ids() {
+        let directory = tempfile::tempdir().unwrap();
+        let issuer = Issuer::create(&directory.path().join("ca"), "prod.example").unwrap();
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+        let key = directory.path().join("key.pem");
+        let encoded = BASE64_STANDARD.encode(pair.to_pkcs8v1().unwrap().as_ref());
+        std::fs::write(&key, format!("-----BEGIN PRIVATE KEY-----\n{encoded}\n-----END PRIVATE KEY-----\n")).unwrap();
+        let certificate = |ids: &[&str], key: &Ecdsa| {
+            let mut parameters = CertificateParams::default();
+            parameters.serial_number = Some(serial());
+            parameters.subject_alt_names =
+                ids.iter().map(|id| SanType::URI((*id).to_owned().try_into().unwrap())).collect();
+            let signer = rcgen::Issuer::new(authority("prod.example", issuer.id), issuer.key.clone());
+            vec![parameters.signed_by(key, &signer).unwrap().der().clone()]
+        };
+        let rules = Rules { members: vec!["spiffe://prod.example/ns/lapwing/*".into()], group: "team".into() };
+        let authorities = Authorities::new(vec![issuer.certificate().clone()], rules).unwrap();
+        let pair = Ecdsa(pair);
+        let id = "spiffe://prod.example/ns/lapwing/sa/node";
+        let chain = certificate(&[id], &pair);
+        let shown = Shown::with_key_file(chain.clone(), &key).unwrap();
+        let own = Credentials::new(shown, authorities.clone()).unwrap().own();
+        assert_eq!((&*own.cluster, &*own.group, own.roles, own.peer), ("prod.example", "team", Roles::ALL, None));
+
+        let other = Ecdsa(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap());
+        let not_its_key = Shown::with_key_file(certificate(&[id], &other), &key).unwrap_err().to_string();
+        assert!(not_its_key.contains("key.pem"), "{not_its_key}");
+        let peer = Identity::generate().unwrap().id();
+        let named = format!("spiffe://prod.example/lapwing/team/node/{peer}");
+        for ids in [vec!["spiffe://prod.example/ns/web/sa/node"], vec![id, id], vec![], vec![&*named]] {
+            let refused = authorities.member(&certificate(&ids, &pair), Side::Dialer, UnixTime::now());
+            assert!(refused.is_err(), "{ids:?}");
         }
     }
 }
