@@ -17,6 +17,8 @@ use lapwing_p2p::identity::Identity;
 use lapwing_p2p::membership::{self, Authorities, Credentials, Member, Role, Roles, Rules, Shown};
 use lapwing_p2p::node::Security;
 use lapwing_p2p::tls::{Protocol, Tls};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
@@ -49,9 +51,21 @@ impl Drop for Cluster {
 
 impl Membership {
     /// Reads or gets what `config` names. `roles` is what a machine is that certifies itself.
-    pub(crate) async fn open(config: &Config, roles: &[Role]) -> anyhow::Result<Self> {
-        let identity = Arc::new(Identity::load_or_create(&config.root.join("node.key"))?);
+    pub(crate) async fn open(config: &Config, roles: &[Role], metrics: &mut Registry) -> anyhow::Result<Self> {
+        let expiry = Expiry::default();
+        metrics.register(
+            "certificate_expiry_seconds",
+            "When this machine's certificate runs out, Unix time",
+            expiry.clone(),
+        );
         let settings = &config.identity;
+        // A tracker without an authority is nobody, and may have no directory of its own.
+        let identity = if roles == [Role::Tracker] && !settings.has_authority() {
+            Identity::generate()?
+        } else {
+            Identity::load_or_create(&config.root.join("node.key"))?
+        };
+        let identity = Arc::new(identity);
         if !settings.has_authority() {
             return Ok(Self { identity, cluster: None });
         }
@@ -79,7 +93,7 @@ impl Membership {
             config.tracker.group
         );
         tracing::info!(member = %own, "this machine is a member of a cluster");
-        let keeping = tokio::spawn(keeper.keep(Arc::clone(&credentials)));
+        let keeping = tokio::spawn(keeper.keep(Arc::clone(&credentials), expiry));
         Ok(Self { identity, cluster: Some(Cluster { credentials, authority, keeping }) })
     }
 
@@ -119,6 +133,9 @@ impl Membership {
         }
     }
 }
+
+/// When the certificate runs out; 0 when it has.
+type Expiry = Gauge;
 
 /// Keeps credentials good.
 struct Keeper {
@@ -189,11 +206,13 @@ impl Keeper {
     }
 
     /// Renews, and takes up what others put into the files, for ever.
-    async fn keep(self, credentials: Arc<Credentials>) {
+    async fn keep(self, credentials: Arc<Credentials>, expiry: Expiry) {
         let mut stamps = self.stamps();
         let renews = self.authority.is_some() || self.config.identity.key().is_none();
         let mut due = tokio::time::Instant::now() + until_renewal(&credentials);
         loop {
+            let until = credentials.good_until().map_or(0, |until| until.as_secs());
+            expiry.set(i64::try_from(until).unwrap_or(i64::MAX));
             let tick = tokio::time::Instant::now() + WATCH;
             tokio::time::sleep_until(if renews { due.min(tick) } else { tick }).await;
             let found = self.stamps();
@@ -280,6 +299,15 @@ pub(crate) async fn join(config: &Config, identity: &Arc<Identity>, token: &str)
         }
     }
     Err(failed)
+}
+
+/// What this machine's certificate says, and how long it is good yet; for `lapwing doctor`, without asking anybody.
+pub(crate) fn inspect(config: &Config) -> anyhow::Result<(Member, Duration)> {
+    let identity = Arc::new(Identity::load_or_create(&config.root.join("node.key"))?);
+    let keeper = Keeper { config: config.clone(), identity, authority: None, roles: Vec::new() };
+    let (shown, authorities) = keeper.load()?;
+    let credentials = Credentials::new(shown, authorities)?;
+    Ok((credentials.own(), remaining(&credentials)))
 }
 
 /// A token in a file.

@@ -77,7 +77,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let root = prepare_root(&config.root)?;
     let mut admin = Admin::default();
     let roles: &[_] = if embedded == Embedded::Tracker { &[Member::Node, Member::Tracker] } else { &[Member::Node] };
-    let membership = Membership::open(&config, roles).await?;
+    let membership = Membership::open(&config, roles, admin.lapwing()).await?;
     if embedded == Embedded::Tracker {
         let tracker = tracker::new(&config)?;
         tracker.metrics().register(&mut admin.metrics);

@@ -54,7 +54,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
     if let Some(keeping) = keeping.clone() {
         tokio::spawn(async move { keeping.greet().await });
     }
-    let membership = Membership::open(&config, &[Member::Seed]).await?;
+    let membership = Membership::open(&config, &[Member::Seed], admin.lapwing()).await?;
     let calls = membership.calls()?;
     let node = node::start_swarm(&config, &membership, &mut admin, Role::Seed { port: seed_port }).await?;
     let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Box::new(|_| {}))));

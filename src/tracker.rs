@@ -22,8 +22,10 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
     let tracker = new(config)?;
     tracker.metrics().register(&mut admin.metrics);
     admin.api = admin.api.merge(view::routes(tracker.clone()));
-    prepare_root(&config.root)?;
-    let membership = Membership::open(config, &[Role::Tracker]).await?;
+    if config.identity.has_authority() {
+        prepare_root(&config.root)?;
+    }
+    let membership = Membership::open(config, &[Role::Tracker], admin.lapwing()).await?;
     membership.warn(config);
     let serving = start(config, tracker.clone(), &membership, shutdown.clone()).await?;
     admin.ready.store(true, Ordering::Release);

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::setup;
 use crate::cli::Doctor;
 use crate::config::{self, Config};
+use crate::membership;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -57,6 +58,7 @@ pub(crate) fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
     findings.push(root_directory(&config.root));
     findings.push(containerd(&config));
     findings.extend(docker(&config));
+    findings.extend(certificate(&config));
     findings.extend(trackers(&config.tracker)?);
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -235,6 +237,27 @@ fn trackers(config: &config::Tracker) -> anyhow::Result<Vec<Finding>> {
         }
     }
     Ok(findings)
+}
+
+/// Of a machine that is told where its certificate is.
+fn certificate(config: &Config) -> Option<Finding> {
+    if config.identity.directory.as_os_str().is_empty() {
+        return None;
+    }
+    Some(match membership::inspect(config) {
+        Ok((member, left)) if !left.is_zero() => {
+            Finding::ok("certificate", format!("{member}, good for another {} h", left.as_secs() / 3600))
+        }
+        Ok((member, _)) => Finding::warn(
+            "certificate",
+            format!("{member} has run out"),
+            "a running node renews it by way of a tracker (identity.issuer there); its log says why it could not; or join anew",
+        ),
+        Err(error) if config.identity.token_file().is_some() => {
+            Finding::warn("certificate", format!("{error:#}"), "the node joins with identity.token_file when it starts")
+        }
+        Err(error) => Finding::fail("certificate", format!("{error:#}"), "join with a token (lapwing ca join)"),
+    })
 }
 
 fn tracker(address: &str) -> Finding {
