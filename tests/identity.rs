@@ -54,13 +54,23 @@ impl Cluster {
     }
 
     /// A machine that joins by a token that it finds in a file.
-    fn member(&self, name: &str) -> Lapwing {
+    fn join(&self, name: &str, roles: &str, settings: LapwingSettings) -> Lapwing {
         let host = self.network.host(name, None).unwrap();
         let token = host.dir().join("token");
-        std::fs::write(&token, lapwing(&["ca", "token", self.authority.to_str().unwrap()])).unwrap();
+        let authority = self.authority.to_str().unwrap();
+        std::fs::write(&token, lapwing(&["ca", "token", authority, "--roles", roles])).unwrap();
         let directory = host.dir().join("identity");
         let identity = format!("directory = {directory:?}\ntoken_file = {token:?}");
-        Lapwing::start(&host, self.node().with("identity", &identity)).unwrap()
+        Lapwing::start(&host, settings.with("identity", &identity)).unwrap()
+    }
+
+    fn member(&self, name: &str) -> Lapwing {
+        self.join(name, "node", self.node())
+    }
+
+    fn seed(&self, name: &str) -> Lapwing {
+        let settings = LapwingSettings::seed(&[self.tracker.tracker_address()]);
+        self.join(name, "seed", settings.registry(&self.registry.name()).encrypted())
     }
 
     fn pull(&self, node: &Lapwing, layer: usize) {
@@ -88,10 +98,13 @@ fn members_share_and_a_stranger_gets_nothing() {
         return;
     }
     let mut cluster = Cluster::start("members", "1h");
+    let seed = cluster.seed("seed");
     let one = cluster.member("one");
     let mut two = cluster.member("two");
     cluster.pull(&one, 0);
     cluster.pull(&one, 1);
+    assert!(seed.piece_bytes("origin").unwrap() > 0, "{}", seed.log().unwrap());
+    assert_eq!(one.piece_bytes("origin").unwrap(), 0, "the seed fetched it: {}", one.log().unwrap());
     cluster.pull(&two, 0);
     assert!(from_peers(&two) > 0, "{}", two.log().unwrap());
     assert_eq!(two.piece_bytes("origin").unwrap(), 0);
