@@ -142,9 +142,10 @@ async fn a_successor_answers_what_its_predecessor_had_taken() {
     let path = mount.at.join("hangs");
     let reader = std::thread::spawn(move || read_at(path, 8192, 100));
     asked.notified().await;
+    let terms = first.terms();
     first.stop();
     assert!(!reader.is_finished());
-    let second = mount.serve(Handshake::Done, Files { cured: true, ..Files::default() });
+    let second = mount.serve(Handshake::Done(terms), Files { cured: true, ..Files::default() });
     let read = reader.join().unwrap().unwrap();
     assert!(read.iter().zip(8192..).all(|(&read, offset)| read == byte(offset)));
     assert_eq!(read_at(mount.at.join("good"), 0, 1).unwrap(), [byte(0)]);
