@@ -256,8 +256,7 @@ fn lazy_worker(site: &Site, reference: &str, image: &Noise) -> (Machine, Machine
     let claimed = node(&mut worker).metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
     assert_eq!(claimed as usize, image.layout.layers.len(), "all layers are lazy");
     let mut command = worker.containerd.run_command(&["--detach"], reference, "lapwing", "idle").unwrap();
-    // One word: the image's entry point is a shell.
-    check(command.arg("sleep 600")).unwrap();
+    check(command.args(["sleep", "600"])).unwrap();
     (seed, worker)
 }
 

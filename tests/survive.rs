@@ -104,10 +104,15 @@ fn readers_go_on_through_an_upgrade_and_without_a_holder_but_not_without_both() 
     readers.wait_for_reads(5);
     rig.node().kill9().unwrap();
     readers.wait_until_stuck();
+    // What is mounted is served also when nothing more is to be.
+    let config = rig.node().config().to_owned();
+    let enabled = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, enabled.replace("[lazy]", "[lazy]\nenabled = false")).unwrap();
     rig.node().restart().unwrap();
     readers.wait_for_reads(5);
     assert_eq!(readers.stop(), Vec::<String>::new());
     rig.assert_containers_read_right();
+    std::fs::write(&config, enabled).unwrap();
 
     let mounts = rig.mounts();
     rig.node().kill9().unwrap();

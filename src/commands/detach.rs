@@ -9,6 +9,7 @@ use lapwing_snapshotter::lazy::LazyMounts;
 
 use crate::cli::Detach;
 use crate::config::Config;
+use crate::memory;
 
 pub(crate) fn run(arguments: &Detach) -> anyhow::Result<ExitCode> {
     let config = Config::load(arguments.config.as_deref())?;
@@ -27,6 +28,8 @@ pub(crate) fn run(arguments: &Detach) -> anyhow::Result<ExitCode> {
 
 /// Runs until the node's mounts are gone.
 pub(crate) fn hold() -> anyhow::Result<ExitCode> {
+    // Before the holder locks what it has: most of it is what the start of any command needs.
+    memory::unmap_code();
     holder::run().context("this command is started by the node, for itself")?;
     Ok(ExitCode::SUCCESS)
 }

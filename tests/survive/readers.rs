@@ -14,11 +14,14 @@ use rustix::fs::Advice;
 use sha2::{Digest as _, Sha256};
 
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Readers in each container.
+const THREADS: usize = 4;
 
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    reads: AtomicU64,
+    /// Files that each thread has read.
+    reads: Vec<AtomicU64>,
     failures: Mutex<Vec<String>>,
     /// The longest that one call of read(2) or open(2) took.
     stall: Mutex<Duration>,
@@ -31,36 +34,36 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
-    /// A thread for each container's root, which reads all files of its image.
+    /// Threads for each container's root, which read all files of its image, each from elsewhere on.
     pub(crate) fn start(containers: &[(PathBuf, &Noise)]) -> Self {
-        let shared = Arc::<Shared>::default();
-        let threads = containers
-            .iter()
-            .map(|(root, image)| {
-                let (shared, root, sums) = (shared.clone(), root.clone(), image.sums.clone());
-                std::thread::spawn(move || shared.read_all(&root, &sums))
+        let reads = (0..containers.len() * THREADS).map(|_| AtomicU64::new(0)).collect();
+        let shared = Arc::new(Shared { reads, ..Shared::default() });
+        let readers = containers.iter().flat_map(|container| (0..THREADS).map(move |thread| (thread, container)));
+        let threads = readers
+            .enumerate()
+            .map(|(number, (thread, (root, image)))| {
+                let (shared, root, mut sums) = (shared.clone(), root.clone(), lines_of(image));
+                let first = thread * sums.len() / THREADS;
+                sums.rotate_left(first);
+                std::thread::spawn(move || shared.read_all(&root, &sums, &shared.reads[number]))
             })
             .collect();
         Self { shared, threads }
     }
 
-    /// Waits until each thread has read so many files more, by the mean.
+    /// Waits until each thread has read so many files more.
     pub(crate) fn wait_for_reads(&self, files: u64) {
-        let goal = self.reads() + files * self.threads.len() as u64;
-        wait::until("readers to get on", DEADLINE, || {
-            let reads = self.reads();
-            Ok(if reads >= goal || !self.failures().is_empty() {
-                Poll::Ready(())
-            } else {
-                Poll::NotYet(format!("{reads} of {goal}"))
-            })
+        let before = self.reads();
+        wait::until("every reader to get on", DEADLINE, || {
+            let slowest = self.reads().iter().zip(&before).map(|(now, before)| now - before).min();
+            Ok(if slowest >= Some(files) { Poll::Ready(()) } else { Poll::NotYet(format!("{slowest:?} of {files}")) })
         })
         .unwrap();
     }
 
     /// Waits until no thread gets on, because nobody answers.
     pub(crate) fn wait_until_stuck(&self) {
-        let mut before = u64::MAX;
+        let mut before = Vec::new();
         wait::until_true("readers to wait for the node", DEADLINE, || {
             std::thread::sleep(Duration::from_millis(300));
             self.reads() == std::mem::replace(&mut before, self.reads())
@@ -68,8 +71,8 @@ impl Readers {
         .unwrap();
     }
 
-    fn reads(&self) -> u64 {
-        self.shared.reads.load(Ordering::SeqCst)
+    fn reads(&self) -> Vec<u64> {
+        self.shared.reads.iter().map(|reads| reads.load(Ordering::SeqCst)).collect()
     }
 
     pub(crate) fn failures(&self) -> Vec<String> {
@@ -84,6 +87,8 @@ impl Readers {
     /// Ends them; what failed.
     pub(crate) fn stop(mut self) -> Vec<String> {
         self.shared.stop.store(true, Ordering::SeqCst);
+        let ended = || self.threads.iter().all(JoinHandle::is_finished);
+        wait::until_true("every reader to end", DEADLINE, ended).unwrap();
         for thread in self.threads.drain(..) {
             thread.join().unwrap();
         }
@@ -97,19 +102,24 @@ impl Drop for Readers {
     }
 }
 
+/// Digests and paths of an image's files.
+fn lines_of(image: &Noise) -> Vec<(String, String)> {
+    let lines = image.sums.lines().map(|line| line.split_once("  /").unwrap());
+    lines.map(|(sum, path)| (sum.to_owned(), path.to_owned())).collect()
+}
+
 impl Shared {
-    fn read_all(&self, root: &Path, sums: &str) {
-        for line in sums.lines().cycle() {
+    fn read_all(&self, root: &Path, sums: &[(String, String)], reads: &AtomicU64) {
+        for (sum, path) in sums.iter().cycle() {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let (sum, path) = line.split_once("  /").unwrap();
             match self.read(&root.join(path)) {
-                Ok(found) if found == sum => {}
+                Ok(found) if found == *sum => {}
                 Ok(found) => self.failures.lock().unwrap().push(format!("{path}: {found} for {sum}")),
                 Err(error) => self.failures.lock().unwrap().push(format!("{path}: {error}")),
             }
-            self.reads.fetch_add(1, Ordering::SeqCst);
+            reads.fetch_add(1, Ordering::SeqCst);
         }
     }
 

@@ -79,7 +79,7 @@ impl Rig {
         let (name, log) = (container(number), format!("file://{}", self.log_of(number).display()));
         let options = ["--detach", "--log-uri", &log];
         let mut command = self.worker.containerd.run_command(&options, reference, "lapwing", &name).unwrap();
-        check(command.arg(LOOP)).unwrap();
+        check(command.args(["sh", "-c", LOOP])).unwrap();
     }
 
     fn log_of(&self, number: usize) -> PathBuf {

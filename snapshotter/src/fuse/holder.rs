@@ -106,10 +106,9 @@ pub fn start(root: &Path, program: &Path, arguments: &[String], device: OwnedFd,
     let mut command = Command::new(program);
     command.args(arguments).arg0("lapwing").current_dir("/").env_clear();
     command.stdin(Stdio::from(device)).stdout(Stdio::from(OwnedFd::from(listener))).stderr(Stdio::from(record));
-    let child = command.spawn()?;
-    // Only now: whoever connects is answered, or told that the holder ended.
+    // Before it runs: a holder that nobody can reach would keep readers waiting for good. Who connects now waits for it.
     std::fs::rename(place.path("socket.new"), place.path("socket"))?;
-    Ok(child)
+    command.spawn()
 }
 
 /// `<root>/holder`, by a descriptor: a socket's path may have 107 bytes, and the root's path is the operator's.

@@ -10,6 +10,8 @@ use crate::mountpoint::{self, Mount};
 
 /// How long a process that was killed may take to be gone: its threads end what they are doing in the kernel first.
 pub(super) const TAKE_OVER: Duration = Duration::from_secs(20);
+/// How soon the kernel refuses what concerns a dead FUSE connection.
+const ANSWER: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Waits until this process alone serves the lazy mounts of `root`.
@@ -30,6 +32,19 @@ pub(super) fn lock(root: &Path, patience: Duration) -> Result<File, MountError> 
             Err(std::fs::TryLockError::Error(error)) => return Err(failed()(error)),
         }
     }
+}
+
+/// Whether a FUSE mount is at `data` that is not dead: it does not answer, but neither does it refuse.
+pub(super) fn is_alive(data: &Path) -> Result<bool, MountError> {
+    let table = mountpoint::mounts().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
+    if !table.iter().any(|mount| mount.at == data) {
+        return Ok(false);
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let asked = data.to_owned();
+    // Of all questions only this one is never answered from the kernel's memory. The thread may wait for good.
+    std::thread::spawn(move || sender.send(rustix::fs::statfs(&asked).is_ok()));
+    Ok(receiver.recv_timeout(ANSWER).is_err())
 }
 
 /// Detaches every mount that a process made for the lazy layers of `root`, and gives their number.

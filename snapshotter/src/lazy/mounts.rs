@@ -94,6 +94,13 @@ pub enum MountError {
         "{0} is not mounted any more: start Lapwing anew once no container uses layers of before, or restart the machine"
     )]
     Detached(String),
+    /// A descriptor of living mounts is somewhere else.
+    #[error(
+        "the lazy mounts at {0} live, and who keeps their connection does not give it to this process; reads of them wait. \
+         Start Lapwing the way it was started before (systemd's descriptor store is for its unit alone), or run \
+         `lapwing detach` once no container needs them"
+    )]
+    Unreachable(String),
     /// Another process serves the mounts.
     #[error("the lazy mounts of {0} are served by another process: stop it first")]
     Served(String),
@@ -161,6 +168,9 @@ impl LazyMounts {
             return Self::go_on(root, lock, options, holder, former);
         }
         let data = root.join("data");
+        if former::is_alive(&data)? {
+            return Err(MountError::Unreachable(data.display().to_string()));
+        }
         let dead = former::detach_all(&root)?;
         if dead > 0 {
             tracing::warn!(
