@@ -73,8 +73,12 @@ pub fn ask(root: &Path) -> io::Result<Option<Held>> {
     let mut hello = [0; HELLO.len()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        rustix::net::recvmsg(&stream, &mut [IoSliceMut::new(&mut hello)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut parts = [IoSliceMut::new(&mut hello)];
+    let received = match rustix::net::recvmsg(&stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+        // It was killed a moment ago.
+        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        received => received?,
+    };
     let descriptors: Vec<OwnedFd> = control
         .drain()
         .filter_map(|message| match message {

@@ -147,7 +147,7 @@ impl Layers {
         let digest = self.on_disk(number)?;
         match self.reopen(&digest) {
             Ok(layer) => {
-                tracing::info!(%digest, "a layer that containers have mounted is served again");
+                tracing::debug!(%digest, "a layer that containers have mounted is served again");
                 Some(layer)
             }
             Err(error) => {

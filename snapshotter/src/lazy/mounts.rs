@@ -270,10 +270,13 @@ impl LazyMounts {
     /// While a process serves them, or when the system refuses.
     pub fn detach(root: &Path) -> Result<(usize, bool), MountError> {
         let (root, _lock) = locked(root, RELEASE)?;
+        let device = device_number(&root.join("data"));
         let detached = former::detach_all(&root)?;
-        // The kernel lets go of them a moment later.
+        // The kernel lets go of them a moment later. Who keeps the connection need not tell this process, but the kernel
+        // lists all that are in use.
+        let listed = device.map(|(_, minor)| PathBuf::from(format!("/sys/fs/fuse/connections/{minor}")));
         let start = Instant::now();
-        while fuse::former(&root).is_some() {
+        while listed.as_ref().is_ok_and(|path| path.exists()) || fuse::former(&root).is_some() {
             if start.elapsed() > RELEASE {
                 return Ok((detached, true));
             }
