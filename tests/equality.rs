@@ -71,7 +71,7 @@ fn an_image_of_oddities_is_the_same_when_mounted_lazily() {
     }
     let lazy = lazy_equals_unpacked(NAME, &image::small().unwrap(), &[]);
     // That the oddities were there to be compared.
-    let node = |path: &str| lazy.get(std::path::Path::new(path)).unwrap_or_else(|| panic!("no {path}"));
+    let node = |path: &str| lazy.get(Path::new(path)).unwrap_or_else(|| panic!("no {path}"));
     assert!(lazy.len() > 80, "{} files", lazy.len());
     assert_eq!(node("odd/capable").xattrs.keys().collect::<Vec<_>>(), ["security.capability"]);
     assert_eq!(node("odd/noted").xattrs["user.long"].len(), 1500);
@@ -79,8 +79,8 @@ fn an_image_of_oddities_is_the_same_when_mounted_lazily() {
     assert_eq!((node("odd/high-ids").uid, node("odd/high-ids").gid), (2_000_000, 2_000_001));
     assert_eq!((node("bin/sh").links, node("odd/setuid").mode), (Some(13), 0o4755));
     assert_eq!((node("odd/pipe").kind, node("odd/null").kind, node("odd/block").kind), ("fifo", "char", "block"));
-    assert!(!lazy.contains_key(std::path::Path::new("opaque/old1")), "an opaque directory hides what was below");
-    assert!(!lazy.contains_key(std::path::Path::new("gone/file")), "a whiteout hides what was below");
+    assert!(!lazy.contains_key(Path::new("opaque/old1")), "an opaque directory hides what was below");
+    assert!(!lazy.contains_key(Path::new("gone/file")), "a whiteout hides what was below");
 }
 
 /// Layers whose paths lead through what is a link, or a file, only in a layer below: containerd extracts into the upper directory alone and

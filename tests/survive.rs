@@ -308,14 +308,14 @@ fn is_mount_point(path: &Path) -> bool {
 
 /// What a holder costs: a few pages, however large the program is.
 #[test]
-fn a_holder_is_small_and_protected() {
-    const NAME: &str = "a_holder_is_small_and_protected";
+fn a_holder_is_small_protected_and_no_longer_there_than_needed() {
+    const NAME: &str = "a_holder_is_small_protected_and_no_longer_there_than_needed";
     if !require(NAME, &[Need::Root, Need::Fuse, Need::Erofs, Need::Disk]) {
         return;
     }
     let network = lapwing_lab::Lab::new("holder").unwrap().network().unwrap();
     let host = network.host("node", None).unwrap();
-    let node = lapwing_lab::Lapwing::start(&host, lapwing_lab::LapwingSettings::up()).unwrap();
+    let mut node = lapwing_lab::Lapwing::start(&host, lapwing_lab::LapwingSettings::up()).unwrap();
     let log = node.log().unwrap();
     let pid: u32 = log.split_once("while no node runs pid=").unwrap().1.lines().next().unwrap().parse().unwrap();
     let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -339,4 +339,12 @@ fn a_holder_is_small_and_protected() {
         .map(|field| field.parse().unwrap())
         .collect();
     assert_eq!(session[2], pid, "a session of its own");
+
+    // Nothing is mounted lazily: there is nothing to keep.
+    node.stop().unwrap();
+    let table = host.check("cat", &["/proc/self/mountinfo"]).unwrap();
+    assert!(!table.contains(node.root().join("data").to_str().unwrap()), "{table}");
+    let ended =
+        || !std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| !status.contains("State:\tZ"));
+    wait::until_true("the holder to end", Duration::from_secs(60), ended).unwrap();
 }

@@ -60,6 +60,11 @@ pub fn detach(path: &Path) -> io::Result<()> {
     Err(io::Error::other(format!("more than {MAX_STACKED} mounts on {}", path.display())))
 }
 
+/// Takes the mount off `path` unless something uses it; whether it is gone.
+pub(crate) fn release(path: &Path) -> bool {
+    rustix::mount::unmount(path, UnmountFlags::NOFOLLOW).is_ok()
+}
+
 /// One mount of this process's namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {

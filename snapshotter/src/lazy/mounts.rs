@@ -401,7 +401,7 @@ impl LazyMounts {
         }
     }
 
-    /// Makes the caches last and stops serving. What is kept stays mounted, and reads of it wait for the next process. What is not
+    /// Makes the caches last and stops serving. What is kept and in use stays mounted, and reads of it wait for the next process. What is not
     /// is taken away: EROFS mounts of incomplete layers that are left give EIO from then on for what is not in the page cache.
     pub async fn shutdown(self: &Arc<Self>) {
         let this = self.clone();
@@ -419,7 +419,8 @@ impl LazyMounts {
         }
         let Connection { session, keeping, lock: _lock, .. } = std::mem::take(&mut *self.connection());
         let data = self.root.join("data");
-        if keeping.is_some_and(|keeping| keeping.is_kept()) {
+        // What nobody uses would only make those wait who happen upon it while no process serves it.
+        if keeping.is_some_and(|keeping| keeping.is_kept()) && !mountpoint::release(&data) {
             tracing::info!(mount = %data.display(), "the lazy mounts are left to the next process");
             if let Some(session) = session {
                 session.leave();
