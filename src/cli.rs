@@ -13,6 +13,9 @@ use crate::commands::setup::version::ContainerdVersion;
 use crate::config::{ByteSize, Span};
 use crate::tracker::view::DEFAULT_ROWS;
 
+/// How the node starts the process that keeps its mounts alive: a name that no version may change, since the program may have been replaced.
+pub(crate) const HOLD_COMMAND: &str = "hold-descriptors";
+
 /// Peer-to-peer image distribution and lazy start for containerd.
 #[derive(Debug, Parser)]
 #[command(name = "lapwing", version, max_term_width = 100)]
@@ -54,6 +57,11 @@ pub(crate) enum Command {
     Setup(Setup),
     /// Print the configuration's reference, or check a file
     Config(Check),
+    /// Take the lazy mounts of a stopped node away, which outlive it otherwise: before it is uninstalled
+    Detach(Detach),
+    /// Keep the descriptors that the node gives to this process
+    #[command(hide = true, name = HOLD_COMMAND)]
+    HoldDescriptors,
 }
 
 #[derive(Debug, Args)]
@@ -284,6 +292,13 @@ pub(crate) struct Doctor {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// Configuration file (TOML) of the node
+    #[arg(short, long, env = "LAPWING_CONFIG")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod ca;
 pub(crate) mod config;
+pub(crate) mod detach;
 pub(crate) mod doctor;
 pub(crate) mod find;
 pub(crate) mod hydrate;

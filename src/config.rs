@@ -108,6 +108,7 @@ pub(crate) struct Lazy {
     pub build_indexes: bool,
     pub read_deadline: Span,
     pub complete_after: Span,
+    pub holder: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -244,7 +245,13 @@ impl Default for Snapshotter {
 
 impl Default for Lazy {
     fn default() -> Self {
-        Self { enabled: true, build_indexes: true, read_deadline: Span::seconds(60), complete_after: Span::seconds(30) }
+        Self {
+            enabled: true,
+            build_indexes: true,
+            read_deadline: Span::seconds(60),
+            complete_after: Span::seconds(30),
+            holder: true,
+        }
     }
 }
 

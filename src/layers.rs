@@ -20,8 +20,9 @@ use lapwing_p2p::discovery::{Statement, StatementKind};
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_p2p::store::Hold;
 use lapwing_snapshotter::index::Index;
-use lapwing_snapshotter::lazy::{LazyError, LazyMounts, Proof};
+use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyMounts, MountError, Proof};
 use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Target};
+use lapwing_snapshotter::source::LayerSource;
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, LayerRecord, chain_id};
@@ -56,6 +57,13 @@ pub(crate) enum Knowledge {
     Indexed,
 }
 
+/// The lazy mounts of this machine, or why there are none.
+pub(crate) struct Lazy {
+    pub(crate) mounts: Option<Arc<LazyMounts>>,
+    /// Why no layer is newly mounted, though a former process may have mounted some.
+    pub(crate) unsupported: Option<String>,
+}
+
 /// See the module's documentation.
 pub(crate) struct Layers {
     this: Weak<Self>,
@@ -71,8 +79,8 @@ pub(crate) struct Layers {
     /// None: never.
     complete_after: Option<Duration>,
     runtime: tokio::runtime::Handle,
-    /// Why `mounts` is missing.
-    unsupported: String,
+    /// Why no layer is newly mounted lazily, if so: `mounts` is missing, or there only for what a former process mounted.
+    unsupported: Option<String>,
     known: Mutex<HashMap<Digest, watch::Receiver<Knowledge>>>,
 }
 
@@ -81,15 +89,12 @@ impl Layers {
         node: Arc<Node>,
         catalog: Arc<Catalog>,
         origins: Arc<Origins>,
-        mounts: Result<Arc<LazyMounts>, String>,
+        lazy: Lazy,
         kept: KeptIndexes,
         complete_after: Option<Duration>,
     ) -> Arc<Self> {
         let runtime = tokio::runtime::Handle::current();
-        let (mounts, unsupported) = match mounts {
-            Ok(mounts) => (Some(mounts), String::new()),
-            Err(reason) => (None, reason),
-        };
+        let Lazy { mounts, unsupported } = lazy;
         Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             node,
@@ -158,7 +163,10 @@ impl Layers {
 
     async fn search(&self, record: &LayerRecord) -> Knowledge {
         let layer = record.layer;
-        let Some(mounts) = &self.mounts else { return absent("unsupported", self.unsupported.clone()) };
+        if let Some(reason) = &self.unsupported {
+            return absent("unsupported", reason.clone());
+        }
+        let Some(mounts) = &self.mounts else { return absent("unsupported", String::new()) };
         let mut wrong = None;
         for _ in 0..MAX_CANDIDATES {
             let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else { break };
@@ -214,8 +222,8 @@ impl Layers {
         }
     }
 
-    /// Takes up a layer that a former process mounted, from the index it kept. Asks nobody.
-    fn reload(&self, mounts: &Arc<LazyMounts>, layer: &Digest) -> Result<(), String> {
+    /// A layer that a former process mounted, from the index it kept. Asks nobody.
+    fn reload(&self, layer: &Digest) -> Result<(Arc<Index>, Arc<dyn LayerSource>), String> {
         let index = Arc::new(self.kept.load(layer)?);
         let length = index.layer_length();
         let source = match self.catalog.by_layer(layer) {
@@ -225,9 +233,13 @@ impl Layers {
                 SwarmLayer::new(Arc::clone(&self.node), *layer, length, None)
             }
         };
-        let source = Arc::new(source);
-        mounts.add_blocking(index, source).map_err(|error| error.to_string())?;
-        Ok(())
+        Ok((index, Arc::new(source)))
+    }
+
+    /// Goes on with the mounts of a former process, if they live.
+    pub(crate) fn serve_former(&self) -> Result<(), MountError> {
+        let kept = Arc::new(Kept(Weak::clone(&self.this)));
+        self.mounts.as_ref().map_or(Ok(()), |mounts| mounts.serve(kept))
     }
 
     /// After a while, fetches the rest of a mounted layer and proves its index; tries again until that is done.
@@ -331,10 +343,8 @@ impl RemoteLayers for Layers {
     }
 
     fn mount(&self, layer: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), String> {
-        let mounts = self.mounts.as_ref().ok_or_else(|| self.unsupported.clone())?;
-        if mounts.layer(layer).is_none() {
-            self.reload(mounts, layer)?;
-        }
+        let mounts = self.mounts.as_ref().ok_or_else(|| self.unsupported.clone().unwrap_or_default())?;
+        mounts.reopen(layer).map_err(|error| error.to_string())?;
         mounts.mount(layer, at, lowers).map_err(|error| error.to_string())?;
         self.hold(mounts, *layer, at);
         self.complete_later(mounts, *layer);
@@ -348,6 +358,15 @@ impl RemoteLayers for Layers {
         {
             tracing::warn!(mount = %at.display(), %error, "a lazily mounted layer could not be unmounted");
         }
+    }
+}
+
+/// Brings layers of a former process back, for as long as there are [`Layers`].
+struct Kept(Weak<Layers>);
+
+impl KeptLayers for Kept {
+    fn reload(&self, layer: &Digest) -> Result<(Arc<Index>, Arc<dyn LayerSource>), String> {
+        self.0.upgrade().ok_or("the node is ending")?.reload(layer)
     }
 }
 

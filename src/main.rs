@@ -51,6 +51,8 @@ fn main() -> ExitCode {
         Command::Ca(command) => commands::ca::run(&command),
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Setup(arguments) => Ok(commands::setup::run(&arguments)),
+        Command::Detach(arguments) => commands::detach::run(&arguments),
+        Command::HoldDescriptors => commands::detach::hold(),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Find(arguments) => on_runtime(commands::find::run(&arguments)),

@@ -61,7 +61,7 @@ fn trim() {}
 /// Lets go of this program's code, which is two thirds of what an idle node has resident: what is used comes back from the page
 /// cache, 64 KiB around each fault, a third of it at once and another within half a minute. A debugger's breakpoints, and
 /// probes of a tracer, which are written into these pages, do not.
-fn unmap_code() {
+pub(crate) fn unmap_code() {
     let (Ok(program), Ok(maps)) = (std::fs::read_link("/proc/self/exe"), std::fs::read_to_string("/proc/self/maps"))
     else {
         return;

@@ -1,7 +1,8 @@
 //! The node daemon: everything a worker needs, put together.
 //!
-//! Start order: directories and identity, chunk store, discovery, swarm, lazy mounts, snapshotter, mirror, and last the
-//! word "ready". Nothing here needs a registry or a tracker to be up.
+//! Start order: directories and identity, chunk store, discovery, swarm, lazy mounts (from here on reads of what a former
+//! process mounted are answered), snapshotter, mirror, and last the word "ready". Nothing here needs a registry or a
+//! tracker to be up.
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -17,6 +18,7 @@ use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig};
 use lapwing_plugins::containerd::Containerd;
 use lapwing_plugins::http::Urls;
 use lapwing_plugins::registry::Registries;
+use lapwing_snapshotter::fuse::HolderProgram;
 use lapwing_snapshotter::lazy::{self, LazyMounts};
 use lapwing_snapshotter::remote::RemoteLayers;
 use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
@@ -25,11 +27,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::catalog::Catalog;
+use crate::cli::HOLD_COMMAND;
 use crate::config::{Config, StoreKind};
 use crate::held;
 use crate::hydrate::{self, Hydration};
 use crate::layers::build::Builder;
-use crate::layers::{KeptIndexes, Layers, Origins};
+use crate::layers::{KeptIndexes, Layers, Lazy, Origins};
 use crate::membership::Membership;
 use crate::memory;
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
@@ -72,7 +75,7 @@ impl Role {
     }
 }
 
-/// Runs until `shutdown`, then lets go in the opposite order. Mounts stay for the next process to take up or replace.
+/// Runs until `shutdown`, then lets go in the opposite order. Mounts stay for the next process to take up.
 pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let root = prepare_root(&config.root)?;
     let mut admin = Admin::default();
@@ -101,6 +104,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         KeptIndexes::new(&root),
         complete_after,
     );
+    layers.serve_former()?;
     let urls = Urls::new(config.http.urls(), root.join("urls"))?;
     let mut serving = JoinSet::new();
     if config.snapshotter.enabled {
@@ -160,12 +164,13 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     serving.spawn(memory::return_after_bursts(Arc::clone(&node), shutdown.clone()));
     tracing::info!(peer = %node.id(), mirror = %config.mirror.listen, wire = %node.local_addr(), "node is ready");
 
-    served(serving, &shutdown).await?;
+    let ended = served(serving, &shutdown).await;
+    // Also after a failure: what readers wait for is left to the next process, not answered with errors.
     if let Some(mounts) = layers.mounts() {
         mounts.shutdown().await;
     }
     node.shutdown().await;
-    Ok(())
+    ended
 }
 
 /// Waits for the shutdown and then for the end of everything that serves. What ends before ends the node: one that lacks a part
@@ -270,21 +275,43 @@ pub(crate) async fn start_swarm(
     })
 }
 
-/// The lazy mounts, or the reason why layers are pulled whole on this machine.
-fn start_lazy(config: &Config) -> Result<Arc<LazyMounts>, String> {
-    if !config.lazy.enabled || !config.snapshotter.enabled {
-        return Err("lazy.enabled or snapshotter.enabled is false".into());
-    }
+/// The lazy mounts, or the reason why layers are pulled whole on this machine. Those that a former process left alive are taken up in any
+/// case: containers use them.
+fn start_lazy(config: &Config) -> Lazy {
     let options = lazy::Options { deadline: config.lazy.read_deadline.0, ..lazy::Options::default() };
-    let started = lazy::probe(&config.root)
-        .map_err(|error| error.to_string())
-        .and_then(|_| LazyMounts::start(&config.root, options).map_err(|error| error.to_string()));
-    match started {
-        Ok(mounts) => Ok(mounts),
-        Err(error) => {
-            tracing::warn!(%error, "layers cannot be mounted lazily here: they are pulled whole");
-            Err(error)
+    let holder = config.lazy.holder.then(|| HolderProgram {
+        // The running program, though an upgrade may have put another in its place.
+        program: "/proc/self/exe".into(),
+        arguments: vec![HOLD_COMMAND.to_owned()],
+    });
+    let refused = |error: &dyn std::fmt::Display| {
+        tracing::warn!(%error, "layers cannot be mounted lazily here: they are pulled whole");
+        Lazy { mounts: None, unsupported: Some(error.to_string()) }
+    };
+    let disabled = !config.lazy.enabled || !config.snapshotter.enabled;
+    let unsupported = disabled.then(|| "lazy.enabled or snapshotter.enabled is false".to_owned());
+    match (LazyMounts::take_up(&config.root, options.clone(), holder.clone()), unsupported) {
+        (Ok(Some(mounts)), unsupported) => return Lazy { mounts: Some(mounts), unsupported },
+        (Ok(None), unsupported @ Some(_)) => return Lazy { mounts: None, unsupported },
+        (Err(error), _) => {
+            tracing::error!(%error, "the lazy mounts of a former process are not served");
+            return refused(&error);
         }
+        (Ok(None), None) => {}
+    }
+    if let Err(error) = lazy::probe(&config.root) {
+        return refused(&error);
+    }
+    match LazyMounts::start_kept(&config.root, options, holder) {
+        Ok(mounts) => {
+            if !mounts.is_kept() {
+                tracing::warn!(
+                    "nobody keeps the lazy mounts while no node runs: when this process ends, containers lose them"
+                );
+            }
+            Lazy { mounts: Some(mounts), unsupported: None }
+        }
+        Err(error) => refused(&error),
     }
 }
 

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lapwing_lab::image::Layout;
+use lapwing_lab::image::{Entry, EntryKind, ImageConfig, Layout, LayoutWriter, TarWriter};
 use lapwing_lab::tree::{self, Node};
 use lapwing_lab::{Machine, Need, Site, check, image, require, wait};
 
@@ -32,8 +32,8 @@ fn walk(machine: &Machine, reference: &str, snapshotter: &str) -> BTreeMap<PathB
     tree::digest_walk(&machine.host.path(&mount)).unwrap()
 }
 
-/// Compares both root filesystems of `layout`, and gives the lazy one.
-fn lazy_equals_unpacked(name: &str, layout: &Layout) -> BTreeMap<PathBuf, Node> {
+/// Compares both root filesystems of `layout`, but for the times of those of `undated`, and gives the lazy one.
+fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeMap<PathBuf, Node> {
     let site = Site::new(name, None).unwrap();
     let reference = site.registry.push(layout, "lab/image:1").unwrap();
     let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
@@ -52,10 +52,12 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout) -> BTreeMap<PathBuf, Node> 
     let claimed = node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
     assert_eq!(claimed, layout.layers.len() as f64, "every layer is lazy");
     let lazy = walk(&second, &reference, "lapwing");
-    // No tar of these images names the root in its uppermost layer: unpacked it is as old as the unpacking, an accident of each pull.
-    // Lazily it has the time that a lower layer gives it, else 1970.
-    let root = PathBuf::new();
-    unpacked.get_mut(&root).unwrap().mtime = lazy[&root].mtime;
+    // A directory that the uppermost tar with something in it does not name is as old as the unpacking, an accident of each pull; no tar of
+    // these images names the root. Lazily it has the time that a lower layer gives it, else 1970.
+    for path in [""].iter().chain(undated) {
+        let path = Path::new(path);
+        unpacked.get_mut(path).unwrap().mtime = lazy[path].mtime;
+    }
     let differences = tree::differences(&unpacked, &lazy, 40);
     assert_eq!(differences, "", "left: overlayfs, right: lazily mounted");
     lazy
@@ -67,9 +69,9 @@ fn an_image_of_oddities_is_the_same_when_mounted_lazily() {
     if !require(NAME, &NEEDS) {
         return;
     }
-    let lazy = lazy_equals_unpacked(NAME, &image::small().unwrap());
+    let lazy = lazy_equals_unpacked(NAME, &image::small().unwrap(), &[]);
     // That the oddities were there to be compared.
-    let node = |path: &str| lazy.get(std::path::Path::new(path)).unwrap_or_else(|| panic!("no {path}"));
+    let node = |path: &str| lazy.get(Path::new(path)).unwrap_or_else(|| panic!("no {path}"));
     assert!(lazy.len() > 80, "{} files", lazy.len());
     assert_eq!(node("odd/capable").xattrs.keys().collect::<Vec<_>>(), ["security.capability"]);
     assert_eq!(node("odd/noted").xattrs["user.long"].len(), 1500);
@@ -77,8 +79,90 @@ fn an_image_of_oddities_is_the_same_when_mounted_lazily() {
     assert_eq!((node("odd/high-ids").uid, node("odd/high-ids").gid), (2_000_000, 2_000_001));
     assert_eq!((node("bin/sh").links, node("odd/setuid").mode), (Some(13), 0o4755));
     assert_eq!((node("odd/pipe").kind, node("odd/null").kind, node("odd/block").kind), ("fifo", "char", "block"));
-    assert!(!lazy.contains_key(std::path::Path::new("opaque/old1")), "an opaque directory hides what was below");
-    assert!(!lazy.contains_key(std::path::Path::new("gone/file")), "a whiteout hides what was below");
+    assert!(!lazy.contains_key(Path::new("opaque/old1")), "an opaque directory hides what was below");
+    assert!(!lazy.contains_key(Path::new("gone/file")), "a whiteout hides what was below");
+}
+
+/// Layers whose paths lead through what is a link, or a file, only in a layer below: containerd extracts into the upper directory alone and
+/// makes directories of them, with what the link's target there looks like.
+fn image_through_links(dir: &Path) -> Layout {
+    const SECOND: (u64, u32) = (1_500_000_000, 500);
+    let mut image = LayoutWriter::new(dir).unwrap();
+    let layer = |image: &mut LayoutWriter, entries: &[Entry<'_>]| {
+        let written = image.layer(|out| {
+            let mut tar = TarWriter::new(out);
+            entries.iter().try_for_each(|entry| tar.add(entry))?;
+            tar.finish().map(drop)
+        });
+        written.unwrap();
+    };
+    let file = |path| Entry::new(path, EntryKind::File(b"content"));
+    let directory = |path| Entry::new(path, EntryKind::Directory);
+    let link = |path, target| Entry::new(path, EntryKind::Symlink(target));
+    let owned = Entry {
+        owner: (7, 8),
+        mtime: SECOND,
+        xattrs: &[("user.note", b"of usr/lib")],
+        ..directory(b"usr/lib/").mode(0o751)
+    };
+    let links: [(&[u8], &[u8]); 7] = [
+        (b"lib", b"usr/lib"),
+        (b"absolute", b"/usr/lib"),
+        (b"chain", b"lib"),
+        (b"up", b"../../../usr"),
+        (b"dangling", b"nowhere"),
+        (b"named", b"usr/lib"),
+        (b"usr/inner", b"../usr/lib"),
+    ];
+    let mut lowest = vec![directory(b"usr/"), owned, file(b"usr/lib/below"), file(b"plain")];
+    lowest.extend(links.map(|(path, target)| link(path, target)));
+    layer(&mut image, &lowest);
+    let through: [&[u8]; 8] =
+        [b"lib/x", b"lib/sub/deep", b"absolute/x", b"chain/x", b"up/lib/x", b"dangling/x", b"usr/inner/x", b"plain/x"];
+    let mut upper: Vec<_> = through.map(file).into();
+    upper.extend([directory(b"named/").mode(0o700), file(b"named/x")]);
+    layer(&mut image, &upper);
+    // A link and a path through it in one layer, over a directory, and a path through a directory over a link.
+    layer(
+        &mut image,
+        &[file(b"lib/y"), link(b"usr/own", b"lib"), file(b"usr/own/y"), file(b"lib/sub/y"), file(b"named/y")],
+    );
+    image.finish(&ImageConfig { cmd: &["/bin/true"], working_dir: "/", ..ImageConfig::default() }).unwrap()
+}
+
+#[test]
+fn paths_through_links_of_lower_layers_are_the_same_when_mounted_lazily() {
+    const NAME: &str = "paths_through_links_of_lower_layers_are_the_same_when_mounted_lazily";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let undated = [
+        "absolute",
+        "chain",
+        "dangling",
+        "lib",
+        "lib/sub",
+        "named",
+        "plain",
+        "up",
+        "up/lib",
+        "usr",
+        "usr/inner",
+        "usr/lib",
+    ];
+    let lazy = lazy_equals_unpacked("through-links", &image_through_links(dir.path()), &undated);
+    let kind = |path: &str| lazy.get(Path::new(path)).map(|node| (node.kind, node.mode));
+    for (path, expected) in [
+        ("lib", Some(("directory", 0o751))),
+        ("lib/x", Some(("file", 0o644))),
+        ("lib/y", Some(("file", 0o644))),
+        ("lib/below", None),
+        ("usr/lib/x", None),
+        ("usr/lib/below", Some(("file", 0o644))),
+    ] {
+        assert_eq!(kind(path), expected, "{path}");
+    }
 }
 
 #[test]
@@ -87,7 +171,7 @@ fn a_real_image_is_the_same_when_mounted_lazily() {
     if !require(NAME, &[&NEEDS[..], &[Need::Program("mmdebstrap"), Need::Program("pigz")]].concat()) {
         return;
     }
-    let lazy = lazy_equals_unpacked(NAME, &image::real().unwrap());
+    let lazy = lazy_equals_unpacked(NAME, &image::real().unwrap(), &[]);
     let bytes: u64 = lazy.values().filter(|node| node.kind == "file").filter_map(|node| node.size).sum();
     assert!(lazy.len() > 15_000 && bytes > 500_000_000, "{} files with {bytes} bytes were compared", lazy.len());
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lapwing_lab::image::{self, Noise};
 use lapwing_lab::wait::{self, Poll};
-use lapwing_lab::{Lapwing, Machine, Mbit, Need, Site, check, require};
+use lapwing_lab::{Lapwing, Machine, Mbit, Need, Process, Site, check, require};
 use lapwing_p2p::bitfield::Bitfield;
 use lapwing_p2p::layout::{PieceIndex, PieceLayout};
 
@@ -260,19 +260,27 @@ fn lazy_worker(site: &Site, reference: &str, image: &Noise) -> (Machine, Machine
     (seed, worker)
 }
 
-/// Reads a file in the container that was running before: right, or an error, before the deadline.
-fn read_in_running_container(worker: &Machine, exec: &str, file: &str, image: &Noise) {
+/// Begins to read a file in the container that was running before.
+fn start_read(worker: &Machine, exec: &str, file: &str) -> Process {
     let mut command = worker.containerd.ctr().unwrap();
     command.args(["task", "exec", "--exec-id", exec, "idle", "sha256sum", file]);
-    let mut read = worker.host.spawn(exec, &mut command).unwrap();
+    worker.host.spawn(exec, &mut command).unwrap()
+}
+
+#[track_caller]
+fn assert_read_right(mut read: Process, file: &str, image: &Noise) {
     let ended = read.wait(DEADLINE).unwrap();
     let right = image.sums.lines().find(|line| line.ends_with(file)).unwrap();
-    assert!(!ended.success() || read.log_tail().contains(right), "a read gave wrong bytes: {}", read.log_tail());
+    assert!(ended.success() && read.log_tail().contains(right), "{ended}: {}", read.log_tail());
+}
+
+fn read_in_running_container(worker: &Machine, exec: &str, file: &str, image: &Noise) {
+    assert_read_right(start_read(worker, exec, file), file, image);
 }
 
 #[test]
-fn lazy_layers_are_mounted_again_after_a_restart() {
-    if !require("lazy_layers_are_mounted_again_after_a_restart", &NEEDS) {
+fn lazy_layers_stay_mounted_over_a_restart() {
+    if !require("lazy_layers_stay_mounted_over_a_restart", &NEEDS) {
         return;
     }
     let image = image::noise(5, &[6, 6]).unwrap();
@@ -286,8 +294,10 @@ fn lazy_layers_are_mounted_again_after_a_restart() {
             "SIGTERM" => node(&mut worker).stop().unwrap(),
             _ => node(&mut worker).kill9().unwrap(),
         }
-        read_in_running_container(&worker, &format!("down{round}"), &format!("/data/00-00{}", round + 1), &image);
+        let file = format!("/data/00-00{}", round + 1);
+        let meanwhile = start_read(&worker, &format!("down{round}"), &file);
         node(&mut worker).restart().unwrap();
+        assert_read_right(meanwhile, &file, &image);
         assert_nothing_twice(&worker);
         read_in_running_container(&worker, &format!("up{round}"), &format!("/data/01-00{round}"), &image);
         wait_for_containerd(&worker);

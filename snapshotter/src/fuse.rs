@@ -9,12 +9,20 @@
 //! * [`wire`]: the structures of `include/uapi/linux/fuse.h`, parsed and written byte by byte
 //! * [`session`]: threads that read requests, tasks that answer reads
 //! * [`mount`]: makes and removes the mount
+//! * [`record`]: what the next process must know of a connection
+//! * [`holder`], [`systemd`]: who keeps the descriptor while no process serves it
+//! * [`keeping`]: sees to it that somebody does
 //!
 //! Nothing is kept between requests: opens carry no state and node ids derive from the layer, so a descriptor that
-//! outlives its process can be served by the next one ([`Handshake::Done`]).
+//! outlives its process can be served by the next one ([`Handshake::Done`]). The kernel ends the connection, for good,
+//! when nobody has the descriptor any more.
 
+pub mod holder;
+mod keeping;
 mod mount;
+mod record;
 mod session;
+mod systemd;
 mod wire;
 
 use std::ops::Range;
@@ -23,7 +31,9 @@ use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use rustix::io::Errno;
 
-pub use mount::{mount_at, open_device};
+pub use keeping::{Former, HolderProgram, Keeping, former};
+pub use mount::{is_connected, mount_at, open_device};
+pub use record::{Record, RecordError, Terms};
 pub use session::{Handshake, Lengths, Session};
 
 /// One data file. Immutable: the same node id always has the same size and bytes.

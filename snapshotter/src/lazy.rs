@@ -4,6 +4,8 @@
 //! * [`cache`]: the spans on disk, and the bitmap that says which
 //! * [`readahead`]: finds sequential readers
 //! * [`mounts`]: the FUSE mount that serves the tars, and the EROFS mounts on top
+//! * [`files`]: which layer is which file of the FUSE mount; brings those back that a former process had
+//! * [`former`]: what a former process left
 //! * [`erofs_mount`]: one EROFS mount
 //! * [`inherit`]: attributes of directories that only lower layers describe
 //! * [`probe`]: whether this kernel can do it
@@ -16,6 +18,8 @@
 
 mod cache;
 mod erofs_mount;
+mod files;
+mod former;
 mod inherit;
 mod layer;
 mod mounts;
@@ -23,6 +27,7 @@ mod probe;
 mod readahead;
 
 pub use cache::replace_file;
+pub use files::KeptLayers;
 pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};
 pub use probe::{Support, Unsupported, probe};

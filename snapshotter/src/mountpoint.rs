@@ -60,17 +60,52 @@ pub fn detach(path: &Path) -> io::Result<()> {
     Err(io::Error::other(format!("more than {MAX_STACKED} mounts on {}", path.display())))
 }
 
+/// Takes the mount off `path` unless something uses it; whether it is gone.
+pub(crate) fn release(path: &Path) -> bool {
+    rustix::mount::unmount(path, UnmountFlags::NOFOLLOW).is_ok()
+}
+
+/// One mount of this process's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// Where.
+    pub(crate) at: PathBuf,
+    /// Device number of the filesystem, major and minor.
+    pub(crate) device: (u32, u32),
+    /// The filesystem's type.
+    pub(crate) kind: Vec<u8>,
+    /// What was mounted: for an image, its file.
+    pub(crate) source: PathBuf,
+}
+
+/// All mounts, in the order in which they were made: of those at one directory the last is to be seen.
+pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
+    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+}
+
 /// The mount points at and below the directory `path`, deepest first.
 pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = parse(&std::fs::read("/proc/self/mountinfo")?, path);
+    let below = mounts()?.into_iter().map(|mount| mount.at).filter(|point| point.starts_with(path));
+    let mut found: Vec<_> = below.collect();
     found.reverse();
     Ok(found)
 }
 
-/// `proc_pid_mountinfo(5)`: the fifth field is the mount point, with octal escapes.
-fn parse(mountinfo: &[u8], below: &Path) -> Vec<PathBuf> {
-    let points = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    points.map(unescape).filter(|point| point.starts_with(below)).collect()
+/// `proc_pid_mountinfo(5)`; optional fields end with a hyphen.
+fn parse(mountinfo: &[u8]) -> Vec<Mount> {
+    let lines = mountinfo.split(|byte| *byte == b'\n');
+    lines.filter_map(|line| parse_line(&line.split(|byte| *byte == b' ').collect::<Vec<_>>())).collect()
+}
+
+fn parse_line(fields: &[&[u8]]) -> Option<Mount> {
+    let end = fields.iter().position(|field| *field == b"-")?;
+    let (major, minor) = std::str::from_utf8(fields.get(2)?).ok()?.split_once(':')?;
+    Some(Mount {
+        at: unescape(fields.get(4)?),
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        kind: fields.get(end + 1)?.to_vec(),
+        source: unescape(fields.get(end + 2)?),
+    })
 }
 
 fn unescape(field: &[u8]) -> PathBuf {
@@ -100,13 +135,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_mount_points_below_a_directory() {
+    fn understands_the_table_of_mounts() {
         let mountinfo = b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-            30 22 0:30 / /srv/a\\040b/7/fs ro - erofs none ro\n\
+            30 22 0:30 / /srv/a\\040b/7/fs ro shared:1 master:2 - erofs /srv/a\\040b/erofs ro\n\
             31 30 0:31 / /srv/a\\040b/7/fs/proc rw - proc none rw\n\
             32 22 0:32 / /srv/a\\040bc rw - tmpfs none rw\n";
-        let found = parse(mountinfo, Path::new("/srv/a b"));
-        assert_eq!(found, [PathBuf::from("/srv/a b/7/fs"), PathBuf::from("/srv/a b/7/fs/proc")]);
+        let found = parse(mountinfo);
+        let points: Vec<_> = found.iter().map(|mount| mount.at.to_str().unwrap()).collect();
+        assert_eq!(points, ["/", "/srv/a b/7/fs", "/srv/a b/7/fs/proc", "/srv/a bc"]);
+        let (at, source) = ("/srv/a b/7/fs".into(), "/srv/a b/erofs".into());
+        assert_eq!(found[1], Mount { at, device: (0, 30), kind: b"erofs".to_vec(), source });
     }
 
     #[test]

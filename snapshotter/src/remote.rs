@@ -56,7 +56,8 @@ pub trait RemoteLayers: Send + Sync + 'static {
     /// The layer that turns the target's parent into its chain id, provided that it can be mounted now.
     fn resolve<'a>(&'a self, target: &'a Target<'a>) -> BoxFuture<'a, Result<Digest, Fallback>>;
 
-    /// Mounts `layer` read-only at the directory `at`, over the layers with the roots `lowers`, the uppermost first: what
+    /// Mounts `layer` read-only at the directory `at`, in place of what a former process left there unless that is the layer
+    /// and in working order, over the layers with the roots `lowers`, the uppermost first: what
     /// the layer does not say of its directories is taken from there. The error says what failed and what would help.
     fn mount(&self, layer: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), String>;
 

@@ -142,11 +142,35 @@ async fn a_successor_answers_what_its_predecessor_had_taken() {
     let path = mount.at.join("hangs");
     let reader = std::thread::spawn(move || read_at(path, 8192, 100));
     asked.notified().await;
+    let terms = first.terms();
     first.stop();
     assert!(!reader.is_finished());
-    let second = mount.serve(Handshake::Done, Files { cured: true, ..Files::default() });
+    let second = mount.serve(Handshake::Done(terms), Files { cured: true, ..Files::default() });
     let read = reader.join().unwrap().unwrap();
     assert!(read.iter().zip(8192..).all(|(&read, offset)| read == byte(offset)));
     assert_eq!(read_at(mount.at.join("good"), 0, 1).unwrap(), [byte(0)]);
+    second.stop();
+}
+
+/// A process that ends leaves its tasks undone; what they were to answer is the next one's, not an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_leaving_process_does_not_finish_is_no_error() {
+    let Some(mount) = Mount::new() else { return };
+    let files = Files::default();
+    let asked = files.asked.clone();
+    let leaving = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let device = mount.device.try_clone().unwrap();
+    let runtime = leaving.handle().clone();
+    let first = Session::start(device, Handshake::Pending, Lengths::Exact, Arc::new(files), runtime).unwrap();
+    let terms = first.terms();
+    let path = mount.at.join("hangs");
+    let reader = std::thread::spawn(move || read_at(path, 8192, 100));
+    asked.notified().await;
+    first.leave();
+    // As at the end of a process; all its tasks are dropped when this returns.
+    tokio::task::spawn_blocking(move || drop(leaving)).await.unwrap();
+    let second = mount.serve(Handshake::Done(terms), Files { cured: true, ..Files::default() });
+    let read = reader.join().unwrap().unwrap();
+    assert!(read.iter().zip(8192..).all(|(&read, offset)| read == byte(offset)));
     second.stop();
 }

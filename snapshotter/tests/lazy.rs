@@ -281,6 +281,25 @@ async fn after_a_restart_dead_mounts_are_replaced_and_spans_are_kept() {
     assert!(std::fs::read(at.join("file-001")).unwrap() == contents[1]);
 }
 
+/// A mount that lives, though its descriptor is not to be had, is neither taken away nor covered by another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_living_mount_of_somebody_else_is_left_alone() {
+    let Some(scratch) = Scratch::supported() else { return };
+    let root = scratch.directory("root");
+    let data = scratch.directory("root/data");
+    let device = lapwing_snapshotter::fuse::open_device().unwrap();
+    lapwing_snapshotter::fuse::mount_at(std::os::fd::AsFd::as_fd(&device), &data).unwrap();
+    let refused = LazyMounts::start(&root, Options::default());
+    assert!(matches!(refused, Err(MountError::Unreachable(_))), "{refused:?}");
+    assert_eq!(scratch.mounts().len(), 1);
+    // Now it is dead.
+    drop(device);
+    let mounts = LazyMounts::start(&root, Options::default()).unwrap();
+    assert!(!mounts.is_kept());
+    mounts.shutdown().await;
+    assert_eq!(scratch.mounts(), Vec::<PathBuf>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn adding_is_idempotent_and_removing_waits_for_unmounting() {
     let Some(scratch) = Scratch::supported() else { return };

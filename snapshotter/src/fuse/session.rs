@@ -3,28 +3,32 @@
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::wire::{self, Request};
-use super::{DataFile, DataFiles};
+use super::{DataFile, DataFiles, Terms};
 use crate::limits::{MAX_READ_BYTES, MAX_READS_IN_FLIGHT};
 
 /// Larger than any request: nothing is ever written, and names end at 1024 bytes. The kernel demands 8 KiB.
 const REQUEST_BUFFER: usize = 16 << 10;
+/// The kernel sends INIT while it mounts.
+const INIT_PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// Whether the kernel's INIT has been answered on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handshake {
     /// A new connection.
     Pending,
-    /// A connection taken over from a process that is dead: what it had not answered is asked for again.
-    Done,
+    /// A connection taken over from a process that is dead, with what that one agreed on: what it had not answered is
+    /// asked for again.
+    Done(Terms),
 }
 
 /// What becomes of a read that [`DataFiles`] answers with fewer bytes than asked.
@@ -40,11 +44,20 @@ pub enum Lengths {
 #[derive(Debug)]
 pub struct Session {
     shared: Arc<Shared>,
+    terms: Terms,
     threads: Vec<JoinHandle<()>>,
 }
 
+/// The descriptor, as those see it who answer.
+#[derive(Debug)]
+struct Connection {
+    device: OwnedFd,
+    /// Whether the next process answers what fails here.
+    left: AtomicBool,
+}
+
 struct Shared {
-    device: Arc<OwnedFd>,
+    connection: Arc<Connection>,
     stop: OwnedFd,
     files: Arc<dyn DataFiles>,
     runtime: Handle,
@@ -54,17 +67,17 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("device", &self.device).finish_non_exhaustive()
+        f.debug_struct("Shared").field("connection", &self.connection).finish_non_exhaustive()
     }
 }
 
 impl Session {
-    /// Serves `device` until [`Session::stop`] or until the mount and everything that uses it is gone. Reads that must
-    /// wait run on `runtime`.
+    /// Serves `device`, which is mounted, until [`Session::stop`] or until the mount and everything that uses it is gone.
+    /// Reads that must wait run on `runtime`.
     ///
     /// # Errors
     ///
-    /// When threads or descriptors run out.
+    /// When the kernel does not begin a new connection, or threads or descriptors run out.
     pub fn start(
         device: OwnedFd,
         handshake: Handshake,
@@ -76,18 +89,35 @@ impl Session {
         rustix::fs::fcntl_setfl(&device, rustix::fs::fcntl_getfl(&device)? | rustix::fs::OFlags::NONBLOCK)?;
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let in_flight = Arc::new(Semaphore::new(MAX_READS_IN_FLIGHT));
-        let shared = Arc::new(Shared { device: Arc::new(device), stop, files, runtime, in_flight, lengths });
-        if handshake == Handshake::Done {
-            rustix::io::write(&shared.device, &wire::resend())?;
-        }
+        let connection = Arc::new(Connection { device, left: AtomicBool::new(false) });
+        let terms = match handshake {
+            Handshake::Pending => negotiate(&connection)?,
+            Handshake::Done(terms) => {
+                ask_again(&connection)?;
+                terms
+            }
+        };
+        let shared = Arc::new(Shared { connection, stop, files, runtime, in_flight, lengths });
         let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        let mut session = Self { shared: shared.clone(), threads: Vec::new() };
+        let mut session = Self { shared: shared.clone(), terms, threads: Vec::new() };
         for number in 0..count {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || shared.serve());
             session.threads.push(thread?);
         }
         Ok(session)
+    }
+
+    /// What was agreed on with the kernel.
+    pub const fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    /// Leaves the connection to the next process: what is not answered by now, or fails from now on, because this process
+    /// is ending, stays without an answer until that one asks for it again.
+    pub fn leave(self) {
+        self.shared.connection.left.store(true, Ordering::Release);
+        self.stop();
     }
 
     /// Ends the threads; requests that are with tasks are still answered. Blocks for as long as one request takes that
@@ -120,7 +150,7 @@ impl Shared {
     fn serve(&self) {
         let mut buffer = vec![0; REQUEST_BUFFER];
         loop {
-            match rustix::io::read(&self.device, &mut buffer) {
+            match rustix::io::read(&self.connection.device, &mut buffer) {
                 Ok(length) => self.handle_guarded(&buffer[..length]),
                 Err(Errno::AGAIN) => {
                     if !self.wait() {
@@ -140,7 +170,7 @@ impl Shared {
 
     /// Waits for a request; false when told to stop.
     fn wait(&self) -> bool {
-        let mut fds = [PollFd::new(&self.device, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.connection.device, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
         match rustix::event::poll(&mut fds, None) {
             Ok(_) => fds[1].revents().is_empty(),
             Err(error) => error == Errno::INTR,
@@ -164,7 +194,7 @@ impl Shared {
             // Nothing is kept per node. An interrupted read goes on: EROFS would make an error of it.
             return;
         }
-        let reply = Reply { device: self.device.clone(), unique: request.unique, answered: false };
+        let reply = Reply::to(&self.connection, request.unique);
         match request.opcode {
             wire::READ => self.read(&request, reply),
             opcode => match self.answer(opcode, &request) {
@@ -177,7 +207,7 @@ impl Shared {
     /// Everything that needs no waiting.
     fn answer(&self, opcode: u32, request: &Request<'_>) -> Result<Vec<u8>, Errno> {
         match opcode {
-            wire::INIT => Ok(wire::init_out(request.body).ok_or(Errno::PROTO)?.to_vec()),
+            wire::INIT => Ok(wire::init_out(request.body).ok_or(Errno::PROTO)?.0.to_vec()),
             wire::LOOKUP => {
                 let name = request.name().filter(|_| request.nodeid == wire::ROOT).ok_or(Errno::NOENT)?;
                 Ok(wire::entry_out(self.files.lookup(name).ok_or(Errno::NOENT)?))
@@ -243,14 +273,53 @@ impl Shared {
     }
 }
 
-/// The duty to answer one request: dropped without an answer, it answers EIO.
+/// Answers the kernel's INIT, the first request of a connection.
+fn negotiate(connection: &Arc<Connection>) -> io::Result<Terms> {
+    let mut buffer = vec![0; REQUEST_BUFFER];
+    let mut fds = [PollFd::new(&connection.device, PollFlags::IN)];
+    if rustix::event::poll(&mut fds, Some(&INIT_PATIENCE))? == 0 {
+        return Err(io::Error::other("the kernel does not begin the FUSE connection: is it mounted?"));
+    }
+    let length = rustix::io::read(&connection.device, &mut buffer)?;
+    let request = Request::parse(&buffer[..length]).filter(|request| request.opcode == wire::INIT);
+    let request = request.ok_or_else(|| io::Error::other("the kernel does not begin the FUSE connection with INIT"))?;
+    let reply = Reply::to(connection, request.unique);
+    let Some((answer, terms)) = wire::init_out(request.body) else {
+        reply.fail(Errno::PROTO);
+        return Err(io::Error::other("the kernel speaks another FUSE protocol than version 7"));
+    };
+    reply.send(&answer);
+    Ok(terms)
+}
+
+/// Has the kernel send again what a former process had taken and not answered.
+fn ask_again(connection: &Connection) -> io::Result<()> {
+    match rustix::io::write(&connection.device, &wire::resend()) {
+        Ok(_) => Ok(()),
+        // Linux before 6.9; those mount no EROFS over files either.
+        Err(Errno::INVAL) => {
+            tracing::error!(
+                "this kernel does not send again what the former process left unanswered: processes that wait for it can only be killed"
+            );
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The duty to answer one request: dropped without an answer, it answers EIO, unless the connection was left to the next
+/// process.
 struct Reply {
-    device: Arc<OwnedFd>,
+    connection: Arc<Connection>,
     unique: u64,
     answered: bool,
 }
 
 impl Reply {
+    fn to(connection: &Arc<Connection>, unique: u64) -> Self {
+        Self { connection: connection.clone(), unique, answered: false }
+    }
+
     fn send_data(self, bytes: &Bytes, expected: u64, lengths: Lengths) {
         if lengths == Lengths::Exact && bytes.len() as u64 != expected {
             tracing::error!(expected, got = bytes.len(), "a read of a data file came up short");
@@ -269,8 +338,11 @@ impl Reply {
 
     fn write(&mut self, errno: i32, body: &[u8]) {
         self.answered = true;
+        if errno != 0 && self.connection.left.load(Ordering::Acquire) {
+            return;
+        }
         let header = wire::out_header(body.len(), errno, self.unique);
-        match rustix::io::writev(&self.device, &[IoSlice::new(&header), IoSlice::new(body)]) {
+        match rustix::io::writev(&self.connection.device, &[IoSlice::new(&header), IoSlice::new(body)]) {
             // NOENT: the asker is gone. NODEV: the mount is.
             Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
             Err(error) => tracing::error!(%error, "an answer to the kernel was refused"),

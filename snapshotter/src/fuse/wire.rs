@@ -1,6 +1,6 @@
 //! FUSE's structures, protocol 7.38 (`include/uapi/linux/fuse.h`), in the byte order of the machine.
 
-use super::DataFile;
+use super::{DataFile, Terms};
 
 pub(super) const IN_HEADER: usize = 40;
 pub(super) const OUT_HEADER: usize = 16;
@@ -87,9 +87,9 @@ pub(super) fn resend() -> [u8; OUT_HEADER] {
     out_header(0, -NOTIFY_RESEND, 0)
 }
 
-/// The answer to INIT; `None` when the kernel's protocol is not 7.
-pub(super) fn init_out(body: &[u8]) -> Option<[u8; 64]> {
-    let (major, max_readahead) = (u32_at(body, 0)?, u32_at(body, 8)?);
+/// The answer to INIT and what it agrees on; `None` when the kernel's protocol is not 7.
+pub(super) fn init_out(body: &[u8]) -> Option<([u8; 64], Terms)> {
+    let (major, minor, max_readahead) = (u32_at(body, 0)?, u32_at(body, 4)?, u32_at(body, 8)?);
     let mut offered = u64::from(u32_at(body, 12)?);
     if offered & INIT_EXT != 0 {
         offered |= u64::from(u32_at(body, 16)?) << 32;
@@ -110,7 +110,7 @@ pub(super) fn init_out(body: &[u8]) -> Option<[u8; 64]> {
     put(24, &1u32.to_ne_bytes());
     put(28, &((crate::limits::MAX_READ_BYTES / 4096) as u16).to_ne_bytes());
     put(32, &((flags >> 32) as u32).to_ne_bytes());
-    Some(out)
+    Some((out, Terms { protocol: (major, minor), flags, max_read_bytes: crate::limits::MAX_READ_BYTES }))
 }
 
 fn attr(file: Option<DataFile>) -> [u8; 88] {

@@ -8,34 +8,39 @@
 //!                        spans     which of them are there
 //! ```
 //!
-//! When the process dies, mounts over FUSE give EIO for what the page cache does not hold; [`LazyMounts::start`] of the
-//! next process takes the dead FUSE mount away, and [`LazyMounts::mount`] replaces dead EROFS mounts, so that new
-//! containers work. Layers that were complete when mounted are not affected: their device is the local file.
+//! The mounts outlive the process where somebody keeps the FUSE connection ([`crate::fuse::Keeping`]): reads wait, and
+//! [`LazyMounts::take_up`] of the next process goes on with all of them, those too that no snapshot has any more. Where
+//! nobody kept it, mounts over FUSE give EIO for what the page cache does not hold; [`LazyMounts::start`] of the next
+//! process takes the dead mounts away, so that new containers work. Layers that were complete when mounted are not
+//! affected: their device is the local file.
+//!
+//! So every EROFS mount of an image below `layers` that a process finds, once it has started, is in working order.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::ops::Range;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures_core::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
-use rustix::io::Errno;
-use tokio::sync::Semaphore;
 
 use super::cache::replace_file;
+use super::files::{KeptLayers, Layers, file_name};
+use super::former;
 use super::inherit::{self, Inherited};
 use super::layer::{LazyLayer, Proof};
 use super::{LazyError, Options, erofs_mount};
 use crate::erofs::{self, ErofsError};
-use crate::fuse::{self, DataFile, DataFiles, Handshake, Lengths, Session};
+use crate::fuse::{self, Handshake, HolderProgram, Keeping, Lengths, Record, RecordError, Session};
 use crate::index::Index;
 use crate::mountpoint::{self, MountState};
 use crate::source::LayerSource;
+
+/// How long the kernel may take to end a FUSE connection whose last mount was detached.
+const RELEASE: Duration = Duration::from_secs(1);
 
 /// Why a layer cannot be added or mounted; the remedy is to pull it whole.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +70,40 @@ pub enum MountError {
         /// One of its mounts.
         at: String,
     },
+    /// What is kept of a layer that was mounted before cannot be used.
+    #[error("layer {layer} cannot be opened again: {message}; remove the image and pull it again")]
+    Lost {
+        /// The layer.
+        layer: Digest,
+        /// What is wrong.
+        message: String,
+    },
+    /// Another version's mounts are in use.
+    #[error(
+        "the lazy mounts at {at} live and cannot be taken up: {cause}. Reads of them wait: start the former version of \
+         Lapwing again, or run `lapwing detach` once no container needs them"
+    )]
+    Former {
+        /// Where.
+        at: String,
+        /// Why.
+        cause: RecordError,
+    },
+    /// Somebody took the FUSE mount away under containers that use it.
+    #[error(
+        "{0} is not mounted any more: start Lapwing anew once no container uses layers of before, or restart the machine"
+    )]
+    Detached(String),
+    /// A descriptor of living mounts is somewhere else.
+    #[error(
+        "the lazy mounts at {0} live, and who keeps their connection does not give it to this process; reads of them wait. \
+         Start Lapwing the way it was started before (systemd's descriptor store is for its unit alone), or run \
+         `lapwing detach` once no container needs them"
+    )]
+    Unreachable(String),
+    /// Another process serves the mounts.
+    #[error("the lazy mounts of {0} are served by another process: stop it first")]
+    Served(String),
     /// The system refuses.
     #[error("{what} {path}: {cause}")]
     System {
@@ -77,7 +116,7 @@ pub enum MountError {
     },
 }
 
-fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MountError {
+pub(super) fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MountError + use<> {
     let path = path.display().to_string();
     move |cause| MountError::System { what, path, cause }
 }
@@ -86,26 +125,60 @@ fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MountErr
 #[derive(Debug)]
 pub struct LazyMounts {
     root: PathBuf,
-    options: Options,
-    inflations: Arc<Semaphore>,
     layers: Arc<Layers>,
-    session: Mutex<Option<Session>>,
+    connection: Mutex<Connection>,
+    /// Whether the FUSE mount is where it should be; not when somebody detached it under a living connection.
+    attached: bool,
     mounted: Mutex<HashMap<PathBuf, Digest>>,
     /// Images that this process has compared with their index. Held while a layer's files are made: two that made the
     /// same at once would take them from under each other.
     images: Mutex<HashSet<PathBuf>>,
 }
 
+/// The FUSE connection in the course of this process; all empty once it has let go.
+#[derive(Debug, Default)]
+struct Connection {
+    /// Taken up, and not served yet.
+    former: Option<(OwnedFd, Record)>,
+    session: Option<Session>,
+    keeping: Option<Keeping>,
+    /// Tells the next process when this one reads the connection no more. The last field, thus dropped last.
+    lock: Option<File>,
+}
+
 impl LazyMounts {
-    /// Makes the FUSE mount at `<root>/data`, in place of what a dead process left there. Must be called within a tokio
-    /// runtime. Blocks on the disk.
+    /// Makes the FUSE mount at `<root>/data`, in place of what a dead process left there, or takes up the one that lives.
+    /// Nobody keeps it beyond this process. Must be called within a tokio runtime. Blocks on the disk.
     ///
     /// # Errors
     ///
-    /// When the directories cannot be made, or FUSE is missing or forbidden.
+    /// When the directories cannot be made, FUSE is missing or forbidden, or a living mount cannot be taken up.
     pub fn start(root: &Path, options: Options) -> Result<Arc<Self>, MountError> {
+        Self::start_kept(root, options, None)
+    }
+
+    /// The same, with the connection kept by a process of this program, and by systemd where it offers that.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::start`].
+    pub fn start_kept(root: &Path, options: Options, holder: Option<HolderProgram>) -> Result<Arc<Self>, MountError> {
+        let (root, lock) = locked(root, former::TAKE_OVER)?;
+        if let Some(former) = fuse::former(&root) {
+            return Self::go_on(root, lock, options, holder, former);
+        }
         let data = root.join("data");
-        mountpoint::detach(&data).map_err(system("detach the former mount at", &data))?;
+        if former::is_alive(&data)? {
+            return Err(MountError::Unreachable(data.display().to_string()));
+        }
+        let dead = former::detach_all(&root)?;
+        if dead > 0 {
+            tracing::warn!(
+                mounts = dead,
+                "nobody kept the lazy mounts of the former process: they are dead, and were taken away. Containers that \
+                 still run on them get EIO for what is not in memory, until they are started anew"
+            );
+        }
         for directory in [&data, &root.join("layers")] {
             DirBuilder::new()
                 .recursive(true)
@@ -113,16 +186,103 @@ impl LazyMounts {
                 .create(directory)
                 .map_err(system("make directory", directory))?;
         }
-        let layers = Arc::<Layers>::default();
+        let layers = Arc::new(Layers::new(&root, options));
         let device = fuse::open_device().map_err(system("open", Path::new("/dev/fuse")))?;
         fuse::mount_at(device.as_fd(), &data).map_err(system("mount FUSE at", &data))?;
-        let runtime = tokio::runtime::Handle::current();
-        let session = Session::start(device, Handshake::Pending, Lengths::Exact, layers.clone(), runtime)
-            .map_err(system("serve the FUSE mount at", &data))?;
+        let kept = device.try_clone().map_err(system("serve the FUSE mount at", &data))?;
+        let session = serve(device, Handshake::Pending, &layers).map_err(system("serve the FUSE mount at", &data))?;
+        let record = Record { terms: session.terms(), device: device_number(&data)? };
+        let keeping = Keeping::start(&root, holder, &kept, &record).map_err(system("keep the FUSE mount at", &data))?;
         tracing::info!(mount = %data.display(), "serving lazy layers");
-        let inflations = Arc::new(Semaphore::new(options.inflations.max(1)));
-        let (session, mounted, images) = (Mutex::new(Some(session)), Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { root: root.to_owned(), options, inflations, layers, session, mounted, images }))
+        let connection = Connection { former: None, session: Some(session), keeping: Some(keeping), lock: Some(lock) };
+        Ok(Self::with(root, layers, connection, true))
+    }
+
+    /// Takes up the mounts that a former process left alive, if there are any. [`Self::serve`] begins to answer.
+    ///
+    /// # Errors
+    ///
+    /// When they live and cannot be taken up.
+    pub fn take_up(
+        root: &Path,
+        options: Options,
+        holder: Option<HolderProgram>,
+    ) -> Result<Option<Arc<Self>>, MountError> {
+        let (root, lock) = locked(root, former::TAKE_OVER)?;
+        fuse::former(&root).map(|former| Self::go_on(root, lock, options, holder, former)).transpose()
+    }
+
+    fn go_on(
+        root: PathBuf,
+        lock: File,
+        options: Options,
+        holder: Option<HolderProgram>,
+        former: fuse::Former,
+    ) -> Result<Arc<Self>, MountError> {
+        let data = root.join("data");
+        let record = former.record.map_err(|cause| MountError::Former { at: data.display().to_string(), cause })?;
+        let attached = device_number(&data).is_ok_and(|device| device == record.device);
+        let mount = data.display();
+        tracing::info!(%mount, keeper = former.keeper, "taking up the lazy mounts of the former process");
+        if !attached {
+            tracing::error!(%mount, "the FUSE mount was taken away under containers that use it: they are served, and no layer is mounted lazily until they are gone and Lapwing is started anew");
+        }
+        let keeping =
+            Keeping::start(&root, holder, &former.device, &record).map_err(system("keep the FUSE mount at", &data))?;
+        let layers = Arc::new(Layers::new(&root, options));
+        let former = Some((former.device, record));
+        let connection = Connection { former, session: None, keeping: Some(keeping), lock: Some(lock) };
+        Ok(Self::with(root, layers, connection, attached))
+    }
+
+    fn with(root: PathBuf, layers: Arc<Layers>, connection: Connection, attached: bool) -> Arc<Self> {
+        let (connection, mounted, images) = (Mutex::new(connection), Mutex::default(), Mutex::default());
+        Arc::new(Self { root, layers, connection, attached, mounted, images })
+    }
+
+    /// Answers requests for the layers that a former process mounted, from now on; `kept` brings each of them back when it
+    /// is asked for. Until then reads of them wait.
+    ///
+    /// # Errors
+    ///
+    /// When threads or descriptors run out.
+    pub fn serve(&self, kept: Arc<dyn KeptLayers>) -> Result<(), MountError> {
+        self.layers.keep_by(kept);
+        let mut connection = self.connection();
+        if let Some((device, record)) = connection.former.take() {
+            let data = self.root.join("data");
+            let session = serve(device, Handshake::Done(record.terms), &self.layers);
+            connection.session = Some(session.map_err(system("serve the FUSE mount at", &data))?);
+        }
+        Ok(())
+    }
+
+    /// Whether the mounts would survive this process.
+    pub fn is_kept(&self) -> bool {
+        self.connection().keeping.as_ref().is_some_and(Keeping::is_kept)
+    }
+
+    /// Takes all lazy mounts of `root` away, for good, while no process serves them: lazily, so that a container that
+    /// still uses one keeps it, and waits. Gives how many, and whether something still uses them.
+    ///
+    /// # Errors
+    ///
+    /// While a process serves them, or when the system refuses.
+    pub fn detach(root: &Path) -> Result<(usize, bool), MountError> {
+        let (root, _lock) = locked(root, RELEASE)?;
+        let device = device_number(&root.join("data"));
+        let detached = former::detach_all(&root)?;
+        // The kernel lets go of them a moment later. Who keeps the connection need not tell this process, but the kernel
+        // lists all that are in use.
+        let listed = device.map(|(_, minor)| PathBuf::from(format!("/sys/fs/fuse/connections/{minor}")));
+        let start = Instant::now();
+        while listed.as_ref().is_ok_and(|path| path.exists()) || fuse::former(&root).is_some() {
+            if start.elapsed() > RELEASE {
+                return Ok((detached, true));
+            }
+            std::thread::sleep(RELEASE / 50);
+        }
+        Ok((detached, false))
     }
 
     /// Makes a layer known, with its image; nothing is fetched. Adding it again changes nothing.
@@ -148,31 +308,35 @@ impl LazyMounts {
     /// As for [`Self::add`].
     pub fn add_blocking(&self, index: Arc<Index>, source: Arc<dyn LayerSource>) -> Result<Arc<LazyLayer>, MountError> {
         let digest = index.layer();
-        let nodeid = nodeid(&digest);
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.layers.get_layer(nodeid) {
-            Some(known) if known.digest() == digest => return Ok(known),
-            Some(_) => return Err(MountError::Collision(digest)),
-            None => {}
+        if let Some(known) = self.layers.get(&digest) {
+            return Ok(known);
         }
-        let directory = self.directory(&digest);
+        let directory = self.layers.directory(&digest);
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&directory)
             .map_err(system("make directory", &directory))?;
         write_image(&mut images, &index, &directory.join("erofs"), &Inherited::new())?;
-        let layer = LazyLayer::open(&directory, index, source, self.options.clone(), self.inflations.clone())?;
-        self.layers.0.write().unwrap_or_else(PoisonError::into_inner).insert(nodeid, layer.clone());
-        Ok(layer)
+        self.layers.open(index, source)
     }
 
-    /// A layer that was added.
+    /// A layer that was added, by this process or a former one.
+    ///
+    /// # Errors
+    ///
+    /// When it is not known, or what is kept of it is damaged.
+    pub fn reopen(&self, digest: &Digest) -> Result<Arc<LazyLayer>, MountError> {
+        self.layers.reopen(digest)
+    }
+
+    /// A layer in memory.
     pub fn layer(&self, digest: &Digest) -> Option<Arc<LazyLayer>> {
-        self.layers.get_layer(nodeid(digest)).filter(|layer| layer.digest() == *digest)
+        self.layers.get(digest)
     }
 
-    /// Mounts a layer read-only at the directory `at`; a mount of a former process there is replaced.
+    /// Mounts a layer read-only at the directory `at`; what a former process mounted there stays if it is this layer.
     ///
     /// `lowers` are the roots of the layers below, the uppermost first: a directory that this layer's tar uses and does
     /// not describe gets its owner, mode, time and attributes from there. Blocks on local disk and kernel only.
@@ -187,10 +351,15 @@ impl LazyMounts {
         }
         let ours = self.mounted_at(at) == Some(*digest);
         if !matches!(mountpoint::state(at), MountState::NotMounted) {
-            if ours {
+            if ours || self.is_mounted_at(at, digest)? {
+                self.mounted.lock().unwrap_or_else(PoisonError::into_inner).insert(at.to_owned(), *digest);
                 return Ok(());
             }
+            tracing::info!(%digest, mount = %at.display(), "replacing a former mount");
             mountpoint::detach(at).map_err(system("detach the former mount at", at))?;
+        }
+        if !self.attached {
+            return Err(MountError::Detached(self.root.join("data").display().to_string()));
         }
         let image = self.image(&layer, lowers)?;
         let device = layer.complete().unwrap_or_else(|| self.root.join("data").join(file_name(digest)));
@@ -223,21 +392,17 @@ impl LazyMounts {
                 return Err(MountError::Busy { layer: *layer, at: at.display().to_string() });
             }
         }
-        let directory = self.directory(digest);
+        let directory = self.layers.directory(digest);
         let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         images.retain(|image| !image.starts_with(&directory));
-        if let Some(layer) = self.layer(digest) {
-            layer.retire();
-            self.layers.0.write().unwrap_or_else(PoisonError::into_inner).remove(&nodeid(digest));
-        }
-        match std::fs::remove_dir_all(&directory) {
+        match self.layers.remove(digest, || std::fs::remove_dir_all(&directory)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system("delete", &directory)(error)),
             _ => Ok(()),
         }
     }
 
-    /// Makes the caches last, stops serving and takes the FUSE mount away. EROFS mounts of incomplete layers that are
-    /// left give EIO from then on for what is not in the page cache.
+    /// Makes the caches last and stops serving. What is kept and in use stays mounted, and reads of it wait for the next process. What is not
+    /// is taken away: EROFS mounts of incomplete layers that are left give EIO from then on for what is not in the page cache.
     pub async fn shutdown(self: &Arc<Self>) {
         let this = self.clone();
         let stopped = tokio::task::spawn_blocking(move || this.shutdown_blocking()).await;
@@ -252,18 +417,33 @@ impl LazyMounts {
                 tracing::warn!(digest = %layer.digest(), %error, "the span bitmap cannot be written");
             }
         }
+        let Connection { session, keeping, lock: _lock, .. } = std::mem::take(&mut *self.connection());
         let data = self.root.join("data");
+        // What nobody uses would only make those wait who happen upon it while no process serves it.
+        if keeping.is_some_and(|keeping| keeping.is_kept()) && !mountpoint::release(&data) {
+            tracing::info!(mount = %data.display(), "the lazy mounts are left to the next process");
+            if let Some(session) = session {
+                session.leave();
+            }
+            return;
+        }
         if let Err(error) = mountpoint::detach(&data) {
             tracing::warn!(mount = %data.display(), %error, "the FUSE mount cannot be detached");
         }
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(session) = session {
             session.stop();
         }
     }
 
-    fn directory(&self, digest: &Digest) -> PathBuf {
-        self.root.join("layers").join(digest.hex())
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether that layer is to be seen at `at`, by whichever process it was mounted.
+    fn is_mounted_at(&self, at: &Path, digest: &Digest) -> Result<bool, MountError> {
+        let table = mountpoint::mounts().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
+        let seen = table.iter().rev().find(|mount| mount.at == at);
+        Ok(seen.is_some_and(|mount| former::is_erofs_of(mount, &self.layers.directory(digest))))
     }
 
     fn mounted_at(&self, at: &Path) -> Option<Digest> {
@@ -271,21 +451,40 @@ impl LazyMounts {
     }
 
     fn image(&self, layer: &LazyLayer, lowers: &[PathBuf]) -> Result<PathBuf, MountError> {
-        let directory = self.directory(&layer.digest());
-        let image = directory.join("erofs");
-        if lowers.is_empty() {
-            return Ok(image);
-        }
         let digest = layer.digest();
-        let implicit = erofs::implicit_directories(layer.index().entries())
-            .map_err(|cause| MountError::Image { layer: digest, cause })?;
+        let implicit = match lowers {
+            [] => Vec::new(),
+            _ => erofs::implicit_directories(layer.index().entries())
+                .map_err(|cause| MountError::Image { layer: digest, cause })?,
+        };
         let inherited = inherit::inherited(&implicit, lowers);
-        let Some(variant) = inherit::variant(&inherited) else { return Ok(image) };
-        let image = directory.join(format!("erofs-{variant}"));
+        let name =
+            inherit::variant(&inherited).map_or_else(|| "erofs".to_owned(), |variant| format!("erofs-{variant}"));
+        let image = self.layers.directory(&digest).join(name);
         let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         write_image(&mut images, layer.index(), &image, &inherited)?;
         Ok(image)
     }
+}
+
+/// `root` as the kernel names it, with its lock.
+fn locked(root: &Path, patience: Duration) -> Result<(PathBuf, File), MountError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(system("make directory", root))?;
+    let root = root.canonicalize().map_err(system("find", root))?;
+    let lock = former::lock(&root, patience)?;
+    Ok((root, lock))
+}
+
+fn serve(device: OwnedFd, handshake: Handshake, layers: &Arc<Layers>) -> io::Result<Session> {
+    Session::start(device, handshake, Lengths::Exact, layers.clone(), tokio::runtime::Handle::current())
+}
+
+/// The device number of what is mounted at `data`, as the table of mounts tells it: asking the filesystem itself could
+/// wait for whoever is to serve it.
+fn device_number(data: &Path) -> Result<(u32, u32), MountError> {
+    let table = mountpoint::mounts().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
+    let mount = table.iter().rev().find(|mount| mount.at == data);
+    mount.map(|mount| mount.device).ok_or_else(|| MountError::Detached(data.display().to_string()))
 }
 
 /// Writes the image unless it is there already. What a former process left is compared: it may be of another index of
@@ -308,61 +507,4 @@ fn write_image(
     }
     images.insert(path.to_owned());
     Ok(())
-}
-
-/// The layers by node number.
-#[derive(Debug, Default)]
-struct Layers(RwLock<HashMap<u64, Arc<LazyLayer>>>);
-
-impl Layers {
-    fn get_layer(&self, nodeid: u64) -> Option<Arc<LazyLayer>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&nodeid).cloned()
-    }
-
-    fn all(&self) -> Vec<Arc<LazyLayer>> {
-        let mut layers: Vec<_> = self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        layers.sort_by_key(|layer| layer.digest());
-        layers
-    }
-}
-
-/// The layer's number in the FUSE mount: from its digest, so that it is the same in every process.
-fn nodeid(digest: &Digest) -> u64 {
-    let number = digest.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    // 0 and 1 are taken.
-    number.max(2)
-}
-
-fn file_name(digest: &Digest) -> String {
-    format!("{}.tar", digest.hex())
-}
-
-fn file_of(layer: &LazyLayer) -> DataFile {
-    DataFile { nodeid: nodeid(&layer.digest()), size: layer.device_length() }
-}
-
-impl DataFiles for Layers {
-    fn lookup(&self, name: &[u8]) -> Option<DataFile> {
-        let hex = std::str::from_utf8(name).ok()?.strip_suffix(".tar")?;
-        let digest: Digest = format!("sha256:{hex}").parse().ok()?;
-        let layer = self.get_layer(nodeid(&digest)).filter(|layer| layer.digest() == digest)?;
-        Some(file_of(&layer))
-    }
-
-    fn get(&self, nodeid: u64) -> Option<DataFile> {
-        Some(file_of(&*self.get_layer(nodeid)?))
-    }
-
-    fn list(&self) -> Vec<(Vec<u8>, DataFile)> {
-        self.all().iter().map(|layer| (file_name(&layer.digest()).into_bytes(), file_of(layer))).collect()
-    }
-
-    fn read_cached(&self, nodeid: u64, range: Range<u64>) -> Option<Bytes> {
-        self.get_layer(nodeid)?.read_cached(range)
-    }
-
-    fn read(&self, nodeid: u64, range: Range<u64>) -> BoxFuture<'static, Result<Bytes, Errno>> {
-        let layer = self.get_layer(nodeid);
-        Box::pin(async move { layer.ok_or(Errno::STALE)?.read(range).await.map_err(|_| Errno::IO) })
-    }
 }

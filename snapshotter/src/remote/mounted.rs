@@ -15,8 +15,8 @@ const STRIPES: usize = 16;
 /// The mount points of remote snapshots, and who can mount them.
 pub(crate) struct MountedLayers {
     layers: Option<Arc<dyn RemoteLayers>>,
-    /// Snapshots that this process mounted. A mount that a former process left answers for its metadata and gives EIO for
-    /// its data, so it is replaced rather than trusted.
+    /// Snapshots that this process mounted, or found mounted by a former one and in working order: metadata answer in any
+    /// case, so who mounts layers must say.
     ours: Mutex<HashSet<u64>>,
     /// Held while one snapshot's directory is mounted or unmounted, so that two requests do not stack two mounts. The
     /// one lock here that is held across I/O: local mounts only, and only those who want the same directory wait.
@@ -60,10 +60,6 @@ impl MountedLayers {
         let _one_at_a_time = self.lock(id);
         if self.is_ours(id, at) {
             return Ok(());
-        }
-        if !matches!(mountpoint::state(at), MountState::NotMounted) {
-            tracing::info!(digest = %layer, mount = %at.display(), "replacing the mount of a former process");
-            layers.unmount(at);
         }
         layers.mount(layer, at, &lowers())?;
         match mountpoint::state(at) {

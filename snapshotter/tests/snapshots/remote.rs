@@ -187,8 +187,8 @@ async fn removal_of_a_layer_in_use_succeeds_and_spares_the_layer() {
 }
 
 #[tokio::test]
-async fn a_restart_replaces_mounts_of_the_former_process_and_restores_lost_ones() {
-    if !may_mount("a_restart_replaces_mounts_of_the_former_process_and_restores_lost_ones") {
+async fn a_restart_has_all_mounts_looked_at_and_restores_lost_ones() {
+    if !may_mount("a_restart_has_all_mounts_looked_at_and_restores_lost_ones") {
         return;
     }
     let mut rig = Rig::start().await;
@@ -197,7 +197,11 @@ async fn a_restart_replaces_mounts_of_the_former_process_and_restores_lost_ones(
     assert_eq!(before.len(), 2);
 
     let rig = rig.restart(|_| {}).await;
-    assert_eq!(rig.layers.mounts.load(Ordering::SeqCst), 4, "a mount whose server is dead looks alive: not trusted");
+    assert_eq!(
+        rig.layers.mounts.load(Ordering::SeqCst),
+        4,
+        "a mount whose server is dead looks alive: who mounts decides"
+    );
     assert_eq!(mounts_below(rig.directory.path()), before, "and nothing is stacked");
 
     let mut rig = rig.restart(|rig| unmount_all(rig.directory.path())).await;

@@ -69,6 +69,7 @@ impl RemoteLayers for Directories {
         }
         let layers = self.by_chain_id.lock().unwrap();
         let (_, directory) = layers.values().find(|(known, _)| known == layer).ok_or("unknown layer")?;
+        self.unmount(at);
         rustix::mount::mount_bind(directory, at).map_err(|error| error.to_string())?;
         let flags = MountFlags::BIND | MountFlags::RDONLY;
         rustix::mount::mount_remount(at, flags, "").map_err(|error| error.to_string())?;

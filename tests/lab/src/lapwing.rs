@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 const READY: Duration = Duration::from_secs(30);
@@ -195,6 +196,20 @@ impl Lapwing {
         self.process.kill9()?;
         self.process = launch(&self.host, &self.settings, &self.config)?;
         self.wait_ready()
+    }
+
+    /// The same by another command, which must end as [`Lapwing::command`]: another program, another environment.
+    pub fn restart_by(&mut self, mut command: Command) -> Result<()> {
+        self.process.kill9()?;
+        self.process = self.host.spawn("lapwing", &mut command)?;
+        self.wait_ready()
+    }
+
+    /// What starts it, with `program` in the place of the binary under test.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = self.host.command(program);
+        command.arg(self.settings.command).arg("--config").arg(&self.config);
+        command
     }
 
     /// The process, to signal it or to see its log.

@@ -1,0 +1,209 @@
+//! The layers behind the FUSE mount, by node number: those in memory, and those that only their directory tells of.
+//!
+//! After a restart nothing is in memory. The kernel goes on asking by number for layers that containers have mounted; each
+//! is brought back from its directory at the first request for it, before that is answered, whether or not the snapshots
+//! still name it. One that cannot be brought back fails alone.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_core::future::BoxFuture;
+use lapwing_p2p::digest::Digest;
+use rustix::io::Errno;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::mounts::MountError;
+use super::{LazyLayer, Options};
+use crate::fuse::{DataFile, DataFiles};
+use crate::index::Index;
+use crate::source::LayerSource;
+
+/// For so long a layer that could not be brought back is not tried again: the kernel repeats a failed read page by page.
+const FAILURE_MEMORY: Duration = Duration::from_secs(5);
+
+/// Who keeps what it takes to open a layer again.
+///
+/// Contract: answers from this machine alone, without waiting for peers, registries or the tracker. Called on threads
+/// that block, within a tokio runtime's context.
+pub trait KeptLayers: Send + Sync + 'static {
+    /// The index of a layer that was mounted before, and where its bytes come from; or what is wrong with it.
+    fn reload(&self, layer: &Digest) -> Result<(Arc<Index>, Arc<dyn LayerSource>), String>;
+}
+
+/// See the module's documentation.
+pub(super) struct Layers {
+    /// `<root>/layers`.
+    directory: PathBuf,
+    options: Options,
+    inflations: Arc<Semaphore>,
+    runtime: Handle,
+    kept: OnceLock<Arc<dyn KeptLayers>>,
+    known: RwLock<HashMap<u64, Arc<LazyLayer>>>,
+    /// Held while a layer is opened or its files deleted, since two caches in one directory would spoil each other. Holds
+    /// when a layer could last not be brought back.
+    opening: Mutex<HashMap<u64, Instant>>,
+}
+
+impl std::fmt::Debug for Layers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Layers").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+impl Layers {
+    pub(super) fn new(root: &Path, options: Options) -> Self {
+        Self {
+            directory: root.join("layers"),
+            inflations: Arc::new(Semaphore::new(options.inflations.max(1))),
+            options,
+            runtime: Handle::current(),
+            kept: OnceLock::new(),
+            known: RwLock::default(),
+            opening: Mutex::default(),
+        }
+    }
+
+    /// Whom to ask for layers that are not in memory; the first one counts.
+    pub(super) fn keep_by(&self, kept: Arc<dyn KeptLayers>) {
+        // Said once, at the start.
+        let _ = self.kept.set(kept);
+    }
+
+    pub(super) fn directory(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(digest.hex())
+    }
+
+    /// A layer in memory.
+    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<LazyLayer>> {
+        self.by_number(nodeid(digest)).filter(|layer| layer.digest() == *digest)
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<LazyLayer>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut layers: Vec<_> = known.values().cloned().collect();
+        layers.sort_by_key(|layer| layer.digest());
+        layers
+    }
+
+    /// Opens a layer, or gives the one that is open. Its directory must be there.
+    pub(super) fn open(&self, index: Arc<Index>, source: Arc<dyn LayerSource>) -> Result<Arc<LazyLayer>, MountError> {
+        let digest = index.layer();
+        let mut failures = self.opening();
+        match self.by_number(nodeid(&digest)) {
+            Some(known) if known.digest() == digest => return Ok(known),
+            Some(_) => return Err(MountError::Collision(digest)),
+            None => {}
+        }
+        let (options, inflations) = (self.options.clone(), self.inflations.clone());
+        let layer = LazyLayer::open(&self.directory(&digest), index, source, options, inflations)?;
+        failures.remove(&nodeid(&digest));
+        self.known.write().unwrap_or_else(PoisonError::into_inner).insert(nodeid(&digest), layer.clone());
+        Ok(layer)
+    }
+
+    /// A layer in memory, or brought back.
+    pub(super) fn reopen(&self, digest: &Digest) -> Result<Arc<LazyLayer>, MountError> {
+        if let Some(known) = self.get(digest) {
+            return Ok(known);
+        }
+        let kept = self.kept.get().ok_or(MountError::Unknown(*digest))?;
+        let _context = self.runtime.enter();
+        let reloaded = kept.reload(digest);
+        let (index, source) = reloaded.map_err(|message| MountError::Lost { layer: *digest, message })?;
+        self.open(index, source)
+    }
+
+    /// Forgets a layer, then has `delete` take its files away.
+    pub(super) fn remove<T>(&self, digest: &Digest, delete: impl FnOnce() -> T) -> T {
+        let _no_other = self.opening();
+        if let Some(layer) = self.get(digest) {
+            layer.retire();
+            self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&nodeid(digest));
+        }
+        delete()
+    }
+
+    fn opening(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn by_number(&self, nodeid: u64) -> Option<Arc<LazyLayer>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(&nodeid).cloned()
+    }
+
+    /// The layer that the kernel asks for.
+    fn find(&self, number: u64) -> Option<Arc<LazyLayer>> {
+        if let Some(known) = self.by_number(number) {
+            return Some(known);
+        }
+        if self.opening().get(&number).is_some_and(|failed| failed.elapsed() < FAILURE_MEMORY) {
+            return None;
+        }
+        let digest = self.on_disk(number)?;
+        match self.reopen(&digest) {
+            Ok(layer) => {
+                tracing::debug!(%digest, "a layer that containers have mounted is served again");
+                Some(layer)
+            }
+            Err(error) => {
+                tracing::error!(%digest, %error, "a mounted layer cannot be served: reads of it fail with EIO");
+                self.opening().insert(number, Instant::now());
+                None
+            }
+        }
+    }
+
+    /// The digest with this number among the directories.
+    fn on_disk(&self, number: u64) -> Option<Digest> {
+        let names =
+            std::fs::read_dir(&self.directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut digests = names.filter_map(|name| format!("sha256:{name}").parse::<Digest>().ok());
+        digests.find(|digest| nodeid(digest) == number)
+    }
+}
+
+/// The layer's number in the FUSE mount: from its digest, so that it is the same in every process.
+fn nodeid(digest: &Digest) -> u64 {
+    let number = digest.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    // 0 and 1 are taken.
+    number.max(2)
+}
+
+pub(super) fn file_name(digest: &Digest) -> String {
+    format!("{}.tar", digest.hex())
+}
+
+fn file_of(layer: &LazyLayer) -> DataFile {
+    DataFile { nodeid: nodeid(&layer.digest()), size: layer.device_length() }
+}
+
+impl DataFiles for Layers {
+    fn lookup(&self, name: &[u8]) -> Option<DataFile> {
+        let hex = std::str::from_utf8(name).ok()?.strip_suffix(".tar")?;
+        let digest: Digest = format!("sha256:{hex}").parse().ok()?;
+        let layer = self.find(nodeid(&digest)).filter(|layer| layer.digest() == digest)?;
+        Some(file_of(&layer))
+    }
+
+    fn get(&self, nodeid: u64) -> Option<DataFile> {
+        Some(file_of(&*self.find(nodeid)?))
+    }
+
+    fn list(&self) -> Vec<(Vec<u8>, DataFile)> {
+        self.all().iter().map(|layer| (file_name(&layer.digest()).into_bytes(), file_of(layer))).collect()
+    }
+
+    fn read_cached(&self, nodeid: u64, range: Range<u64>) -> Option<Bytes> {
+        self.by_number(nodeid)?.read_cached(range)
+    }
+
+    fn read(&self, nodeid: u64, range: Range<u64>) -> BoxFuture<'static, Result<Bytes, Errno>> {
+        let layer = self.by_number(nodeid);
+        Box::pin(async move { layer.ok_or(Errno::STALE)?.read(range).await.map_err(|_| Errno::IO) })
+    }
+}
