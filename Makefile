@@ -62,9 +62,10 @@ release: ## The optimised binary, target/release/lapwing
 .PHONY: packages tools image deny nginx
 packages: ## Install the distribution's packages that tests and demo use
 	contrib/setup/packages.sh
-tools: ## Build the pinned containerd, nerdctl, crictl and S3 server, once
+tools: ## Build the pinned containerds, nerdctl, crictl and S3 server, once
 	contrib/setup/tools.sh || [ $$? = 3 ] # 3: no Go here, and it has said what follows
 	contrib/setup/s3.sh || [ $$? = 3 ]
+	contrib/setup/containerd17.sh || [ $$? = 3 ]
 image: ## Build the images that tests and demo pull, once
 	contrib/setup/image.sh
 deny: ## Build the pinned cargo-deny, once

@@ -17,6 +17,8 @@ pub enum Need {
     Disk,
     /// containerd 2.x, ctr, nerdctl and crictl (built by `contrib/setup/tools.sh`, which needs Go).
     Tools,
+    /// containerd 1.7, its runc shim and ctr (built by `contrib/setup/containerd17.sh`, which needs Go).
+    Containerd17,
     /// An S3-compatible server (built by `contrib/setup/s3.sh`, which needs Go).
     S3,
     /// A program on the PATH.
@@ -41,6 +43,9 @@ impl Need {
             }
             Self::Disk => lab::disk_missing(),
             Self::Tools => tools::tools_dir().err().map(|error| format!("needs containerd 2.x: {error:#}")),
+            Self::Containerd17 => {
+                tools::containerd17_dir().err().map(|error| format!("needs containerd 1.7: {error:#}"))
+            }
             Self::S3 => tools::s3_dir().err().map(|error| format!("needs an S3-compatible server: {error:#}")),
             Self::Program(name) => tools::on_path(name)
                 .is_none()

@@ -1,4 +1,4 @@
-//! The container runtime tools: containerd 2.x, ctr, nerdctl and crictl from the cache.
+//! The container runtime tools: containerd 2.x and 1.7, ctr, nerdctl and crictl from the cache.
 
 use crate::process::output;
 use anyhow::{Result, bail};
@@ -11,6 +11,16 @@ use std::sync::OnceLock;
 pub fn tools_dir() -> Result<PathBuf> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     match FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))) {
+        Ok(dir) => Ok(dir.clone()),
+        Err(why) => bail!("{why}"),
+    }
+}
+
+/// The directory with containerd 1.7, its runc shim and ctr, built by `contrib/setup/containerd17.sh` if they are not there yet. The error
+/// tells why they cannot be had.
+pub(crate) fn containerd17_dir() -> Result<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match FOUND.get_or_init(|| built_by("contrib/setup/containerd17.sh").map_err(|error| format!("{error:#}"))) {
         Ok(dir) => Ok(dir.clone()),
         Err(why) => bail!("{why}"),
     }
