@@ -262,7 +262,8 @@ impl LazyMounts {
         }
     }
 
-    fn directory(&self, digest: &Digest) -> PathBuf {
+    /// Where everything is that is kept of a layer.
+    pub fn directory(&self, digest: &Digest) -> PathBuf {
         self.root.join("layers").join(digest.hex())
     }
 
