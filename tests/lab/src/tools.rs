@@ -10,41 +10,46 @@ use std::sync::OnceLock;
 /// The error tells why they cannot be had.
 pub fn tools_dir() -> Result<PathBuf> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))) {
-        Ok(dir) => Ok(dir.clone()),
-        Err(why) => bail!("{why}"),
-    }
+    found(FOUND.get_or_init(|| find().map_err(told)))
 }
 
-/// The directory with containerd 1.7, its runc shim and ctr, built by `contrib/setup/containerd17.sh` if they are not there yet. The error
-/// tells why they cannot be had.
+/// The directory with containerd 1.7, its runc shim and ctr, built by `contrib/setup/module.sh` if they are not there yet. The error tells
+/// why they cannot be had.
 pub(crate) fn containerd17_dir() -> Result<PathBuf> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match FOUND.get_or_init(|| built_by("contrib/setup/containerd17.sh").map_err(|error| format!("{error:#}"))) {
-        Ok(dir) => Ok(dir.clone()),
-        Err(why) => bail!("{why}"),
-    }
+    found(FOUND.get_or_init(|| built_by("contrib/setup/module.sh", &["containerd17"]).map_err(told)))
+}
+
+/// The directory with a dockerd that keeps images in containerd, likewise.
+pub(crate) fn dockerd_dir() -> Result<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    found(FOUND.get_or_init(|| built_by("contrib/setup/module.sh", &["dockerd"]).map_err(told)))
+}
+
+fn told(error: anyhow::Error) -> String {
+    format!("{error:#}")
+}
+
+fn found(dir: &Result<PathBuf, String>) -> Result<PathBuf> {
+    dir.clone().map_err(anyhow::Error::msg)
 }
 
 /// The directory with the S3-compatible server, built by `contrib/setup/s3.sh` if it is not there yet. The error tells why it cannot be had.
 pub(crate) fn s3_dir() -> Result<PathBuf> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match FOUND.get_or_init(|| built_by("contrib/setup/s3.sh").map_err(|error| format!("{error:#}"))) {
-        Ok(dir) => Ok(dir.clone()),
-        Err(why) => bail!("{why}"),
-    }
+    found(FOUND.get_or_init(|| built_by("contrib/setup/s3.sh", &[]).map_err(told)))
 }
 
 fn find() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("LAPWING_TOOLS") {
         return Ok(dir.into());
     }
-    built_by("contrib/setup/tools.sh")
+    built_by("contrib/setup/tools.sh", &[])
 }
 
 /// Runs a script that prints the directory of what it has built.
-fn built_by(script: &str) -> Result<PathBuf> {
-    let result = output(&mut Command::new(repository().join(script)))?;
+fn built_by(script: &str, args: &[&str]) -> Result<PathBuf> {
+    let result = output(Command::new(repository().join(script)).args(args))?;
     if !result.status.success() {
         bail!("{}", String::from_utf8_lossy(&result.stderr).trim());
     }

@@ -1,5 +1,5 @@
 // containerd 1.7, which many clusters still run, pinned, with its runc shim and ctr.
-// contrib/setup/containerd17.sh builds it once into a cache outside the tree. A module of its own: 2.x needs other versions of the same modules.
+// contrib/setup/module.sh builds it once into a cache outside the tree. A module of its own: 2.x needs other versions of the same modules.
 module lapwing.test/tools/containerd17
 
 go 1.26.3
