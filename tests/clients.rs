@@ -84,10 +84,10 @@ impl Client {
 
     fn run(self, on: &Machine, image: &str, snapshotter: &str) -> String {
         match self {
-            Self::Ctr | Self::Ctr17 | Self::DebianCtr => {
-                on.containerd.run(image, snapshotter, "main", &[]).unwrap()
+            Self::Ctr | Self::Ctr17 | Self::DebianCtr => on.containerd.run(image, snapshotter, "main", &[]).unwrap(),
+            Self::Nerdctl | Self::Nerdctl17 => {
+                nerdctl(on, snapshotter, &["run", "--rm", "--pull=never", "--net=none", image])
             }
-            Self::Nerdctl | Self::Nerdctl17 => nerdctl(on, snapshotter, &["run", "--rm", "--pull=never", "--net=none", image]),
             Self::Crictl | Self::CrictlLocal | Self::Crictl17 | Self::DebianCrictl => {
                 let pod = on.containerd.cri_pod("one").unwrap();
                 let container = on.containerd.cri_container("one", &pod, image, &[]).unwrap();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use lapwing_lab::image::{self, SMALL_OUTPUT};
 use lapwing_lab::{
-    Flavour, LapwingSettings, Machine, MachineOptions, Need, Registry, RegistryOptions, Site, check, lapwing_binary, output,
-    require, wait,
+    Flavour, LapwingSettings, Machine, MachineOptions, Need, Registry, RegistryOptions, Site, check, lapwing_binary,
+    output, require, wait,
 };
 
 const NEEDS: [Need; 8] = [

@@ -60,8 +60,10 @@ impl Private {
         let mut whole = machine(&site, &gate, "whole");
         pull(&whole, &reference, "overlayfs");
         let node = whole.lapwing.as_mut().unwrap();
-        wait::until_true("the layer to be indexed", SOON, || node.log().unwrap().contains("built the index of a layer"))
-            .unwrap();
+        wait::until_true("the layer to be indexed", SOON, || {
+            node.log().unwrap().contains("built the index of a layer")
+        })
+        .unwrap();
         let machine = machine(&site, &gate, "lazy");
         pull(&machine, &reference, "lapwing");
         let claimed = machine.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
