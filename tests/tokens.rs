@@ -84,7 +84,7 @@ impl Private {
         self.noise.sums.contains(&format!("{sum}  /data/00-{number:03}"))
     }
 
-    fn from_origin(&self) -> u64 {
+    fn origin_bytes(&self) -> u64 {
         self.machine.lapwing.as_ref().unwrap().piece_bytes("origin").unwrap()
     }
 }
@@ -127,11 +127,11 @@ fn lazy_reads_outlive_the_token_that_served_the_pull() {
     // Backwards, since what follows is read ahead.
     for number in (1..=rounds).rev().map(|round| round * FAR_APART) {
         wait::until_true("all tokens to expire", lifetime + SOON, || image.gate.all_expired()).unwrap();
-        let (issued, before) = (image.gate.issued(), image.from_origin());
+        let (issued, before) = (image.gate.issued(), image.origin_bytes());
         let content = std::fs::read(image.file(number)).unwrap();
         assert!(image.is_right(number, &content), "file {number}");
         assert!(image.gate.issued() > issued, "nothing is given without a token");
-        let came = image.from_origin() - before;
+        let came = image.origin_bytes() - before;
         assert!(came > FILE_BYTES / 2, "{came} bytes came from the registry");
     }
 }

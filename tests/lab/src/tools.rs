@@ -9,35 +9,34 @@ use std::sync::OnceLock;
 /// The directory with containerd 2.x, its runc shim, ctr, nerdctl and crictl, built by `contrib/setup/tools.sh` if they are not there yet.
 /// The error tells why they cannot be had.
 pub fn tools_dir() -> Result<PathBuf> {
-    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    found(FOUND.get_or_init(|| find().map_err(told)))
+    static FOUND: Found = Found::new();
+    once(&FOUND, find)
 }
 
 /// The directory with containerd 1.7, its runc shim and ctr, built by `contrib/setup/module.sh` if they are not there yet. The error tells
 /// why they cannot be had.
 pub(crate) fn containerd17_dir() -> Result<PathBuf> {
-    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    found(FOUND.get_or_init(|| built_by("contrib/setup/module.sh", &["containerd17"]).map_err(told)))
+    static FOUND: Found = Found::new();
+    once(&FOUND, || built_by("contrib/setup/module.sh", &["containerd17"]))
 }
 
 /// The directory with a dockerd that keeps images in containerd, likewise.
 pub(crate) fn dockerd_dir() -> Result<PathBuf> {
-    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    found(FOUND.get_or_init(|| built_by("contrib/setup/module.sh", &["dockerd"]).map_err(told)))
+    static FOUND: Found = Found::new();
+    once(&FOUND, || built_by("contrib/setup/module.sh", &["dockerd"]))
 }
 
-fn told(error: anyhow::Error) -> String {
-    format!("{error:#}")
-}
+/// What was found, or why not: once for all that ask.
+type Found = OnceLock<Result<PathBuf, String>>;
 
-fn found(dir: &Result<PathBuf, String>) -> Result<PathBuf> {
-    dir.clone().map_err(anyhow::Error::msg)
+fn once(found: &Found, find: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+    found.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }
 
 /// The directory with the S3-compatible server, built by `contrib/setup/s3.sh` if it is not there yet. The error tells why it cannot be had.
 pub(crate) fn s3_dir() -> Result<PathBuf> {
-    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    found(FOUND.get_or_init(|| built_by("contrib/setup/s3.sh", &[]).map_err(told)))
+    static FOUND: Found = Found::new();
+    once(&FOUND, || built_by("contrib/setup/s3.sh", &[]))
 }
 
 fn find() -> Result<PathBuf> {
