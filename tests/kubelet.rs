@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use lapwing_lab::wait::Poll;
 use lapwing_lab::{
     Containerd, ContainerdOptions, Flavour, Lapwing, LapwingSettings, Machine, MachineOptions, Need, RegistryHosts,
     Site, check, image, require, wait,
@@ -73,6 +74,12 @@ fn crictl(machine: &Machine, args: &[&str]) -> Value {
     serde_json::from_str(&shown).unwrap()
 }
 
+/// A containerd that answers may still be starting CRI.
+fn wait_for_cri(machine: &Machine) {
+    let ready = || Ok(Poll::retry(check(machine.containerd.crictl().unwrap().arg("imagefsinfo"))));
+    wait::until("CRI to answer", SOON, ready).unwrap();
+}
+
 /// Numbers of 64 bits are text in the JSON of protobuf.
 fn number(value: &Value) -> u64 {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is no number"))
@@ -119,6 +126,7 @@ fn what_kubelet_reads(name: &str, flavour: Flavour) {
     let mut machine = lazy_machine(&site, pause, flavour);
     let root = machine.lapwing.as_ref().unwrap().root();
 
+    wait_for_cri(&machine);
     assert_eq!(image_filesystem(&machine, &root), (0, 0));
     machine.containerd.cri_pull(&reference).unwrap();
     let claimed = machine.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
@@ -150,6 +158,7 @@ fn what_kubelet_reads(name: &str, flavour: Flavour) {
     .unwrap();
     // It was read, too. containerd measures a layer when it first sees it.
     machine.containerd.restart().unwrap();
+    wait_for_cri(&machine);
     let least = on_disk(&root).0 + NOISE_BYTES;
     assert!(least >= unread + 2 * NOISE_BYTES);
     wait::until_true("what was read to be counted", SOON, || image_filesystem(&machine, &root).0 >= least).unwrap();
