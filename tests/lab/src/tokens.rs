@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 5001;
@@ -33,6 +33,7 @@ struct Shared {
     lifetime: Duration,
     ended: AtomicBool,
     state: Mutex<State>,
+    given: Condvar,
 }
 
 #[derive(Default)]
@@ -43,6 +44,8 @@ struct State {
     refused: u64,
     /// Blobs, or ranges of blobs, that are still given before all tokens are taken back.
     before_revoking: Option<u64>,
+    /// Tokens given, and requests refused, when all were taken back.
+    revoked: Option<(u64, u64)>,
 }
 
 impl TokenGate {
@@ -51,7 +54,13 @@ impl TokenGate {
         let host = registry.host().clone();
         let name = format!("{}.lab:{PORT}", host.name());
         let listener = host.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("binding the gate"))?;
-        let shared = Arc::new(Shared { name, lifetime, ended: AtomicBool::new(false), state: Mutex::default() });
+        let shared = Arc::new(Shared {
+            name,
+            lifetime,
+            ended: AtomicBool::new(false),
+            state: Mutex::default(),
+            given: Condvar::new(),
+        });
         let (thread_host, thread_shared) = (host.clone(), shared.clone());
         let thread = std::thread::spawn(move || thread_host.within(|| thread_shared.serve(&listener)));
         Ok(Self { host, shared, thread: Some(thread) })
@@ -78,7 +87,8 @@ impl TokenGate {
         self.shared.state().tokens.values().all(|&expires| expires <= now)
     }
 
-    /// Takes all tokens back once that many more blobs, or ranges of blobs, were asked for.
+    /// Takes all tokens back once that many more blobs, or ranges of blobs, were asked for. Every other request that comes with one of them
+    /// hears of it late: when a new one was given already.
     pub fn revoke_after(&self, requests: u64) {
         self.shared.state().before_revoking = Some(requests);
     }
@@ -155,6 +165,7 @@ impl Shared {
             state.issued += 1;
             let token = format!("token-{}", state.issued);
             state.tokens.insert(token.clone(), Instant::now() + self.lifetime);
+            self.given.notify_all();
             token
         };
         let seconds = self.lifetime.as_secs();
@@ -167,6 +178,7 @@ impl Shared {
             match &mut state.before_revoking {
                 Some(0) => {
                     state.before_revoking = None;
+                    state.revoked = Some((state.issued, state.refused));
                     state.tokens.clear();
                 }
                 Some(left) => *left -= 1,
@@ -176,6 +188,12 @@ impl Shared {
         let Some(token) = authorization.and_then(|value| value.strip_prefix("Bearer ")) else { return false };
         let good = state.tokens.get(token).is_some_and(|&expires| expires > Instant::now());
         state.refused += u64::from(!good);
+        if let (false, Some((issued, refused))) = (good, state.revoked)
+            && (state.refused - refused).is_multiple_of(2)
+        {
+            let none = |state: &mut State| state.issued <= issued;
+            drop(self.given.wait_timeout_while(state, IO, none));
+        }
         good
     }
 
