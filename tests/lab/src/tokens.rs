@@ -33,7 +33,7 @@ struct Shared {
     lifetime: Duration,
     ended: AtomicBool,
     state: Mutex<State>,
-    given: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Default)]
@@ -44,8 +44,10 @@ struct State {
     refused: u64,
     /// Blobs, or ranges of blobs, that are still given before all tokens are taken back.
     before_revoking: Option<u64>,
-    /// Tokens given, and requests refused, when all were taken back.
-    revoked: Option<(u64, u64)>,
+    /// Requests refused when all were taken back.
+    revoked: Option<u64>,
+    /// Whether a request has come with a token that was given since.
+    renewed: bool,
 }
 
 impl TokenGate {
@@ -59,7 +61,7 @@ impl TokenGate {
             lifetime,
             ended: AtomicBool::new(false),
             state: Mutex::default(),
-            given: Condvar::new(),
+            changed: Condvar::new(),
         });
         let (thread_host, thread_shared) = (host.clone(), shared.clone());
         let thread = std::thread::spawn(move || thread_host.within(|| thread_shared.serve(&listener)));
@@ -87,8 +89,8 @@ impl TokenGate {
         self.shared.state().tokens.values().all(|&expires| expires <= now)
     }
 
-    /// Takes all tokens back once that many more blobs, or ranges of blobs, were asked for. Every other request that comes with one of them
-    /// hears of it late: when a new one was given already.
+    /// Takes all tokens back once that many more blobs, or ranges of blobs, were asked for. Of the first two requests that come with one
+    /// of them then, the one hears of it when the other has come, and the other when a request has come with a new one.
     pub fn revoke_after(&self, requests: u64) {
         self.shared.state().before_revoking = Some(requests);
     }
@@ -165,7 +167,6 @@ impl Shared {
             state.issued += 1;
             let token = format!("token-{}", state.issued);
             state.tokens.insert(token.clone(), Instant::now() + self.lifetime);
-            self.given.notify_all();
             token
         };
         let seconds = self.lifetime.as_secs();
@@ -178,7 +179,7 @@ impl Shared {
             match &mut state.before_revoking {
                 Some(0) => {
                     state.before_revoking = None;
-                    state.revoked = Some((state.issued, state.refused));
+                    state.revoked = Some(state.refused);
                     state.tokens.clear();
                 }
                 Some(left) => *left -= 1,
@@ -188,11 +189,16 @@ impl Shared {
         let Some(token) = authorization.and_then(|value| value.strip_prefix("Bearer ")) else { return false };
         let good = state.tokens.get(token).is_some_and(|&expires| expires > Instant::now());
         state.refused += u64::from(!good);
-        if let (false, Some((issued, refused))) = (good, state.revoked)
-            && (state.refused - refused).is_multiple_of(2)
-        {
-            let none = |state: &mut State| state.issued <= issued;
-            drop(self.given.wait_timeout_while(state, IO, none));
+        let nth = state.revoked.map_or(0, |refused| state.refused - refused);
+        state.renewed |= good && state.revoked.is_some();
+        self.changed.notify_all();
+        if let (false, Some(refused)) = (good, state.revoked) {
+            let waits = |state: &mut State| match nth {
+                1 => state.refused - refused < 2,
+                2 => !state.renewed,
+                _ => false,
+            };
+            drop(self.changed.wait_timeout_while(state, IO, waits));
         }
         good
     }
