@@ -19,10 +19,11 @@ test: packages tools image ## Everything: unit, crate and whole-system tests (as
 	contrib/setup/test.sh
 
 .PHONY: test-long
-test-long: ## What takes too long for every run: a download killed at 200 random moments, 50,000 blobs on one node, 50 kills under pulls, 100 images, 20 kills under 100 lazy mounts
+test-long: ## What takes too long for every run: a download killed at 200 random moments, 50,000 blobs on one node, 50 kills under pulls, 100 images, 20 kills under 100 lazy mounts, tokens of a minute for ten
 	LAPWING_TEST_KILLS=200 LAPWING_TEST_BLOBS=50000 cargo test --package lapwing-p2p --test node -- --nocapture killed thousands
 	LAPWING_TEST_KILLS=50 LAPWING_TEST_IMAGES=100 cargo test --package lapwing --test killed --test many -- --nocapture
 	LAPWING_TEST_KILLS=20 LAPWING_TEST_IMAGES=5 cargo test --package lapwing --test survive -- --nocapture
+	LAPWING_TEST_TOKEN_SECONDS=60 LAPWING_TEST_TOKEN_ROUNDS=10 cargo test --package lapwing --test tokens -- --nocapture outlive
 
 .PHONY: lint
 lint: packages deny ## Formatting, clippy, dependency rules, shell scripts
@@ -63,9 +64,11 @@ release: ## The optimised binary, target/release/lapwing
 .PHONY: packages tools image deny nginx
 packages: ## Install the distribution's packages that tests and demo use
 	contrib/setup/packages.sh
-tools: ## Build the pinned containerd, nerdctl, crictl and S3 server, once
+tools: ## Build the pinned containerds, nerdctl, crictl, dockerd and S3 server, once
 	contrib/setup/tools.sh || [ $$? = 3 ] # 3: no Go here, and it has said what follows
 	contrib/setup/s3.sh || [ $$? = 3 ]
+	contrib/setup/module.sh containerd17 || [ $$? = 3 ]
+	contrib/setup/module.sh dockerd || [ $$? = 3 ]
 image: ## Build the images that tests and demo pull, once
 	contrib/setup/image.sh
 deny: ## Build the pinned cargo-deny, once

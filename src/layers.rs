@@ -351,6 +351,11 @@ impl RemoteLayers for Layers {
         Ok(())
     }
 
+    fn directory(&self, layer: &Digest) -> Option<PathBuf> {
+        let directory = self.mounts.as_ref()?.directory(layer);
+        directory.is_dir().then_some(directory)
+    }
+
     fn unmount(&self, at: &Path) {
         self.holds.lock().unwrap_or_else(PoisonError::into_inner).remove(at);
         if let Some(mounts) = &self.mounts

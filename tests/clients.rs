@@ -34,15 +34,25 @@ enum Client {
     Crictl,
     /// CRI without the transfer service.
     CrictlLocal,
+    /// Of containerd 1.7.
+    Ctr17,
+    /// With containerd 1.7.
+    Nerdctl17,
+    /// With containerd 1.7.
+    Crictl17,
     DebianCtr,
     DebianCrictl,
 }
 
 impl Client {
     fn options(self, cluster: &Cluster, snapshotter: &str) -> MachineOptions {
-        let debian = matches!(self, Self::DebianCtr | Self::DebianCrictl);
+        let flavour = match self {
+            Self::Ctr | Self::Nerdctl | Self::Crictl | Self::CrictlLocal => Flavour::V2,
+            Self::Ctr17 | Self::Nerdctl17 | Self::Crictl17 => Flavour::V17,
+            Self::DebianCtr | Self::DebianCrictl => Flavour::Debian,
+        };
         MachineOptions {
-            flavour: if debian { Flavour::Debian } else { Flavour::V2 },
+            flavour,
             cri_lapwing: snapshotter == "lapwing",
             cri_local_pull: self == Self::CrictlLocal,
             pause: Some(cluster.pause.clone()),
@@ -50,26 +60,35 @@ impl Client {
         }
     }
 
+    fn needs(self) -> Vec<Need> {
+        let pinned_17 = matches!(self, Self::Ctr17 | Self::Nerdctl17 | Self::Crictl17);
+        NEEDS.into_iter().chain(pinned_17.then_some(Need::Containerd17)).collect()
+    }
+
     fn namespace(self) -> &'static str {
         match self {
-            Self::Crictl | Self::CrictlLocal | Self::DebianCrictl => "k8s.io",
+            Self::Crictl | Self::CrictlLocal | Self::Crictl17 | Self::DebianCrictl => "k8s.io",
             _ => "default",
         }
     }
 
     fn pull(self, on: &Machine, image: &str, snapshotter: &str) {
         match self {
-            Self::Ctr | Self::DebianCtr => drop(on.containerd.pull(image, snapshotter).unwrap()),
-            Self::Nerdctl => drop(nerdctl(on, snapshotter, &["pull", "--quiet", image])),
-            Self::Crictl | Self::CrictlLocal | Self::DebianCrictl => drop(on.containerd.cri_pull(image).unwrap()),
+            Self::Ctr | Self::Ctr17 | Self::DebianCtr => drop(on.containerd.pull(image, snapshotter).unwrap()),
+            Self::Nerdctl | Self::Nerdctl17 => drop(nerdctl(on, snapshotter, &["pull", "--quiet", image])),
+            Self::Crictl | Self::CrictlLocal | Self::Crictl17 | Self::DebianCrictl => {
+                drop(on.containerd.cri_pull(image).unwrap());
+            }
         }
     }
 
     fn run(self, on: &Machine, image: &str, snapshotter: &str) -> String {
         match self {
-            Self::Ctr | Self::DebianCtr => on.containerd.run(image, snapshotter, "main", &[]).unwrap(),
-            Self::Nerdctl => nerdctl(on, snapshotter, &["run", "--rm", "--pull=never", "--net=none", image]),
-            Self::Crictl | Self::CrictlLocal | Self::DebianCrictl => {
+            Self::Ctr | Self::Ctr17 | Self::DebianCtr => on.containerd.run(image, snapshotter, "main", &[]).unwrap(),
+            Self::Nerdctl | Self::Nerdctl17 => {
+                nerdctl(on, snapshotter, &["run", "--rm", "--pull=never", "--net=none", image])
+            }
+            Self::Crictl | Self::CrictlLocal | Self::Crictl17 | Self::DebianCrictl => {
                 let pod = on.containerd.cri_pod("one").unwrap();
                 let container = on.containerd.cri_container("one", &pod, image, &[]).unwrap();
                 let output = on.containerd.cri_output(&container, SOON).unwrap();
@@ -193,7 +212,7 @@ fn pulls_lazily(cluster: &Cluster, machine: &Machine, client: Client) {
 
 /// On a fresh cluster the first node pulls with overlayfs, the second lazily.
 fn overlayfs_then_lazy(name: &str, client: Client) {
-    if !require(name, &NEEDS) {
+    if !require(name, &client.needs()) {
         return;
     }
     let cluster = Cluster::new(name);
@@ -207,7 +226,7 @@ fn overlayfs_then_lazy(name: &str, client: Client) {
 
 /// On a fresh cluster the first node pulls with Lapwing's snapshotter, which falls back as nobody has an index; the second lazily.
 fn fallback_then_lazy(name: &str, client: Client) {
-    if !require(name, &NEEDS) {
+    if !require(name, &client.needs()) {
         return;
     }
     let cluster = Cluster::new(name);
@@ -267,6 +286,31 @@ fn cri_without_the_transfer_service_falls_back_then_pulls_lazily() {
 }
 
 #[test]
+fn nerdctl_with_containerd_17_pulls_by_overlayfs_then_lazily() {
+    overlayfs_then_lazy("nerdctl_with_containerd_17_pulls_by_overlayfs_then_lazily", Client::Nerdctl17);
+}
+
+#[test]
+fn nerdctl_with_containerd_17_falls_back_then_pulls_lazily() {
+    fallback_then_lazy("nerdctl_with_containerd_17_falls_back_then_pulls_lazily", Client::Nerdctl17);
+}
+
+#[test]
+fn crictl_with_containerd_17_pulls_by_overlayfs_then_lazily() {
+    overlayfs_then_lazy("crictl_with_containerd_17_pulls_by_overlayfs_then_lazily", Client::Crictl17);
+}
+
+#[test]
+fn crictl_with_containerd_17_falls_back_then_pulls_lazily() {
+    fallback_then_lazy("crictl_with_containerd_17_falls_back_then_pulls_lazily", Client::Crictl17);
+}
+
+#[test]
+fn ctr_of_containerd_17_pulls_whole() {
+    pulls_whole_twice("ctr_of_containerd_17_pulls_whole", Client::Ctr17);
+}
+
+#[test]
 fn debian_crictl_pulls_by_overlayfs_then_lazily() {
     overlayfs_then_lazy("debian_crictl_pulls_by_overlayfs_then_lazily", Client::DebianCrictl);
 }
@@ -279,19 +323,23 @@ fn debian_crictl_falls_back_then_pulls_lazily() {
 /// `ctr` of containerd 1.x unpacks by itself and never says which layer a snapshot is for: it pulls whole even where the indexes are there.
 #[test]
 fn debian_ctr_pulls_whole() {
-    const NAME: &str = "debian_ctr_pulls_whole";
-    if !require(NAME, &NEEDS) {
+    pulls_whole_twice("debian_ctr_pulls_whole", Client::DebianCtr);
+}
+
+/// Whole on the second node, too, but from the first.
+fn pulls_whole_twice(name: &str, client: Client) {
+    if !require(name, &client.needs()) {
         return;
     }
-    let cluster = Cluster::new(NAME);
-    let first = cluster.machine("first", Client::DebianCtr.options(&cluster, "lapwing"));
-    pulls_whole(&cluster, &first, Client::DebianCtr, "lapwing");
+    let cluster = Cluster::new(name);
+    let first = cluster.machine("first", client.options(&cluster, "lapwing"));
+    pulls_whole(&cluster, &first, client, "lapwing");
     wait_for_indexes(&first);
-    let second = cluster.machine("second", Client::DebianCtr.options(&cluster, "lapwing"));
-    let sent = cluster.sent_during(|| Client::DebianCtr.pull(&second, &cluster.image, "lapwing"));
+    let second = cluster.machine("second", client.options(&cluster, "lapwing"));
+    let sent = cluster.sent_during(|| client.pull(&second, &cluster.image, "lapwing"));
     assert!(sent < ALMOST_NOTHING_BYTES, "the first node sends the layers, not the registry: {sent} bytes");
     assert_eq!((claimed(&second), layers_in_content_store(&second, "default")), (0.0, 2));
-    assert_eq!(Client::DebianCtr.run(&second, &cluster.image, "lapwing").trim(), image::SMALL_OUTPUT);
+    assert_eq!(client.run(&second, &cluster.image, "lapwing").trim(), image::SMALL_OUTPUT);
 }
 
 /// `ctr image pull --local` of containerd 2.x is the same: no snapshot is asked for by its chain id.

@@ -216,3 +216,59 @@ fn an_old_containerd_is_followed_by_its_images() {
     wait::until_true("the space to be free", DEADLINE, || open_and_deleted(&mut holder) == 0).unwrap();
     assert_eq!(listed_in_containerd(&holder), 0);
 }
+
+/// A blob that came through the mirror is in containerd, too. When the store needs room, its own copy of that goes before older blobs that
+/// are nowhere else; peers are served from containerd's, until that is removed.
+#[test]
+fn what_containerd_has_too_makes_way_first() {
+    const NAME: &str = "what_containerd_has_too_makes_way_first";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let site = Site::new(NAME, None).unwrap();
+    let shapes: [(u64, &[usize]); 3] = [(35, &[3, 2]), (36, &[4]), (37, &[4])];
+    let images = shapes.map(|(seed, layers)| image::noise(seed, layers).unwrap());
+    let push = |at: usize| site.registry.push(&images[at].layout, &format!("lab/image{at}:1")).unwrap();
+    let names = [push(0), push(1), push(2)];
+    let settings = site.whole_settings().with("containerd", "verify_rate = \"1GiB\"");
+    let mut holder = site.worker("holder", None, settings.with("store", "quota = \"14MiB\"")).unwrap();
+    let layers = |at: usize| images[at].layout.layers.iter().map(|layer| layer.digest.clone());
+    let wait_layers = |at: usize, nodes: usize| {
+        for layer in layers(at) {
+            wait::until_true("holders of a layer", DEADLINE, || holders(&site, &layer) == nodes).unwrap();
+        }
+    };
+
+    // The oldest is in the store alone.
+    holder.containerd.pull(&names[0], "overlayfs").unwrap();
+    remove_image(&holder, "default", &names[0]);
+    wait_layers(0, 1);
+    holder.containerd.pull(&names[1], "overlayfs").unwrap();
+    // What the node holds in containerd it holds after the listing.
+    holder.lapwing.as_mut().unwrap().stop().unwrap();
+    holder.lapwing.as_mut().unwrap().restart().unwrap();
+    wait::until_true("containerd to be listed", DEADLINE, || metric(&holder, "lapwing_foreign_blobs") > 0).unwrap();
+    let in_containerd = |layer: &str| {
+        let state = holder.host.check(lapwing_binary().unwrap(), &["ls", "--json"]).unwrap();
+        let state: Value = serde_json::from_str(&state).unwrap();
+        let blobs = state["blobs"].as_array().unwrap();
+        blobs.iter().find(|blob| blob["digest"] == layer).is_some_and(|blob| blob["in_containerd"] == true)
+    };
+    assert!(layers(1).all(|layer| !in_containerd(&layer)), "the store has its own copy");
+
+    // The third does not fit.
+    holder.containerd.pull(&names[2], "overlayfs").unwrap();
+    for layer in layers(1) {
+        wait::until_true("the own copy to make way", DEADLINE, || in_containerd(&layer)).unwrap();
+    }
+    let evicted = metric(&holder, "lapwing_evicted_bytes_total");
+    assert!(evicted >= 4 << 20, "{evicted} bytes");
+    wait_layers(0, 1);
+    wait_layers(1, 1);
+    let puller = site.worker("puller", None, site.whole_settings()).unwrap();
+    comes_from_peers(&site, &puller, &names[1], &images[1]);
+    remove_image(&holder, "default", &names[1]);
+    wait_layers(1, 1);
+    assert!(layers(1).all(|layer| !in_containerd(&layer)));
+    wait_layers(0, 1);
+}

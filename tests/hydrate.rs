@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use lapwing_lab::image::{self, SMALL_OUTPUT};
 use lapwing_lab::{
-    LapwingSettings, Machine, MachineOptions, Need, Registry, RegistryOptions, Site, check, lapwing_binary, output,
-    require, wait,
+    Flavour, LapwingSettings, Machine, MachineOptions, Need, Registry, RegistryOptions, Site, check, lapwing_binary,
+    output, require, wait,
 };
 
 const NEEDS: [Need; 8] = [
@@ -42,25 +42,47 @@ fn rows(table: &str) -> Vec<&str> {
     table.lines().skip(1).collect()
 }
 
+/// A worker with the containerd of this `flavour`, which is asked what it is.
+fn worker(site: &Site, name: &str, flavour: Flavour) -> Machine {
+    let options = MachineOptions { flavour, ..MachineOptions::lapwing(settings(site)) };
+    let machine = Machine::start(&site.network, name, &site.registry, options).unwrap();
+    let version = ctr(&machine, &["version"]);
+    let expected = if flavour == Flavour::V17 { "v1.7." } else { "v2." };
+    assert_eq!(version.matches(expected).count(), 2, "client and server: {version}");
+    machine
+}
+
 #[test]
 fn a_hydrated_image_works_with_the_rest_and_goes_as_a_whole() {
-    const NAME: &str = "a_hydrated_image_works_with_the_rest_and_goes_as_a_whole";
-    if !require(NAME, &NEEDS) {
+    works_with_the_rest("a_hydrated_image_works_with_the_rest_and_goes_as_a_whole", Flavour::V2);
+}
+
+#[test]
+fn a_hydrated_image_works_with_the_rest_of_containerd_17() {
+    const NAME: &str = "a_hydrated_image_works_with_the_rest_of_containerd_17";
+    if require(NAME, &[Need::Containerd17]) {
+        works_with_the_rest(NAME, Flavour::V17);
+    }
+}
+
+fn works_with_the_rest(name: &str, flavour: Flavour) {
+    if !require(name, &NEEDS) {
         return;
     }
-    let site = Site::new(NAME, None).unwrap();
+    let site = Site::new(name, None).unwrap();
     let second = Registry::start(&site.network.host("second", None).unwrap(), RegistryOptions::default()).unwrap();
     let small = image::small().unwrap();
     let reference = site.registry.push(&small, "lab/small:1").unwrap();
-    let whole = site.worker("whole", None, settings(&site)).unwrap();
+    let whole = worker(&site, "whole", flavour);
     whole.containerd.pull(&reference, "overlayfs").unwrap();
     wait::until_true("the layers to be indexed", SOON, || {
         whole.lapwing.as_ref().unwrap().log().unwrap().matches("built the index of a layer").count()
             >= small.layers.len()
     })
     .unwrap();
-    let lazy = site.worker("lazy", None, settings(&site)).unwrap();
-    lazy.containerd.pull(&reference, "lapwing").unwrap();
+    let lazy = worker(&site, "lazy", flavour);
+    // ctr of 1.7 would pull whole.
+    check(lazy.containerd.nerdctl().unwrap().args(["pull", "--quiet", &reference])).unwrap();
     assert_eq!(lazy.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap(), 2.0);
     assert!(!exports(&lazy, &reference), "the layers are not there");
 

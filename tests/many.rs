@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapwing_lab::{Machine, Need, Site, image, require, wait};
 
@@ -75,14 +75,17 @@ fn many_images_are_pulled_by_five_nodes_at_once() {
     let references: Vec<String> = (0..images()).map(push).collect();
     let worker = |number: usize| site.worker(&format!("node{number}"), None, site.settings()).unwrap();
     let mut machines: Vec<Machine> = (0..NODES).map(worker).collect();
+    let began = Instant::now();
     std::thread::scope(|scope| {
         for machine in &machines {
             scope.spawn(|| pull_all(machine, &references));
         }
     });
+    println!("{} images pulled by {NODES} nodes in {:.0} s", references.len(), began.elapsed().as_secs_f64());
     for machine in &mut machines {
         let pid = machine.lapwing.as_mut().unwrap().process().pid();
         let (peak, open, mut before) = vital(pid);
+        println!("{}: {peak} KiB of memory at most, {open} descriptors, {before} ticks of CPU", machine.host.name());
         assert!(peak < MOST_MEMORY_KIB, "{peak} KiB of memory");
         assert!(open < MOST_DESCRIPTORS, "{open} descriptors");
         wait::until_true("the node to idle", DEADLINE, || {

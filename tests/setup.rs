@@ -143,6 +143,14 @@ fn containerd_2_set_up_by_lapwing_pulls_lazily_and_is_given_back() {
 }
 
 #[test]
+fn containerd_17_set_up_by_lapwing_pulls_lazily_and_is_given_back() {
+    const NAME: &str = "containerd_17_set_up_by_lapwing_pulls_lazily_and_is_given_back";
+    if require(NAME, &[Need::Containerd17]) {
+        set_up_pull_and_undo(NAME, Flavour::V17, "1.7");
+    }
+}
+
+#[test]
 fn debian_containerd_set_up_by_lapwing_pulls_lazily_and_is_given_back() {
     set_up_pull_and_undo("debian_containerd_set_up_by_lapwing_pulls_lazily_and_is_given_back", Flavour::Debian, "1.6");
 }

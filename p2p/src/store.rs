@@ -89,7 +89,7 @@ pub use pins::Hold;
 
 use blob::byte_count;
 use disk::BlobRoot;
-use foreign::ForeignEntry;
+use foreign::{Elsewhere, ForeignEntry};
 use pins::Pins;
 use room::Room;
 
@@ -176,6 +176,7 @@ pub struct ChunkStore {
     open_blobs: AtomicUsize,
     /// Foreign blobs, and how often one came or went.
     foreign: (AtomicUsize, AtomicUsize),
+    elsewhere: Mutex<Elsewhere>,
     /// Open blobs above which descriptors are given up.
     close_above: AtomicUsize,
     removed: OnceLock<mpsc::UnboundedSender<Removed>>,
@@ -262,6 +263,7 @@ impl ChunkStore {
             pins,
             open_blobs: AtomicUsize::new(0),
             foreign: Default::default(),
+            elsewhere: Mutex::default(),
             close_above: AtomicUsize::new(MAX_IDLE_OPEN_BLOBS),
             removed: OnceLock::new(),
             this: this.clone(),

@@ -61,6 +61,10 @@ pub trait RemoteLayers: Send + Sync + 'static {
     /// the layer does not say of its directories is taken from there. The error says what failed and what would help.
     fn mount(&self, layer: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), String>;
 
+    /// The directory that holds what this machine keeps of `layer`, to be counted as its snapshot's disk space; `None` if
+    /// there is none.
+    fn directory(&self, layer: &Digest) -> Option<PathBuf>;
+
     /// Detaches what is mounted at `at` (lazily: containers may still use it), and lets go of what served it.
     fn unmount(&self, at: &Path);
 }

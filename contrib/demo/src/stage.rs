@@ -39,7 +39,7 @@ impl Stage {
         };
         progress.step(match flavour {
             Flavour::V2 => "containerd: the pinned 2.x",
-            Flavour::Debian => {
+            Flavour::V17 | Flavour::Debian => {
                 "containerd: the distribution's own; its ctr fetches whole layers before it unpacks, so a lazy start cannot be shown"
             }
         });

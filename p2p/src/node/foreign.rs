@@ -122,7 +122,9 @@ impl Node {
 
     /// Takes up what is there, and lets go of what is not any more.
     fn take_listing(self: &Arc<Self>, following: &Following, listing: &Listing) {
-        *lock(&following.directory) = Some(Arc::from(listing.directory.as_path()));
+        let directory: Arc<Path> = Arc::from(listing.directory.as_path());
+        self.store.set_elsewhere(&directory, listing.blobs.clone());
+        *lock(&following.directory) = Some(directory);
         let gone = self.store.foreign().into_iter().filter(|(digest, _)| !listing.blobs.contains(digest));
         for (digest, _) in gone {
             self.release_foreign(&digest);
@@ -304,6 +306,7 @@ async fn session(
         tokio::select! {
             next = news.next() => match next {
                 Some(Ok(News::Added(digest))) => {
+                    node.store.add_elsewhere(digest);
                     lock(&following.queue).add_first(digest);
                     following.queued.notify_one();
                 }

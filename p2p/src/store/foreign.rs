@@ -8,6 +8,7 @@
 //! A file has been held against the digest before it is given to [`ChunkStore::hold_foreign`]: [`ForeignFile::verify`].
 //! What was verified under which stamp is remembered over restarts in a [`Ledger`].
 
+use std::collections::HashSet;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -153,6 +154,13 @@ impl ForeignFile {
     }
 }
 
+/// The files of somebody else, whether the store has their blobs itself or not.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere {
+    directory: Option<Arc<Path>>,
+    digests: HashSet<Digest>,
+}
+
 /// A foreign blob that is not open.
 #[derive(Debug, Clone)]
 pub(super) struct ForeignEntry {
@@ -258,6 +266,30 @@ impl ChunkStore {
         };
         let places: Vec<_> = self.shards.iter().flat_map(places).collect();
         places.into_iter().filter(|(digest, place)| !place.is_there(digest)).map(|(digest, _)| digest).collect()
+    }
+
+    /// Says which blobs have a file in `directory`: of those the store's own copies are the first to go when room is needed,
+    /// and [`Self::hold_foreign`] takes their place. To be told again when that changes; a file that is gone does not count.
+    pub fn set_elsewhere(&self, directory: &Arc<Path>, digests: HashSet<Digest>) {
+        *lock(&self.elsewhere) = Elsewhere { directory: Some(Arc::clone(directory)), digests };
+    }
+
+    /// Adds one to [`Self::set_elsewhere`].
+    pub fn add_elsewhere(&self, digest: Digest) {
+        lock(&self.elsewhere).digests.insert(digest);
+    }
+
+    /// Whether all of a blob that the store has lies in a file of somebody else, too. Looks at the file.
+    pub(super) fn is_elsewhere(&self, blob: &BlobSummary) -> bool {
+        let path = {
+            let elsewhere = lock(&self.elsewhere);
+            let Some(directory) = elsewhere.directory.as_ref().filter(|_| elsewhere.digests.contains(&blob.digest))
+            else {
+                return false;
+            };
+            directory.join(blob.digest.hex())
+        };
+        !blob.foreign && std::fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() == blob.length)
     }
 
     /// How many foreign blobs are held.

@@ -1,6 +1,7 @@
 //! In which order blobs are evicted: a pure function of what is known of them.
 //!
-//! Least recently used first, with one exception (replica-aware eviction): among the least recently used half, by bytes,
+//! What lies in a file of somebody else on this machine, too, goes before all else: nothing is lost with the store's own copy.
+//! Of the rest the least recently used go first, with one exception (replica-aware eviction): among the least recently used half, by bytes,
 //! of what may go, the last copies of a zone go last, and the last copies anywhere last of all. Beyond that half a last
 //! copy has no privilege over blobs that were used later: else old blobs that nobody else keeps would in time fill the
 //! whole store, and everything new would go at once.
@@ -19,6 +20,8 @@ pub(super) struct Candidate {
     pub(super) bytes: u64,
     /// Complete copies at other nodes; none when that is not known, or when there is no complete copy here either.
     pub(super) replicas: Option<Replicas>,
+    /// A file of somebody else on this machine has the same bytes.
+    pub(super) elsewhere: bool,
 }
 
 /// How long a blob is spared; greater is longer.
@@ -44,10 +47,13 @@ impl Candidate {
 
 /// The candidates, first to go first, when `needed` bytes are to be freed.
 pub(super) fn eviction_order(mut candidates: Vec<Candidate>, needed: u64) -> Vec<Candidate> {
-    candidates.sort_unstable_by_key(|candidate| (candidate.last_use, candidate.digest));
-    let old = oldest(&candidates, needed);
+    candidates.sort_unstable_by_key(|candidate| (!candidate.elsewhere, candidate.last_use, candidate.digest));
+    let alone = candidates.partition_point(|candidate| candidate.elsewhere);
+    let (twice, rest) = candidates.split_at_mut(alone);
+    let freed = twice.iter().map(|candidate| candidate.bytes).sum();
+    let old = oldest(rest, needed.saturating_sub(freed));
     // Stable: within the same worth the least recently used stay first.
-    candidates[..old].sort_by_key(Candidate::worth);
+    rest[..old].sort_by_key(Candidate::worth);
     candidates
 }
 
@@ -77,13 +83,18 @@ mod tests {
     const FAR: Option<Replicas> = Some(Replicas { zone: 0, all: 3 });
     const NEAR: Option<Replicas> = Some(Replicas { zone: 1, all: 1 });
 
-    /// Blobs of one byte, used one second after the other; `order` names them by their place.
     fn order(replicas: &[Option<Replicas>], needed: u64) -> Vec<u64> {
+        order_with(replicas, &[], needed)
+    }
+
+    /// Blobs of one byte, used one second after the other; named by their place. Those in `twice` lie elsewhere, too.
+    fn order_with(replicas: &[Option<Replicas>], twice: &[usize], needed: u64) -> Vec<u64> {
         let candidate = |(age, &replicas): (usize, _)| Candidate {
             digest: Digest::of(&age.to_be_bytes()),
             last_use: UNIX_EPOCH + Duration::from_secs(age as u64),
             bytes: 1,
             replicas,
+            elsewhere: twice.contains(&age),
         };
         let candidates = replicas.iter().enumerate().map(candidate).rev().collect();
         let place = |candidate: &Candidate| candidate.last_use.duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -103,6 +114,13 @@ mod tests {
     #[test]
     fn a_last_copy_is_spared_only_within_the_older_half() {
         assert_eq!(order(&[LAST, NEAR, NEAR, LAST, NEAR, NEAR], 1), [1, 2, 0, 3, 4, 5]);
+    }
+
+    #[test]
+    fn what_is_on_the_machine_twice_goes_before_all_else() {
+        assert_eq!(order_with(&[UNKNOWN; 5], &[4, 2], 1), [2, 4, 0, 1, 3]);
+        assert_eq!(order_with(&[NEAR, LAST, NEAR, LAST], &[3], 1), [3, 0, 1, 2]);
+        assert_eq!(order_with(&[LAST, NEAR, NEAR, LAST], &[3], 3), [3, 1, 0, 2], "two more make the older half");
     }
 
     #[test]

@@ -220,16 +220,18 @@ impl ChunkStore {
         let unneeded =
             |blob: &BlobSummary| !blob.in_use && !blob.pinned && !blob.foreign && blob.have_bytes >= least_bytes;
         let blobs = self.list().into_iter().filter(unneeded);
+        let blobs: Vec<_> = blobs.map(|blob| (self.is_elsewhere(&blob), blob)).collect();
         let now = Instant::now();
         let mut known = lock(&self.room.replicas);
         known.retain(|_, (_, since)| now.duration_since(*since) < REPLICAS_FRESH);
-        let candidate = |blob: BlobSummary| Candidate {
+        let candidate = |(elsewhere, blob): (bool, BlobSummary)| Candidate {
             digest: blob.digest,
             last_use: blob.last_use,
             bytes: blob.have_bytes,
             replicas: known.get(&blob.digest).map(|(replicas, _)| *replicas).filter(|_| blob.verified),
+            elsewhere,
         };
-        blobs.map(candidate).collect()
+        blobs.into_iter().map(candidate).collect()
     }
 
     /// The complete blobs that are next to be evicted, of which it would be good to know how many copies there are
@@ -240,6 +242,7 @@ impl ChunkStore {
             return Ok(Vec::new());
         }
         let mut candidates = self.candidates(1);
+        candidates.retain(|candidate| !candidate.elsewhere);
         candidates.sort_unstable_by_key(|candidate| (candidate.last_use, candidate.digest));
         let old = oldest(&candidates, self.used_bytes().saturating_sub(self.room.low()));
         let unknown = candidates[..old].iter().filter(|candidate| candidate.replicas.is_none());

@@ -247,8 +247,9 @@ async fn what_the_store_evicts_is_held_where_somebody_else_has_it() {
     let tracker = Arc::new(Tracker::default());
     let theirs = Directory::new(directory.path().join("theirs"), true);
     let holder = start(&tracker, &directory.path().join("holder"), |_| {}).await;
-    let bytes = content(700_000, 11);
+    let (bytes, older) = (content(700_000, 11), content(700_000, 12));
     let digest = Digest::of(&bytes);
+    holder.store().insert(&Digest::of(&older), &older).unwrap();
     holder.store().insert(&digest, &bytes).unwrap();
     holder.follow_foreign(theirs.clone(), CONFIG);
     theirs.add(&bytes);
@@ -264,6 +265,7 @@ async fn what_the_store_evicts_is_held_where_somebody_else_has_it() {
         !there
     };
     until("it to be evicted", evicted).await;
+    assert!(holder.store().is_verified(&Digest::of(&older)), "what is here alone stays, though it is older");
     until("it to be held there", || holder.store().get(&digest).is_some_and(|blob| blob.is_foreign())).await;
     announced(&tracker, &digest, &holder).await;
     read_by_another(&tracker, &directory.path().join("reader"), &bytes).await;

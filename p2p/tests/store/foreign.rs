@@ -229,3 +229,30 @@ fn thousands_take_few_descriptors() {
         assert_eq!(store.foreign_count(), 3000);
     }
 }
+
+/// Nothing is lost with the store's copy of what somebody else has, too; a blob that lost its file is one like any other.
+#[test]
+fn what_somebody_else_has_too_is_evicted_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let theirs = Theirs::in_directory(directory.path());
+    let config = StoreConfig { quota_bytes: Some(1_000_000), ..StoreConfig::default() };
+    let store = ChunkStore::open(&directory.path().join("store"), config).unwrap();
+    let blobs: Vec<_> = (0..8).map(|seed| content(100_000, seed)).collect();
+    let insert = |bytes: &Vec<u8>| store.insert(&Digest::of(bytes), bytes).unwrap().digest();
+    let digests: Vec<_> = blobs.iter().map(insert).collect();
+    for bytes in &blobs[4..] {
+        theirs.add(bytes);
+    }
+    store.set_elsewhere(&theirs.0, digests[4..7].iter().copied().collect());
+    store.add_elsewhere(digests[7]);
+    theirs.remove(&digests[4]);
+    std::fs::write(theirs.0.join(digests[5].hex()), b"not all of it").unwrap();
+    let _needed = store.hold(digests[6]);
+
+    assert!(store.evict_some(1));
+    assert!(!store.is_verified(&digests[7]), "the one that is there, and that nobody needs");
+    assert!(hold(&store, &theirs, &digests[7]));
+    assert!(store.evict_some(1));
+    let left: Vec<_> = digests.iter().map(|digest| store.is_verified(digest)).collect();
+    assert_eq!(left, [false, true, true, true, true, true, true, true], "then the oldest");
+}

@@ -446,6 +446,11 @@ impl LazyMounts {
         Ok(seen.is_some_and(|mount| former::is_erofs_of(mount, &self.layers.directory(digest))))
     }
 
+    /// Where everything is that is kept of a layer.
+    pub fn directory(&self, digest: &Digest) -> PathBuf {
+        self.layers.directory(digest)
+    }
+
     fn mounted_at(&self, at: &Path) -> Option<Digest> {
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner).get(at).copied()
     }

@@ -1,5 +1,6 @@
 //! The requests, without the wire: each blocks on local disks only.
 
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::idmap::IdMapping;
@@ -9,6 +10,10 @@ use super::usage::usage;
 use super::{Shared, SnapshotError};
 use crate::filter::Filters;
 use crate::graph::{Info, Kind, Labels, NewSnapshot, Snapshot, Usage};
+
+fn count(path: PathBuf) -> Result<Usage, SnapshotError> {
+    usage(&path).map_err(|source| SnapshotError::Directory { path, source })
+}
 
 impl Shared {
     pub(super) fn create(
@@ -65,12 +70,24 @@ impl Shared {
 
     pub(super) fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
         let (id, info, stored) = self.graph.stat(key)?;
-        if info.kind == Kind::Active { self.measure(id) } else { Ok(stored) }
+        match info.kind {
+            Kind::Active => self.measure(id),
+            Kind::View => Ok(stored),
+            Kind::Committed => Ok(self.lazy_usage(key)?.unwrap_or(stored)),
+        }
+    }
+
+    /// What is on disk of a layer that is mounted on demand: it grows while the layer is read. `None` for any other snapshot.
+    fn lazy_usage(&self, name: &str) -> Result<Option<Usage>, SnapshotError> {
+        let Some(layer) = self.graph.parent_chain(name)?.first().and_then(|snapshot| snapshot.layer) else {
+            return Ok(None);
+        };
+        let kept = self.layers.layers().and_then(|layers| layers.directory(&layer));
+        kept.map_or(Ok(None), |path| count(path).map(Some))
     }
 
     fn measure(&self, id: u64) -> Result<Usage, SnapshotError> {
-        let path = self.directories.files(id);
-        usage(&path).map_err(|source| SnapshotError::Directory { path, source })
+        count(self.directories.files(id))
     }
 
     pub(super) fn update(&self, name: &str, labels: &Labels, paths: &[String]) -> Result<Info, SnapshotError> {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::graph::REF_LABEL;
-use lapwing_snapshotter::service::proto::{Kind, Mount};
+use lapwing_snapshotter::service::proto::{Kind, Mount, UsageRequest};
 use rustix::mount::{MountFlags, UnmountFlags};
-use tonic::Code;
+use tonic::{Code, Request};
 
 use super::rig::{Rig, code, may_mount, mounts_below, until};
 
@@ -64,6 +64,22 @@ async fn a_known_layer_is_claimed_and_found_as_containerd_looks_for_it() {
     fs::write(root.join("upper"), "changed").unwrap();
     let layer = rig.directory.path().join("layers/upper/upper");
     assert_eq!(fs::read_to_string(layer).unwrap(), chain_id("upper"));
+}
+
+#[tokio::test]
+async fn a_claimed_layer_uses_what_is_on_disk_of_it_now() {
+    if !may_mount("a_claimed_layer_uses_what_is_on_disk_of_it_now") {
+        return;
+    }
+    let mut rig = Rig::start().await;
+    let top = claim(&mut rig, &["lower", "upper"]).await;
+    let key = UsageRequest { key: top, ..UsageRequest::default() };
+    let before = rig.client.usage(Request::new(key.clone())).await.unwrap().into_inner();
+    assert_eq!(before.inodes, 2, "the directory and the file in it");
+    fs::write(rig.directory.path().join("layers/upper/more"), vec![1; 1 << 20]).unwrap();
+    let after = rig.client.usage(Request::new(key)).await.unwrap().into_inner();
+    assert_eq!(after.inodes, 3);
+    assert!(after.size >= before.size + (1 << 20), "{before:?} {after:?}");
 }
 
 #[tokio::test]

@@ -77,6 +77,11 @@ impl RemoteLayers for Directories {
         Ok(())
     }
 
+    fn directory(&self, layer: &Digest) -> Option<PathBuf> {
+        let layers = self.by_chain_id.lock().unwrap();
+        layers.values().find(|(known, _)| known == layer).map(|(_, directory)| directory.clone())
+    }
+
     fn unmount(&self, at: &Path) {
         let _ = rustix::mount::unmount(at, UnmountFlags::DETACH);
     }

@@ -74,12 +74,7 @@ impl Containerd {
 
     /// `ctr`, of the same version as containerd.
     pub fn ctr(&self) -> Result<Command> {
-        match self.options.flavour {
-            Flavour::V2 => self.host.tool("ctr"),
-            Flavour::Debian => {
-                Ok(self.host.command(tools::on_path("ctr").context("no ctr: it comes with Debian's containerd")?))
-            }
-        }
+        program(&self.host, self.options.flavour, "ctr")
     }
 
     /// `nerdctl`, told where this containerd's registries and networks are; with Lapwing's snapshotter by the shipped `nerdctl.toml`, which
@@ -159,27 +154,25 @@ impl Containerd {
 }
 
 fn launch(host: &Host, options: &ContainerdOptions) -> Result<Process> {
-    let mut command = match options.flavour {
-        Flavour::V2 => host.tool("containerd")?,
-        Flavour::Debian => host.command(debian_containerd()?),
-    };
+    let mut command = program(host, options.flavour, "containerd")?;
     let mut process = host.spawn("containerd", command.arg("--config").arg(config::file(host)))?;
-    let ctr = match options.flavour {
-        Flavour::V2 => tools::tools_dir()?.join("ctr"),
-        Flavour::Debian => tools::on_path("ctr").context("no ctr: it comes with Debian's containerd")?,
-    };
     wait::until("containerd to answer", START, || {
         process.expect_running()?;
-        Ok(Poll::retry(host.check(&ctr, &["--connect-timeout=2s", "version"])))
+        Ok(Poll::retry(check(program(host, options.flavour, "ctr")?.args(["--connect-timeout=2s", "version"]))))
     })?;
     Ok(process)
 }
 
-/// The distribution's containerd, not one that lies before it on the PATH.
-fn debian_containerd() -> Result<PathBuf> {
-    let packaged = Path::new("/usr/bin/containerd");
-    packaged
-        .exists()
-        .then(|| packaged.to_owned())
-        .context("no /usr/bin/containerd (contrib/setup/packages.sh installs it)")
+/// A program that comes with containerd. Of the distribution's, not one that lies before it on the PATH; of the pinned ones, those beside it come first
+/// on the PATH, so that containerd finds its own shim.
+fn program(host: &Host, flavour: Flavour, name: &str) -> Result<Command> {
+    match flavour {
+        Flavour::V2 => host.tool(name),
+        Flavour::V17 => Ok(host.tool_of(&tools::containerd17_dir()?, name)),
+        Flavour::Debian => {
+            let packaged = Path::new("/usr/bin").join(name);
+            let there = packaged.exists().then(|| host.command(&packaged));
+            there.with_context(|| format!("no {} (contrib/setup/packages.sh installs it)", packaged.display()))
+        }
+    }
 }

@@ -192,11 +192,15 @@ impl Host {
 
     /// `program` of the pinned tools.
     pub(crate) fn tool(&self, program: &str) -> Result<Command> {
-        let dir = tools::tools_dir()?;
+        Ok(self.tool_of(&tools::tools_dir()?, program))
+    }
+
+    /// `program` of a directory with tools, which find each other there first.
+    pub(crate) fn tool_of(&self, dir: &Path, program: &str) -> Command {
         let mut command = self.command(dir.join(program));
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}:/usr/local/sbin:/usr/sbin:/sbin", dir.display()));
-        Ok(command)
+        command
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`Lab`]: one test's names and files; sweeps what earlier, killed runs left behind.
 //! - [`Network`] and [`Host`]: a bridge and hosts with their own network and mount namespaces, rate limits and byte counters.
 //! - [`CorruptingPeer`]: a peer that sends wrong bytes.
+//! - [`TokenGate`]: a registry that wants tokens, of any life.
 //! - [`Registry`], [`ObjectStore`], [`Containerd`], [`Docker`], [`Lapwing`]: processes on a host. [`Machine`]: a worker, that is a host with containerd and Lapwing.
 //! - [`Database`]: Redis or MariaDB, for trackers that share what they know.
 //! - [`Site`]: a network with registry and tracker, as most tests want it.
@@ -39,6 +40,7 @@ mod process;
 mod registry;
 mod site;
 mod sweep;
+mod tokens;
 mod tools;
 pub mod tree;
 pub mod wait;
@@ -59,4 +61,5 @@ pub use objects::ObjectStore;
 pub use process::{Process, check, output};
 pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};
 pub use site::Site;
+pub use tokens::{BASIC_AUTH, TokenGate};
 pub use tools::tools_dir;

@@ -17,6 +17,10 @@ pub enum Need {
     Disk,
     /// containerd 2.x, ctr, nerdctl and crictl (built by `contrib/setup/tools.sh`, which needs Go).
     Tools,
+    /// containerd 1.7, its runc shim and ctr (built by `contrib/setup/module.sh`, which needs Go).
+    Containerd17,
+    /// A dockerd that keeps images in containerd (built by `contrib/setup/module.sh`, which needs Go).
+    Dockerd,
     /// An S3-compatible server (built by `contrib/setup/s3.sh`, which needs Go).
     S3,
     /// A program on the PATH.
@@ -41,6 +45,10 @@ impl Need {
             }
             Self::Disk => lab::disk_missing(),
             Self::Tools => tools::tools_dir().err().map(|error| format!("needs containerd 2.x: {error:#}")),
+            Self::Containerd17 => {
+                tools::containerd17_dir().err().map(|error| format!("needs containerd 1.7: {error:#}"))
+            }
+            Self::Dockerd => tools::dockerd_dir().err().map(|error| format!("needs a newer dockerd: {error:#}")),
             Self::S3 => tools::s3_dir().err().map(|error| format!("needs an S3-compatible server: {error:#}")),
             Self::Program(name) => tools::on_path(name)
                 .is_none()

@@ -1,4 +1,4 @@
-//! The container runtime tools: containerd 2.x, ctr, nerdctl and crictl from the cache.
+//! The container runtime tools: containerd 2.x and 1.7, ctr, nerdctl and crictl from the cache.
 
 use crate::process::output;
 use anyhow::{Result, bail};
@@ -9,32 +9,46 @@ use std::sync::OnceLock;
 /// The directory with containerd 2.x, its runc shim, ctr, nerdctl and crictl, built by `contrib/setup/tools.sh` if they are not there yet.
 /// The error tells why they cannot be had.
 pub fn tools_dir() -> Result<PathBuf> {
-    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))) {
-        Ok(dir) => Ok(dir.clone()),
-        Err(why) => bail!("{why}"),
-    }
+    static FOUND: Found = Found::new();
+    once(&FOUND, find)
+}
+
+/// The directory with containerd 1.7, its runc shim and ctr, built by `contrib/setup/module.sh` if they are not there yet. The error tells
+/// why they cannot be had.
+pub(crate) fn containerd17_dir() -> Result<PathBuf> {
+    static FOUND: Found = Found::new();
+    once(&FOUND, || built_by("contrib/setup/module.sh", &["containerd17"]))
+}
+
+/// The directory with a dockerd that keeps images in containerd, likewise.
+pub(crate) fn dockerd_dir() -> Result<PathBuf> {
+    static FOUND: Found = Found::new();
+    once(&FOUND, || built_by("contrib/setup/module.sh", &["dockerd"]))
+}
+
+/// What was found, or why not: once for all that ask.
+type Found = OnceLock<Result<PathBuf, String>>;
+
+fn once(found: &Found, find: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+    found.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }
 
 /// The directory with the S3-compatible server, built by `contrib/setup/s3.sh` if it is not there yet. The error tells why it cannot be had.
 pub(crate) fn s3_dir() -> Result<PathBuf> {
-    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match FOUND.get_or_init(|| built_by("contrib/setup/s3.sh").map_err(|error| format!("{error:#}"))) {
-        Ok(dir) => Ok(dir.clone()),
-        Err(why) => bail!("{why}"),
-    }
+    static FOUND: Found = Found::new();
+    once(&FOUND, || built_by("contrib/setup/s3.sh", &[]))
 }
 
 fn find() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("LAPWING_TOOLS") {
         return Ok(dir.into());
     }
-    built_by("contrib/setup/tools.sh")
+    built_by("contrib/setup/tools.sh", &[])
 }
 
 /// Runs a script that prints the directory of what it has built.
-fn built_by(script: &str) -> Result<PathBuf> {
-    let result = output(&mut Command::new(repository().join(script)))?;
+fn built_by(script: &str, args: &[&str]) -> Result<PathBuf> {
+    let result = output(Command::new(repository().join(script)).args(args))?;
     if !result.status.success() {
         bail!("{}", String::from_utf8_lossy(&result.stderr).trim());
     }

@@ -58,11 +58,9 @@ fn ids_are_mapped_where_the_kernel_can_and_other_capabilities_stay() {
 /// Everything that the shipped file sets is set, and nothing else is, where there was nothing.
 #[test]
 fn an_empty_file_becomes_what_contrib_shows() {
-    let shipped = plain(include_str!("../../../../contrib/containerd/config-1.7.toml"));
-    let mut written = plain(&edited("", &wanted(1, 7)).text);
-    let exports = written["proxy_plugins"]["lapwing"].as_table_mut().unwrap().remove("exports");
-    assert_eq!(exports.unwrap()["root"].as_str(), Some(wanted(1, 7).plugin.unwrap().root.to_str().unwrap()));
-    assert_eq!(written, shipped);
+    let mut shipped = plain(include_str!("../../../../contrib/containerd/config-1.7.toml"));
+    assert_eq!(plain(&edited("", &wanted(1, 7)).text), shipped);
+    shipped["proxy_plugins"]["lapwing"].as_table_mut().unwrap().remove("exports");
     assert_eq!(plain(&edited("", &wanted(1, 6)).text), shipped);
 
     let shipped = plain(include_str!("../../../../contrib/containerd/config-2.x.toml"));

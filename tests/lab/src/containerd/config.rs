@@ -14,6 +14,8 @@ pub enum Flavour {
     /// The pinned 2.x, which needs [`crate::Need::Tools`].
     #[default]
     V2,
+    /// The pinned 1.7, which needs [`crate::Need::Containerd17`].
+    V17,
     /// The distribution's own (1.6 in Debian 12).
     Debian,
 }
@@ -106,7 +108,7 @@ pub(super) fn write(host: &Host, options: &ContainerdOptions) -> Result<()> {
     std::fs::write(networks.join("10-lab.conflist"), serde_json::to_vec(&network)?)?;
     let (shipped, own) = match options.flavour {
         Flavour::V2 => ("config-2.x.toml", version_3(host, options)),
-        Flavour::Debian => ("config-1.7.toml", version_2(host, options)),
+        Flavour::V17 | Flavour::Debian => ("config-1.7.toml", version_2(host, options)),
     };
     let mut config: Table = match options.snapshotter {
         Some(_) => toml::from_str(&contrib(&format!("containerd/{shipped}"))?).context(shipped)?,
@@ -147,7 +149,7 @@ fn without_annotations(config: &mut Table, flavour: Flavour) {
                 exports.remove("enable_remote_snapshot_annotations");
             }
         }
-        Flavour::Debian => {
+        Flavour::V17 | Flavour::Debian => {
             if let Some(cri) = at(config, &["plugins", "io.containerd.grpc.v1.cri", "containerd"]) {
                 cri.insert("disable_snapshot_annotations".into(), true.into());
             }
@@ -265,7 +267,12 @@ fn version_2(host: &Host, options: &ContainerdOptions) -> String {
         hosts = quoted(&hosts_dir(host)),
     );
     if let Some(plugin) = &options.snapshotter {
-        let _ = write!(text, "\n[proxy_plugins.lapwing]\n  address = {}\n", quoted(&plugin.socket));
+        let _ = write!(
+            text,
+            "\n[proxy_plugins.lapwing]\n  address = {}\n  [proxy_plugins.lapwing.exports]\n    root = {}\n",
+            quoted(&plugin.socket),
+            quoted(&plugin.root)
+        );
     }
     text
 }
