@@ -2,6 +2,7 @@
 //!
 //! * [`layer`]: one layer: index, source of compressed bytes, span cache, single flight, background completion
 //! * [`cache`]: the spans on disk, and the bitmap that says which
+//! * [`common`]: what all layers share: CPU and descriptors
 //! * [`readahead`]: finds sequential readers
 //! * [`mounts`]: the FUSE mount that serves the tars, and the EROFS mounts on top
 //! * [`files`]: which layer is which file of the FUSE mount; brings those back that a former process had
@@ -17,6 +18,7 @@
 //! After a crash every span whose bit is set is right: data is synced before its bit. A lost bit costs a refetch.
 
 mod cache;
+mod common;
 mod erofs_mount;
 mod files;
 mod former;
@@ -27,6 +29,7 @@ mod probe;
 mod readahead;
 
 pub use cache::replace_file;
+pub use common::Common;
 pub use files::KeptLayers;
 pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};

@@ -1,5 +1,7 @@
 //! Every number that bounds what comes from outside.
 
+use std::num::NonZeroUsize;
+
 // Snapshots service and its graph.
 
 /// Longest key or name of a snapshot, in bytes; containerd's own store (bolt) refuses longer ones.
@@ -73,3 +75,5 @@ pub const MAX_READS_IN_FLIGHT: usize = 512;
 pub const MAX_READ_BYTES: u32 = 1 << 20;
 /// Bytes fetched ahead of a sequential reader, at most.
 pub const MAX_READ_AHEAD_BYTES: u64 = 8 << 20;
+/// Tars of lazily mounted layers that are open at once.
+pub const MAX_OPEN_TARS: NonZeroUsize = NonZeroUsize::new(256).unwrap();

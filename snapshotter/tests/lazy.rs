@@ -14,10 +14,9 @@ use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::index::{Index, IndexBuilder};
-use lapwing_snapshotter::lazy::{LazyError, LazyLayer, LazyMounts, MountError, Options, Proof};
+use lapwing_snapshotter::lazy::{Common, LazyError, LazyLayer, LazyMounts, MountError, Options, Proof};
 use lapwing_snapshotter::source::Urgency;
 use support::{Layer, Scratch, Source, drop_caches, noise, pack, wait_for};
-use tokio::sync::Semaphore;
 
 /// A layer of noise: `count` files, file `i` of `i * 31,337` bytes.
 fn noise_layer(scratch: &Scratch, count: usize) -> (Layer, Vec<Vec<u8>>) {
@@ -76,8 +75,8 @@ async fn only_touched_spans_are_fetched_and_all_bytes_are_right() {
 
 /// A layer without any mount.
 fn opened(scratch: &Scratch, index: Arc<Index>, source: &Arc<Source>) -> Arc<LazyLayer> {
-    let (options, inflations) = (Options::default(), Arc::new(Semaphore::new(2)));
-    LazyLayer::open(&scratch.path().join("layer"), index, source.clone(), options, inflations).unwrap()
+    let (options, common) = (Options::default(), Arc::new(Common::new(2)));
+    LazyLayer::open(&scratch.path().join("layer"), index, source.clone(), options, common).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

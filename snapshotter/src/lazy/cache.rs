@@ -13,9 +13,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
+
+use super::common::Common;
 
 const MAGIC: &[u8; 8] = b"LWSPANS1";
 const HEADER: usize = 48;
@@ -41,7 +43,11 @@ impl Proof {
 #[derive(Debug)]
 pub(super) struct SpanCache {
     directory: PathBuf,
-    tar: File,
+    common: Arc<Common>,
+    /// Of the tar, among those that are open.
+    number: u64,
+    /// The tar, once its path may be another's.
+    given_up: OnceLock<Arc<File>>,
     fingerprint: [u8; 32],
     spans: usize,
     words: Vec<AtomicU64>,
@@ -57,7 +63,13 @@ pub(super) struct SpanCache {
 
 impl SpanCache {
     /// Opens or makes the cache in `directory` for a device of `length` bytes.
-    pub(super) fn open(directory: &Path, fingerprint: [u8; 32], spans: usize, length: u64) -> io::Result<Self> {
+    pub(super) fn open(
+        directory: &Path,
+        fingerprint: [u8; 32],
+        spans: usize,
+        length: u64,
+        common: &Arc<Common>,
+    ) -> io::Result<Self> {
         let tar_path = directory.join("tar");
         let kept = fs::metadata(&tar_path).is_ok_and(|tar| tar.is_file() && tar.len() == length);
         if !kept {
@@ -72,7 +84,9 @@ impl SpanCache {
         let present: usize = words.iter().map(|word| word.count_ones() as usize).sum();
         Ok(Self {
             directory: directory.to_owned(),
-            tar,
+            common: Arc::clone(common),
+            number: common.tars.number(),
+            given_up: OnceLock::new(),
             fingerprint,
             spans,
             words: words.into_iter().map(AtomicU64::new).collect(),
@@ -87,6 +101,13 @@ impl SpanCache {
     /// The file that holds the bytes.
     pub(super) fn tar_path(&self) -> PathBuf {
         self.directory.join("tar")
+    }
+
+    fn tar(&self) -> io::Result<Arc<File>> {
+        match self.given_up.get() {
+            Some(tar) => Ok(Arc::clone(tar)),
+            None => self.common.tars.get(self.number, &self.tar_path()),
+        }
     }
 
     pub(super) fn has(&self, span: usize) -> bool {
@@ -114,13 +135,13 @@ impl SpanCache {
     /// Reads bytes of spans that are present.
     pub(super) fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let mut bytes = vec![0; length];
-        self.tar.read_exact_at(&mut bytes, offset)?;
+        self.tar()?.read_exact_at(&mut bytes, offset)?;
         Ok(bytes.into())
     }
 
     /// Writes a span; its bit lasts from the next [`SpanCache::commit`].
     pub(super) fn write(&self, span: usize, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.tar.write_all_at(bytes, offset)?;
+        self.tar()?.write_all_at(bytes, offset)?;
         let bit = 1 << (span % 64);
         if self.words[span / 64].fetch_or(bit, Ordering::AcqRel) & bit == 0 {
             self.present.fetch_add(1, Ordering::AcqRel);
@@ -147,7 +168,7 @@ impl SpanCache {
         }
         // Taken before the sync: bits set during it are for the next time.
         let words: Vec<u64> = self.words.iter().map(|word| word.load(Ordering::Acquire)).collect();
-        let outcome = self.tar.sync_data().and_then(|()| self.replace_bitmap(&words));
+        let outcome = self.tar().and_then(|tar| tar.sync_data()).and_then(|()| self.replace_bitmap(&words));
         match outcome {
             Ok(()) => {
                 let present: usize = words.iter().map(|word| word.count_ones() as usize).sum();
@@ -160,6 +181,11 @@ impl SpanCache {
 
     /// Gives the files up: nothing is committed from now on.
     pub(super) fn retire(&self) {
+        // Who still reads goes on with this file, whatever comes to its path.
+        if let Ok(tar) = self.tar() {
+            let _ = self.given_up.set(tar);
+        }
+        self.common.tars.close(self.number);
         *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.settled.store(false, Ordering::Release);
     }
@@ -172,6 +198,12 @@ impl SpanCache {
         bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
         replace_file(&self.directory.join("spans"), &bytes)
+    }
+}
+
+impl Drop for SpanCache {
+    fn drop(&mut self) {
+        self.common.tars.close(self.number);
     }
 }
 
@@ -232,17 +264,21 @@ mod tests {
 
     const PRINT: [u8; 32] = [7; 32];
 
+    fn open(directory: &Path, spans: usize, length: u64) -> io::Result<SpanCache> {
+        SpanCache::open(directory, PRINT, spans, length, &Arc::new(Common::new(1)))
+    }
+
     #[test]
     fn committed_spans_survive_and_others_do_not() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = SpanCache::open(directory.path(), PRINT, 70, 7000).unwrap();
+        let cache = open(directory.path(), 70, 7000).unwrap();
         cache.write(69, 6900, &[1; 100]).unwrap();
         cache.set_proof(Proof::Proved);
         cache.commit().unwrap();
         cache.write(3, 300, &[2; 100]).unwrap();
         assert!(cache.has(3));
         drop(cache);
-        let cache = SpanCache::open(directory.path(), PRINT, 70, 7000).unwrap();
+        let cache = open(directory.path(), 70, 7000).unwrap();
         assert!(cache.has(69) && !cache.has(3));
         assert_eq!((cache.present(), cache.proof()), (1, Proof::Proved));
         assert_eq!(cache.read(6900, 100).unwrap(), &[1; 100][..]);
@@ -252,7 +288,7 @@ mod tests {
     fn a_damaged_or_foreign_bitmap_counts_as_empty() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("spans");
-        let cache = SpanCache::open(directory.path(), PRINT, 9, 900).unwrap();
+        let cache = open(directory.path(), 9, 900).unwrap();
         cache.write(0, 0, &[1; 100]).unwrap();
         cache.commit().unwrap();
         let good = fs::read(&path).unwrap();
@@ -269,25 +305,26 @@ mod tests {
     #[test]
     fn a_retired_cache_writes_no_bits_over_its_successor() {
         let directory = tempfile::tempdir().unwrap();
-        let former = SpanCache::open(directory.path(), PRINT, 1, 512).unwrap();
+        let former = open(directory.path(), 1, 512).unwrap();
         former.write(0, 0, &[1; 512]).unwrap();
         former.retire();
         fs::remove_file(directory.path().join("tar")).unwrap();
-        SpanCache::open(directory.path(), PRINT, 1, 512).unwrap();
+        open(directory.path(), 1, 512).unwrap();
         former.commit().unwrap();
+        assert_eq!(former.read(0, 512).unwrap(), &[1; 512][..], "its own bytes, not its successor's");
         assert!(!former.settled());
-        assert!(!SpanCache::open(directory.path(), PRINT, 1, 512).unwrap().has(0));
+        assert!(!open(directory.path(), 1, 512).unwrap().has(0));
     }
 
     #[test]
     fn bits_do_not_outlive_their_bytes() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = SpanCache::open(directory.path(), PRINT, 1, 512).unwrap();
+        let cache = open(directory.path(), 1, 512).unwrap();
         cache.write(0, 0, &[1; 512]).unwrap();
         cache.commit().unwrap();
         assert!(cache.settled());
         fs::remove_file(directory.path().join("tar")).unwrap();
-        let cache = SpanCache::open(directory.path(), PRINT, 1, 512).unwrap();
+        let cache = open(directory.path(), 1, 512).unwrap();
         assert!(!cache.has(0) && !cache.settled());
     }
 }

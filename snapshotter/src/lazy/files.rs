@@ -15,8 +15,8 @@ use futures_core::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use rustix::io::Errno;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
+use super::common::Common;
 use super::mounts::MountError;
 use super::{LazyLayer, Options};
 use crate::fuse::{DataFile, DataFiles};
@@ -40,7 +40,7 @@ pub(super) struct Layers {
     /// `<root>/layers`.
     directory: PathBuf,
     options: Options,
-    inflations: Arc<Semaphore>,
+    common: Arc<Common>,
     runtime: Handle,
     kept: OnceLock<Arc<dyn KeptLayers>>,
     known: RwLock<HashMap<u64, Arc<LazyLayer>>>,
@@ -59,7 +59,7 @@ impl Layers {
     pub(super) fn new(root: &Path, options: Options) -> Self {
         Self {
             directory: root.join("layers"),
-            inflations: Arc::new(Semaphore::new(options.inflations.max(1))),
+            common: Arc::new(Common::new(options.inflations)),
             options,
             runtime: Handle::current(),
             kept: OnceLock::new(),
@@ -99,8 +99,8 @@ impl Layers {
             Some(_) => return Err(MountError::Collision(digest)),
             None => {}
         }
-        let (options, inflations) = (self.options.clone(), self.inflations.clone());
-        let layer = LazyLayer::open(&self.directory(&digest), index, source, options, inflations)?;
+        let (options, common) = (self.options.clone(), Arc::clone(&self.common));
+        let layer = LazyLayer::open(&self.directory(&digest), index, source, options, common)?;
         failures.remove(&nodeid(&digest));
         self.known.write().unwrap_or_else(PoisonError::into_inner).insert(nodeid(&digest), layer.clone());
         Ok(layer)

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 pub use super::cache::Proof;
 use super::cache::SpanCache;
+use super::common::Common;
 use super::readahead::ReadAhead;
 use super::{LazyError, Options};
 use crate::erofs::device_length;
@@ -63,7 +64,7 @@ pub struct LazyLayer {
     source: Arc<dyn LayerSource>,
     cache: SpanCache,
     options: Options,
-    inflations: Arc<Semaphore>,
+    common: Arc<Common>,
     flights: Mutex<HashMap<usize, Flight>>,
     flight_number: AtomicU64,
     missed: Mutex<Option<(usize, Instant, LazyError)>>,
@@ -80,7 +81,7 @@ impl std::fmt::Debug for LazyLayer {
 }
 
 impl LazyLayer {
-    /// Opens a layer whose cache is in `directory` (made if missing). `inflations` bounds the CPU work of all layers.
+    /// Opens a layer whose cache is in `directory` (made if missing). `common` is what it shares with others.
     /// Must be called within a tokio runtime; blocks on the disk.
     ///
     /// # Errors
@@ -91,13 +92,14 @@ impl LazyLayer {
         index: Arc<Index>,
         source: Arc<dyn LayerSource>,
         options: Options,
-        inflations: Arc<Semaphore>,
+        common: Arc<Common>,
     ) -> Result<Arc<Self>, LazyError> {
         let layer = index.layer();
         let fingerprint = fingerprint(&index);
         let cache = std::fs::create_dir_all(directory)
             .and_then(|()| {
-                SpanCache::open(directory, fingerprint, index.spans().len(), device_length(index.tar_length()))
+                let length = device_length(index.tar_length());
+                SpanCache::open(directory, fingerprint, index.spans().len(), length, &common)
             })
             .map_err(|error| LazyError::Cache {
                 layer,
@@ -109,7 +111,7 @@ impl LazyLayer {
             source,
             cache,
             options,
-            inflations,
+            common,
             flights: Mutex::default(),
             flight_number: AtomicU64::new(0),
             missed: Mutex::default(),
@@ -311,7 +313,7 @@ impl LazyLayer {
             return Ok(bytes);
         }
         let compressed = self.compressed(span, urgency).await?;
-        let permit = self.inflations.clone().acquire_owned().await;
+        let permit = self.common.inflations.clone().acquire_owned().await;
         let layer = self.clone();
         let bytes = self
             .blocking(move || {
@@ -468,8 +470,7 @@ mod tests {
         std::fs::create_dir(directory).unwrap();
         let source = Arc::new(Whole(Bytes::copy_from_slice(tar)));
         let layer =
-            LazyLayer::open(directory, Arc::new(index), source, Options::default(), Arc::new(Semaphore::new(1)))
-                .unwrap();
+            LazyLayer::open(directory, Arc::new(index), source, Options::default(), Arc::new(Common::new(1))).unwrap();
         layer.complete_all().await
     }
 
