@@ -75,6 +75,16 @@ impl Role {
     }
 }
 
+/// What a worker's listeners are made of.
+struct Parts {
+    node: Arc<Node>,
+    catalog: Arc<Catalog>,
+    registries: Arc<Registries>,
+    origins: Arc<Origins>,
+    layers: Arc<Layers>,
+    outage: Option<Arc<Outage>>,
+}
+
 /// Runs until `shutdown`, then lets go in the opposite order. Mounts stay for the next process to take up.
 pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: CancellationToken) -> anyhow::Result<()> {
     let root = prepare_root(&config.root)?;
@@ -88,79 +98,15 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         tracker::start(&config, tracker, &membership, shutdown.clone()).await?;
         config.tracker.addresses.push(config.tracker.listen.to_string());
     }
-    let node = start_swarm(&config, &membership, &mut admin, Role::Worker).await?;
-    let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
-    let registries = Registries::new(config.registries.clone())?;
-    let proxy_registries = Arc::clone(&registries);
-    let max_stale = config.outage.max_stale.0;
-    let outage = (!max_stale.is_zero()).then(|| Outage::new(max_stale, Arc::clone(&node)));
-    let origins = Arc::new(Origins::new(Arc::clone(&registries), outage.clone()));
-    let complete_after = (!config.lazy.complete_after.0.is_zero()).then_some(config.lazy.complete_after.0);
-    let layers = Layers::new(
-        Arc::clone(&node),
-        Arc::clone(&catalog),
-        Arc::clone(&origins),
-        start_lazy(&config),
-        KeptIndexes::new(&root),
-        complete_after,
-    );
-    layers.serve_former()?;
-    let urls = Urls::new(config.http.urls(), root.join("urls"))?;
+    let parts = assemble(&config, &root, start_swarm(&config, &membership, &mut admin, Role::Worker).await?)?;
+    parts.layers.serve_former()?;
     let mut serving = JoinSet::new();
     if config.snapshotter.enabled {
-        serving.spawn(start_snapshotter(&config, &layers, &mut admin, &shutdown).await?);
+        serving.spawn(start_snapshotter(&config, &parts.layers, &mut admin, &shutdown).await?);
     }
-    let told = Arc::clone(&layers);
-    let builder = Builder::new(Arc::clone(&node), Box::new(move |layer| told.built(layer)));
-    let builder = config.lazy.build_indexes.then(|| Arc::new(builder));
-    let observer = Arc::new(observer::Observer::new(Arc::clone(&catalog), Arc::clone(&layers), builder));
-    let listen = config.mirror.listen;
-    let mirror_settings = MirrorSettings {
-        default_registry: config
-            .mirror
-            .default_registry
-            .parse()
-            .context("configuration key mirror.default_registry")?,
-        first_byte: config.mirror.first_byte.0,
-    };
-    let mirror = mirror::Mirror::new(
-        mirror_settings,
-        registries,
-        urls,
-        Arc::clone(&node),
-        observer,
-        MirrorMetrics::register(admin.lapwing()),
-        outage,
-    );
-    let listener =
-        tokio::net::TcpListener::bind(listen).await.with_context(|| cannot_listen("mirror.listen", listen))?;
-    serving.spawn(mirror::serve(listener, Arc::clone(&mirror), shutdown.clone()));
-    let proxy_metrics = ProxyMetrics::register(admin.lapwing());
-    if let Some(listen) = config.proxy.listen() {
-        let proxy = Proxy::new(&config, proxy_registries, mirror, proxy_metrics, shutdown.clone())?;
-        serving.spawn(proxy::serve(bind_proxy(listen).await?, proxy));
-    }
-
-    let told = (Arc::clone(&node), Arc::clone(&layers), Arc::clone(&catalog));
-    admin.state = Some(Box::new(move || {
-        serde_json::to_value(state::NodeState::gather(&told.0, &told.1, &told.2)).unwrap_or_default()
-    }));
-    admin.limited = Some(Arc::clone(&node));
-    admin.api = admin.api.merge(pins::routes(Arc::clone(node.store())));
-    let containerd = Containerd::at(&config.containerd.socket).context("configuration key containerd.socket")?;
-    held::start(&config.containerd, &containerd, &node);
-    admin.api = admin.api.merge(hydrate::routes(Hydration {
-        node: Arc::clone(&node),
-        origins,
-        catalog: Arc::clone(&catalog),
-        containerd,
-    }));
-    let ready = Arc::clone(&admin.ready);
-    let listen = config.admin.listen;
-    admin::bind(listen, admin, shutdown.clone().cancelled_owned())
-        .await
-        .with_context(|| cannot_listen("admin.listen", listen))?;
-    ready.store(true, Ordering::Release);
+    start_mirror(&config, &root, &parts, &mut admin, &mut serving, &shutdown).await?;
+    start_admin(&config, &parts, admin, &shutdown).await?;
+    let Parts { node, layers, .. } = parts;
     serving.spawn(memory::return_after_bursts(Arc::clone(&node), shutdown.clone()));
     tracing::info!(peer = %node.id(), mirror = %config.mirror.listen, wire = %node.local_addr(), "node is ready");
 
@@ -171,6 +117,93 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     }
     node.shutdown().await;
     ended
+}
+
+fn assemble(config: &Config, root: &Path, node: Arc<Node>) -> anyhow::Result<Parts> {
+    let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
+    let registries = Registries::new(config.registries.clone())?;
+    let max_stale = config.outage.max_stale.0;
+    let outage = (!max_stale.is_zero()).then(|| Outage::new(max_stale, Arc::clone(&node)));
+    let origins = Arc::new(Origins::new(Arc::clone(&registries), outage.clone()));
+    let complete_after = (!config.lazy.complete_after.0.is_zero()).then_some(config.lazy.complete_after.0);
+    let layers = Layers::new(
+        Arc::clone(&node),
+        Arc::clone(&catalog),
+        Arc::clone(&origins),
+        start_lazy(config),
+        KeptIndexes::new(root),
+        complete_after,
+    );
+    Ok(Parts { node, catalog, registries, origins, layers, outage })
+}
+
+/// Starts the mirror, and the forward proxy if there is to be one.
+async fn start_mirror(
+    config: &Config,
+    root: &Path,
+    parts: &Parts,
+    admin: &mut Admin,
+    serving: &mut JoinSet<anyhow::Result<()>>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let told = Arc::clone(&parts.layers);
+    let builder = Builder::new(Arc::clone(&parts.node), Box::new(move |layer| told.built(layer)));
+    let builder = config.lazy.build_indexes.then(|| Arc::new(builder));
+    let observer = Arc::new(observer::Observer::new(Arc::clone(&parts.catalog), Arc::clone(&parts.layers), builder));
+    let default_registry = config.mirror.default_registry.parse();
+    let mirror = mirror::Mirror::new(
+        MirrorSettings {
+            default_registry: default_registry.context("configuration key mirror.default_registry")?,
+            first_byte: config.mirror.first_byte.0,
+        },
+        Arc::clone(&parts.registries),
+        Urls::new(config.http.urls(), root.join("urls"))?,
+        Arc::clone(&parts.node),
+        observer,
+        MirrorMetrics::register(admin.lapwing()),
+        parts.outage.clone(),
+    );
+    let listen = config.mirror.listen;
+    let listener =
+        tokio::net::TcpListener::bind(listen).await.with_context(|| cannot_listen("mirror.listen", listen))?;
+    serving.spawn(mirror::serve(listener, Arc::clone(&mirror), shutdown.clone()));
+    let metrics = ProxyMetrics::register(admin.lapwing());
+    if let Some(listen) = config.proxy.listen() {
+        let proxy = Proxy::new(config, Arc::clone(&parts.registries), mirror, metrics, shutdown.clone())?;
+        serving.spawn(proxy::serve(bind_proxy(listen).await?, proxy));
+    }
+    Ok(())
+}
+
+/// Follows what containerd holds, and begins to answer operators: from then on the node is ready.
+async fn start_admin(
+    config: &Config,
+    parts: &Parts,
+    mut admin: Admin,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let Parts { node, catalog, layers, origins, .. } = parts;
+    let told = (Arc::clone(node), Arc::clone(layers), Arc::clone(catalog));
+    admin.state = Some(Box::new(move || {
+        serde_json::to_value(state::NodeState::gather(&told.0, &told.1, &told.2)).unwrap_or_default()
+    }));
+    admin.limited = Some(Arc::clone(node));
+    admin.api = admin.api.merge(pins::routes(Arc::clone(node.store())));
+    let containerd = Containerd::at(&config.containerd.socket).context("configuration key containerd.socket")?;
+    held::start(&config.containerd, &containerd, node);
+    admin.api = admin.api.merge(hydrate::routes(Hydration {
+        node: Arc::clone(node),
+        origins: Arc::clone(origins),
+        catalog: Arc::clone(catalog),
+        containerd,
+    }));
+    let ready = Arc::clone(&admin.ready);
+    let listen = config.admin.listen;
+    admin::bind(listen, admin, shutdown.clone().cancelled_owned())
+        .await
+        .with_context(|| cannot_listen("admin.listen", listen))?;
+    ready.store(true, Ordering::Release);
+    Ok(())
 }
 
 /// Waits for the shutdown and then for the end of everything that serves. What ends before ends the node: one that lacks a part
