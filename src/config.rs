@@ -383,40 +383,13 @@ impl Config {
         if !(1..=1024).contains(&self.peer.upload_slots) {
             return invalid("peer.upload_slots", format!("{} is not between 1 and 1024", self.peer.upload_slots));
         }
-        let quorums = [
-            ("trust.metainfo_quorum", self.trust.metainfo_quorum),
-            ("trust.index_quorum", self.trust.index_quorum),
-            ("outage.quorum", self.outage.quorum),
-        ];
-        for (key, quorum) in quorums {
-            if !(1..=MAX_QUORUM).contains(&quorum) {
-                return invalid(key, format!("{quorum} is not between 1 and {MAX_QUORUM}"));
-            }
-        }
-        let stale = self.outage.max_stale.0;
-        if !stale.is_zero() && !(SHORTEST_STALE..=LONGEST_STALE).contains(&stale) {
-            return invalid(
-                "outage.max_stale",
-                format!("{} is neither 0 nor between 1m and 90 days", self.outage.max_stale),
-            );
-        }
+        self.check_trust()?;
         if let Some((key, reason)) = self.limits.invalid() {
             return invalid(key, reason);
         }
         origin::check(&self.origin)?;
         containerd::check(&self.containerd)?;
-        let Store { high_watermark: high, low_watermark: low, .. } = self.store;
-        if !(1..=100).contains(&high) || !(1..=high).contains(&low) {
-            return invalid(
-                "store.low_watermark",
-                format!(
-                    "{low} and {high}: percentages, the low watermark at least 1 and not above the high one, that at most 100"
-                ),
-            );
-        }
-        if self.store.kind == StoreKind::Memory && self.store.quota.0 == 0 {
-            return invalid("store.quota", "a store in memory needs one: how many bytes may it take?".into());
-        }
+        self.check_store()?;
         if let Err(error) = Allowed::parse(&self.http.allow) {
             return invalid("http.allow", error.to_string());
         }
@@ -441,6 +414,46 @@ impl Config {
             check_registry(name, registry)?;
         }
         Ok(self)
+    }
+
+    /// Whom to believe, and for how long.
+    fn check_trust(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: String| Err(ConfigError::Invalid { key: key.to_owned(), reason });
+        let quorums = [
+            ("trust.metainfo_quorum", self.trust.metainfo_quorum),
+            ("trust.index_quorum", self.trust.index_quorum),
+            ("outage.quorum", self.outage.quorum),
+        ];
+        for (key, quorum) in quorums {
+            if !(1..=MAX_QUORUM).contains(&quorum) {
+                return invalid(key, format!("{quorum} is not between 1 and {MAX_QUORUM}"));
+            }
+        }
+        let stale = self.outage.max_stale.0;
+        if !stale.is_zero() && !(SHORTEST_STALE..=LONGEST_STALE).contains(&stale) {
+            return invalid(
+                "outage.max_stale",
+                format!("{} is neither 0 nor between 1m and 90 days", self.outage.max_stale),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_store(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: String| Err(ConfigError::Invalid { key: key.to_owned(), reason });
+        let Store { high_watermark: high, low_watermark: low, .. } = self.store;
+        if !(1..=100).contains(&high) || !(1..=high).contains(&low) {
+            return invalid(
+                "store.low_watermark",
+                format!(
+                    "{low} and {high}: percentages, the low watermark at least 1 and not above the high one, that at most 100"
+                ),
+            );
+        }
+        if self.store.kind == StoreKind::Memory && self.store.quota.0 == 0 {
+            return invalid("store.quota", "a store in memory needs one: how many bytes may it take?".into());
+        }
+        Ok(())
     }
 }
 

@@ -7,10 +7,13 @@
 //! The first that has one for the repository counts; without any the node is anonymous. Files are read at each use, so that
 //! rotated credentials are taken up; what a program said is kept as long as it says, and asked for again when it is refused.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use super::config::{KubeletConfig, RegistriesConfig, RegistryConfig};
 use super::credential::Secret;
+use crate::limits::MAX_CREDENTIAL_FILE;
 
 mod docker;
 mod kubelet;
@@ -75,7 +78,15 @@ impl Keychain {
 }
 
 fn password(username: &str, path: &Path) -> Result<Secret, String> {
-    let password = docker::read_bounded(path)?;
+    let password = read_bounded(path)?;
     let password = password.trim_end_matches(['\n', '\r']).to_owned();
     Ok(Secret::Password { username: username.to_owned(), password })
+}
+
+fn read_bounded(path: &Path) -> Result<String, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let mut text = String::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(MAX_CREDENTIAL_FILE).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
 }

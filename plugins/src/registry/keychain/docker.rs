@@ -5,8 +5,6 @@
 //! `kubernetes.io/dockerconfigjson` and `kubernetes.io/dockercfg` secrets.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -15,8 +13,8 @@ use serde::Deserialize;
 
 use super::super::credential::Secret;
 use super::pattern::Pattern;
-use super::program;
-use crate::limits::{MAX_CREDENTIAL_FILE, MAX_CREDENTIAL_FILES};
+use super::{program, read_bounded};
+use crate::limits::MAX_CREDENTIAL_FILES;
 
 /// What credential stores call Docker Hub.
 const HUB: &str = "https://index.docker.io/v1/";
@@ -87,14 +85,6 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, String> {
         entries.iter().filter(|entry| entry.is_dir() && !is_version(entry)).filter_map(|inner| list(inner).ok());
     let nested: Vec<PathBuf> = nested.flatten().collect();
     Ok(entries.into_iter().chain(nested).filter(is_one).take(MAX_CREDENTIAL_FILES).collect())
-}
-
-pub(super) fn read_bounded(path: &Path) -> Result<String, String> {
-    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    let mut text = String::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(MAX_CREDENTIAL_FILE).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
 }
 
 fn parse(text: &str) -> Result<ConfigFile, String> {

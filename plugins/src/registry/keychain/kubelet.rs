@@ -14,9 +14,9 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use super::super::credential::Secret;
-use super::docker::read_bounded;
 use super::pattern::Pattern;
 use super::program;
+use super::read_bounded;
 use crate::limits::{MAX_CREDENTIAL_AGE, MAX_CREDENTIAL_PROVIDERS, MAX_KEPT_CREDENTIALS};
 
 /// What kubelet's `--image-credential-provider-config` names.
