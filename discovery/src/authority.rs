@@ -112,7 +112,7 @@ impl Authority {
     /// A certificate for this process itself.
     pub fn certify(&self, member: &Member, peer: PeerId) -> Result<Membership, AuthorityError> {
         let certificates = self.issuer.issue(member, peer, self.lifetime)?;
-        Ok(Membership { certificates, authorities: vec![self.issuer.certificate().clone()] })
+        Ok(Membership { certificates, authorities: self.issuer.believed().to_vec() })
     }
 
     /// Lets `peer` in because the operator says so.
@@ -131,7 +131,8 @@ impl Authority {
     /// Gives `peer`, which has its key, another certificate: like that which it showed, if it did, or the last.
     fn renew(&self, peer: PeerId, shown: Option<&Member>) -> Result<Membership, Refused> {
         self.refuse_revoked(peer)?;
-        let token = match shown {
+        // Members of another cluster that is believed here are members of that one.
+        let token = match shown.filter(|member| member.cluster == self.issuer.cluster()) {
             Some(member) => Token { group: member.group.clone(), roles: member.roles },
             None => {
                 let known = self.ledger().get(&peer).cloned().ok_or(Refused::Unknown(peer))?;

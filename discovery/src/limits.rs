@@ -336,3 +336,5 @@ pub const MAX_LEDGER_BYTES: u64 = 256 << 20;
 pub const LEDGER_PERIOD: Duration = Duration::from_secs(86_400);
 /// Longest answer of an authority, in bytes.
 pub const MAX_MEMBERSHIP_BYTES: usize = 256 << 10;
+/// Calls to an authority that are carried out at once; more wait.
+pub const MAX_ADMISSIONS: usize = 8;

@@ -14,7 +14,9 @@ use lapwing_discovery::{ClientConfig, TrackerClient};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Discovery as _, Holding};
 use lapwing_p2p::identity::Identity;
-use lapwing_p2p::membership::{Authorities, Credentials, Issuer, Member, Role, Roles, Rules, Shown};
+use lapwing_p2p::membership::{
+    Authorities, Credentials, Issuer, Member, Role, Roles, Rules, Shown, write_certificates,
+};
 use lapwing_p2p::tls::{Protocol, Tls};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -44,8 +46,12 @@ fn credentials(membership: Membership, identity: &Arc<Identity>) -> Arc<Credenti
 impl Cluster {
     async fn start(lifetime: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        Issuer::create(&directory.path().join("authority"), "prod.example").unwrap();
+        Self::start_in(directory, lifetime).await
+    }
+
+    async fn start_in(directory: tempfile::TempDir, lifetime: Duration) -> Self {
         let path = directory.path().join("authority");
-        Issuer::create(&path, "prod.example").unwrap();
         let authority = Arc::new(Authority::open(&path, lifetime).unwrap());
         let own = identity();
         let roles = Roles::of([Role::Tracker]);
@@ -172,4 +178,49 @@ async fn who_has_no_token_stays_outside_and_who_joined_stays_inside_until_it_is_
     assert!(join(&tracker, &node, &again).await.is_err_and(|error| refused(&error)), "also with a token");
     assert_eq!(cluster.authority.members().len(), 1);
     assert!(Path::new(&cluster.path().join("members")).exists());
+}
+
+/// An authority with a new key takes the place of the old one; nobody needs a token again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_goes_from_one_authority_to_another() {
+    let [old, new] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [of_old, of_new] = [&old, &new].map(|directory| {
+        Issuer::create(&directory.path().join("authority"), "prod.example").unwrap().certificate().clone()
+    });
+    for (directory, both) in [(&old, [&of_old, &of_new]), (&new, [&of_new, &of_old])] {
+        write_certificates(&directory.path().join("authority/authority.pem"), &both.map(Clone::clone)).unwrap();
+    }
+    let hour = Duration::from_secs(3600);
+    let before = Cluster::start_in(old, hour).await;
+    let (node, of_node) = before.member("team", &[Role::Node]).await;
+    assert_eq!(of_node.authorities().certificates(), [of_old, of_new.clone()]);
+    drop(before);
+    let after = Cluster::start_in(new, hour).await;
+    let tls = calls(&node, &of_node);
+    assert_eq!(
+        finds(&after.client(&node, tls, "team"), Digest::of(b"layer")).await,
+        Ok(vec![]),
+        "it is still a member"
+    );
+    let renewed = renew(&after.tracker(), &node, &of_node).await.unwrap();
+    assert_eq!(renewed.certificates[1], of_new);
+}
+
+/// A federated cluster's members are believed, and get no certificates here.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_clusters_members_are_not_made_members_of_this_one() {
+    let [ours, theirs] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let of_ours = Issuer::create(&ours.path().join("authority"), "prod.example").unwrap().certificate().clone();
+    let other = Issuer::create(&theirs.path().join("authority"), "other.example").unwrap();
+    let believed = [of_ours, other.certificate().clone()];
+    write_certificates(&ours.path().join("authority/authority.pem"), &believed).unwrap();
+    let cluster = Cluster::start_in(ours, Duration::from_secs(3600)).await;
+    let stranger = identity();
+    let member = Member { cluster: String::new(), group: "team".into(), roles: Roles::of([Role::Node]), peer: None };
+    let certificates = other.issue(&member, stranger.id(), Duration::from_secs(3600)).unwrap();
+    let of_stranger = credentials(Membership { certificates, authorities: believed.to_vec() }, &stranger);
+    let client = cluster.client(&stranger, calls(&stranger, &of_stranger), "team");
+    assert_eq!(finds(&client, Digest::of(b"layer")).await, Ok(vec![]), "it is believed");
+    let refused = renew(&cluster.tracker(), &stranger, &of_stranger).await;
+    assert!(refused.is_err_and(|error| error.to_string().contains("never joined here")));
 }

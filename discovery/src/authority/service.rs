@@ -3,19 +3,25 @@
 use std::sync::Arc;
 
 use lapwing_p2p::identity::PeerId;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::proto::authority_service_server::{AuthorityService, AuthorityServiceServer};
 use super::proto::{JoinRequest, Membership, RenewRequest};
 use super::{Authority, Refused};
-use crate::limits::MAX_TOKEN_BYTES;
+use crate::limits::{MAX_ADMISSIONS, MAX_TOKEN_BYTES};
 use crate::transport::Arrival;
 
 pub(crate) fn service(authority: Arc<Authority>) -> AuthorityServiceServer<Service> {
-    AuthorityServiceServer::new(Service(authority)).max_decoding_message_size(4 * MAX_TOKEN_BYTES)
+    AuthorityServiceServer::new(Service { authority, admissions: Semaphore::new(MAX_ADMISSIONS) })
+        .max_decoding_message_size(4 * MAX_TOKEN_BYTES)
 }
 
-pub(crate) struct Service(Arc<Authority>);
+pub(crate) struct Service {
+    authority: Arc<Authority>,
+    /// Strangers may call: they do not get all threads that block.
+    admissions: Semaphore,
+}
 
 impl From<Refused> for Status {
     fn from(refused: Refused) -> Self {
@@ -36,7 +42,9 @@ impl Service {
         &self,
         act: impl FnOnce(&Authority) -> Result<super::Membership, Refused> + Send + 'static,
     ) -> Result<Response<Membership>, Status> {
-        let authority = Arc::clone(&self.0);
+        let closed = |_| Status::unavailable("the cluster's authority is ending");
+        let _admission = self.admissions.acquire().await.map_err(closed)?;
+        let authority = Arc::clone(&self.authority);
         let done = tokio::task::spawn_blocking(move || act(&authority)).await;
         let membership = done.map_err(|_| Status::internal("the cluster's authority failed"))??;
         let der = |certificates: Vec<_>| certificates.iter().map(|one: &super::Certificate| one.to_vec()).collect();

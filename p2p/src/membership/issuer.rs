@@ -3,7 +3,7 @@
 //! ```text
 //! <directory>/            0700
 //!   authority.key         PKCS #8, 0600: who reads it can let anybody in
-//!   authority.pem         the certificate that members believe
+//!   authority.pem         its certificate; others after it are of authorities that members believe as well
 //!   cluster               the cluster's name
 //! ```
 
@@ -36,7 +36,8 @@ pub struct Issuer {
     cluster: String,
     key: Key,
     id: PeerId,
-    certificate: CertificateDer<'static>,
+    /// Its own first, and one at least.
+    believed: Vec<CertificateDer<'static>>,
 }
 
 /// An authority that cannot be made, opened or used.
@@ -68,7 +69,7 @@ pub enum IssuerError {
     #[error(transparent)]
     Certificate(#[from] PemError),
     /// Key and certificate do not belong together.
-    #[error("{0} is not the certificate of the authority's key")]
+    #[error("{0} does not begin with the certificate of the authority's key")]
     Mismatch(PathBuf),
     /// Making a certificate failed.
     #[error("no certificate could be made: {0}")]
@@ -100,7 +101,7 @@ impl Issuer {
         let name = directory.join("cluster");
         std::fs::write(&name, format!("{cluster}\n")).map_err(failed(&name))?;
         pem::write_certificates(&directory.join("authority.pem"), std::slice::from_ref(&certificate))?;
-        Ok(Self { cluster: cluster.to_owned(), key, id: identity.id(), certificate })
+        Ok(Self { cluster: cluster.to_owned(), key, id: identity.id(), believed: vec![certificate] })
     }
 
     /// Opens the authority that [`create`](Self::create) made.
@@ -116,11 +117,11 @@ impl Issuer {
         std::fs::metadata(&path).map_err(|source| IssuerError::Io { path: path.clone(), source })?;
         let identity = Arc::new(Identity::load_or_create(&path)?);
         let path = directory.join("authority.pem");
-        let certificate = pem::certificates(&path)?.swap_remove(0);
-        if super::key_of(&certificate) != Some(identity.id()) {
+        let believed = pem::certificates(&path)?;
+        if super::key_of(&believed[0]) != Some(identity.id()) {
             return Err(IssuerError::Mismatch(path));
         }
-        Ok(Self { cluster, key: Key::new(&identity), id: identity.id(), certificate })
+        Ok(Self { cluster, key: Key::new(&identity), id: identity.id(), believed })
     }
 
     /// The cluster that it lets nodes into.
@@ -128,9 +129,14 @@ impl Issuer {
         &self.cluster
     }
 
-    /// What members believe.
-    pub const fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+    /// Its own certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.believed[0]
+    }
+
+    /// The authorities that members are to believe: itself, and those beside it, while a cluster goes from one to another.
+    pub fn believed(&self) -> &[CertificateDer<'static>] {
+        &self.believed
     }
 
     /// Lets `peer` take part as `member` says, for `lifetime`. Gives the certificate, and this authority's after it.
@@ -152,7 +158,7 @@ impl Issuer {
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let issuer = rcgen::Issuer::new(authority(&self.cluster, self.id), self.key.clone());
         let certificate = parameters.signed_by(&TheirKey(peer), &issuer)?.der().clone();
-        Ok(vec![certificate, self.certificate.clone()])
+        Ok(vec![certificate, self.certificate().clone()])
     }
 }
 
