@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -48,6 +49,19 @@ fn vital(pid: u32) -> (u64, usize, u64) {
     (peak, open, ticks(14) + ticks(15))
 }
 
+/// Open descriptors by what they are: `tar`, `socket:`, `data` of a blob.
+fn kinds(pid: u32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        // One that was closed meanwhile.
+        let Ok(target) = fs::read_link(descriptor.unwrap().path()) else { continue };
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kind = name.split(['[', ' ']).next().unwrap_or_default().to_owned();
+        *kinds.entry(kind).or_default() += 1;
+    }
+    kinds
+}
+
 fn pull_all(machine: &Machine, references: &[String]) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -86,8 +100,9 @@ fn many_images_are_pulled_by_five_nodes_at_once() {
         let pid = machine.lapwing.as_mut().unwrap().process().pid();
         let (peak, open, mut before) = vital(pid);
         println!("{}: {peak} KiB of memory at most, {open} descriptors, {before} ticks of CPU", machine.host.name());
+        println!("{:?}", kinds(pid));
         assert!(peak < MOST_MEMORY_KIB, "{peak} KiB of memory");
-        assert!(open < MOST_DESCRIPTORS, "{open} descriptors");
+        assert!(open < MOST_DESCRIPTORS, "{open} descriptors: {:?}", kinds(pid));
         wait::until_true("the node to idle", DEADLINE, || {
             std::thread::sleep(Duration::from_secs(2));
             let now = vital(pid).2;
