@@ -37,6 +37,11 @@ bench-index: ## CPU and size of building a layer index, against plain decompress
 	@mkdir -p target/bench
 	cargo run --release --quiet --package lapwing-bench --bin index | tee target/bench/index.json
 
+.PHONY: bench-files
+bench-files: ## Reading files of a lazily mounted layer, by EROFS and by FUSE, against the local filesystem (as root); writes target/bench/files.json
+	@mkdir -p target/bench
+	cargo run --release --quiet --package lapwing-bench --bin files | tee target/bench/files.json
+
 .PHONY: bench-swarm
 bench-swarm: packages release ## Swarms of real nodes against the bound (SCENARIOS="cold8 ...", REPEAT=3); writes target/bench/swarm.json
 	cargo run --release --quiet --package lapwing-bench --bin swarm -- $(SCENARIOS)

@@ -48,6 +48,9 @@ pub(crate) enum Command {
     Pin(Pin),
     /// Let pinned blobs age again
     Unpin(Pin),
+    /// Build, show or check the index of a layer in a file, by which it can be mounted lazily
+    #[command(subcommand)]
+    Index(Index),
     /// Check whether this machine can do what Lapwing needs, and say what to mend
     Doctor(Doctor),
     /// Be, or join, a cluster's authority: certificates that say who may take part
@@ -69,6 +72,48 @@ pub(crate) struct Daemon {
     /// Configuration file (TOML); without it every key has its default
     #[arg(short, long, env = "LAPWING_CONFIG")]
     pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Index {
+    /// Build the index of a layer
+    Build(IndexBuild),
+    /// Show what an index says
+    Show(IndexShow),
+    /// Build the index of a layer anew and compare; exit code 1 if it is another
+    Verify(IndexVerify),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IndexBuild {
+    /// The layer, as a registry has it: a tar, plain or compressed by gzip or zstd
+    pub layer: PathBuf,
+    /// Where the index goes; default: beside the layer, with ".index" behind its name
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print JSON instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IndexShow {
+    /// The index; a node keeps those of its lazy layers in layers/<digest>/index below its root
+    pub index: PathBuf,
+    /// List the files of the layer, too
+    #[arg(long)]
+    pub files: bool,
+    /// Print JSON instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IndexVerify {
+    /// The index
+    pub index: PathBuf,
+    /// The layer, as a registry has it
+    pub layer: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

@@ -105,10 +105,19 @@ pub(crate) struct Snapshotter {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Lazy {
     pub enabled: bool,
+    pub backend: LazyBackend,
     pub build_indexes: bool,
     pub read_deadline: Span,
     pub complete_after: Span,
     pub holder: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LazyBackend {
+    Auto,
+    Erofs,
+    Fuse,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -247,6 +256,7 @@ impl Default for Lazy {
     fn default() -> Self {
         Self {
             enabled: true,
+            backend: LazyBackend::Auto,
             build_indexes: true,
             read_deadline: Span::seconds(60),
             complete_after: Span::seconds(30),

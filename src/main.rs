@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         Command::Setup(arguments) => Ok(commands::setup::run(&arguments)),
         Command::Detach(arguments) => commands::detach::run(&arguments),
         Command::HoldDescriptors => commands::detach::hold(),
+        Command::Index(command) => commands::index::run(&command),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Find(arguments) => on_runtime(commands::find::run(&arguments)),

@@ -19,7 +19,7 @@ use lapwing_plugins::containerd::Containerd;
 use lapwing_plugins::http::Urls;
 use lapwing_plugins::registry::Registries;
 use lapwing_snapshotter::fuse::HolderProgram;
-use lapwing_snapshotter::lazy::{self, LazyMounts};
+use lapwing_snapshotter::lazy::{self, Backend, LazyMounts, Unsupported};
 use lapwing_snapshotter::remote::RemoteLayers;
 use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tokio::task::JoinSet;
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Admin};
 use crate::catalog::Catalog;
 use crate::cli::HOLD_COMMAND;
-use crate::config::{Config, StoreKind};
+use crate::config::{Config, LazyBackend, StoreKind};
 use crate::held;
 use crate::hydrate::{self, Hydration};
 use crate::layers::build::Builder;
@@ -311,7 +311,14 @@ pub(crate) async fn start_swarm(
 /// The lazy mounts, or the reason why layers are pulled whole on this machine. Those that a former process left alive are taken up in any
 /// case: containers use them.
 fn start_lazy(config: &Config) -> Lazy {
+    let enabled = config.lazy.enabled && config.snapshotter.enabled;
+    let backend = if enabled {
+        lazy_backend(config).map_err(|error| error.to_string())
+    } else {
+        Err("lazy.enabled or snapshotter.enabled is false".to_owned())
+    };
     let options = lazy::Options { deadline: config.lazy.read_deadline.0, ..lazy::Options::default() };
+    let options = lazy::Options { backend: *backend.as_ref().unwrap_or(&options.backend), ..options };
     let holder = config.lazy.holder.then(|| HolderProgram {
         // The running program, though an upgrade may have put another in its place.
         program: "/proc/self/exe".into(),
@@ -321,19 +328,15 @@ fn start_lazy(config: &Config) -> Lazy {
         tracing::warn!(%error, "layers cannot be mounted lazily here: they are pulled whole");
         Lazy { mounts: None, unsupported: Some(error.to_string()) }
     };
-    let disabled = !config.lazy.enabled || !config.snapshotter.enabled;
-    let unsupported = disabled.then(|| "lazy.enabled or snapshotter.enabled is false".to_owned());
-    match (LazyMounts::take_up(&config.root, options.clone(), holder.clone()), unsupported) {
-        (Ok(Some(mounts)), unsupported) => return Lazy { mounts: Some(mounts), unsupported },
-        (Ok(None), unsupported @ Some(_)) => return Lazy { mounts: None, unsupported },
+    match (LazyMounts::take_up(&config.root, options.clone(), holder.clone()), backend) {
+        (Ok(Some(mounts)), backend) => return Lazy { mounts: Some(mounts), unsupported: backend.err() },
         (Err(error), _) => {
             tracing::error!(%error, "the lazy mounts of a former process are not served");
             return refused(&error);
         }
-        (Ok(None), None) => {}
-    }
-    if let Err(error) = lazy::probe(&config.root) {
-        return refused(&error);
+        (Ok(None), Err(unsupported)) if !enabled => return Lazy { mounts: None, unsupported: Some(unsupported) },
+        (Ok(None), Err(unsupported)) => return refused(&unsupported),
+        (Ok(None), Ok(backend)) => tracing::debug!(?backend, "layers are mounted lazily"),
     }
     match LazyMounts::start_kept(&config.root, options, holder) {
         Ok(mounts) => {
@@ -345,6 +348,20 @@ fn start_lazy(config: &Config) -> Lazy {
             Lazy { mounts: Some(mounts), unsupported: None }
         }
         Err(error) => refused(&error),
+    }
+}
+
+/// How layers are mounted lazily here, found by trying.
+fn lazy_backend(config: &Config) -> Result<Backend, Unsupported> {
+    let erofs = || lazy::probe(&config.root).map(|_| Backend::Erofs);
+    let fuse = || lazy::probe_trees().map(|()| Backend::Fuse);
+    match config.lazy.backend {
+        LazyBackend::Erofs => erofs(),
+        LazyBackend::Fuse => fuse(),
+        LazyBackend::Auto => erofs().or_else(|error| {
+            tracing::warn!(%error, "the kernel's EROFS cannot show lazy layers here: FUSE alone does, more slowly");
+            fuse()
+        }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A lazily mounted root filesystem is the same as the one that containerd unpacks with overlayfs, in everything a container can see.
+//! A lazily mounted root filesystem, by EROFS or by FUSE alone, is the same as the one that containerd unpacks with overlayfs, in everything a container can see.
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
@@ -46,21 +46,29 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeM
     })
     .unwrap();
 
-    let second = site.worker("second", None, settings).unwrap();
-    second.containerd.pull(&reference, "lapwing").unwrap();
-    let node = second.lapwing.as_ref().unwrap();
-    let claimed = node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
-    assert_eq!(claimed, layout.layers.len() as f64, "every layer is lazy");
-    let lazy = walk(&second, &reference, "lapwing");
-    // A directory that the uppermost tar with something in it does not name is as old as the unpacking, an accident of each pull; no tar of
-    // these images names the root. Lazily it has the time that a lower layer gives it, else 1970.
-    for path in [""].iter().chain(undated) {
-        let path = Path::new(path);
-        unpacked.get_mut(path).unwrap().mtime = lazy[path].mtime;
+    let mut shown = BTreeMap::new();
+    for backend in ["erofs", "fuse"] {
+        let settings = settings.clone().with("lazy", &format!("backend = \"{backend}\""));
+        let machine = site.worker(backend, None, settings).unwrap();
+        machine.containerd.pull(&reference, "lapwing").unwrap();
+        let node = machine.lapwing.as_ref().unwrap();
+        let claimed = node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
+        assert_eq!(claimed, layout.layers.len() as f64, "every layer is lazy");
+        shown = walk(&machine, &reference, "lapwing");
+        // A directory that the uppermost tar with something in it does not name is as old as the unpacking, an accident of each pull; no
+        // tar of these images names the root. Lazily it has the time that a lower layer gives it, else 1970.
+        for path in [""].iter().chain(undated) {
+            let path = Path::new(path);
+            unpacked.get_mut(path).unwrap().mtime = shown[path].mtime;
+        }
+        let differences = tree::differences(&unpacked, &shown, 40);
+        assert_eq!(differences, "", "left: overlayfs, right: lazily mounted by {backend}");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let kind = if backend == "erofs" { " - erofs " } else { " - fuse.lapwing " };
+        let of_snapshots = mounts.lines().filter(|line| line.contains("/snapshots/") && line.contains(kind));
+        assert!(of_snapshots.count() >= layout.layers.len(), "mounted by {backend}");
     }
-    let differences = tree::differences(&unpacked, &lazy, 40);
-    assert_eq!(differences, "", "left: overlayfs, right: lazily mounted");
-    lazy
+    shown
 }
 
 #[test]

@@ -480,6 +480,13 @@ impl ChunkStore {
         taken
     }
 
+    /// Gives up descriptors of blobs that nobody holds any more, once there are too many.
+    pub fn close_surplus(&self) {
+        if self.open_blobs.load(Ordering::Relaxed) > MAX_IDLE_OPEN_BLOBS {
+            self.close_idle();
+        }
+    }
+
     /// Gives up the descriptors of blobs that nobody holds and whose bits are all on disk.
     fn close_idle(&self) {
         for shard in &self.shards {

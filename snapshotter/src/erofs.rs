@@ -7,7 +7,8 @@
 //! * [`layout`]: decides where each inode, directory block and long symlink goes
 //! * [`xattr`], [`directory`], [`chunks`]: the variable parts of an inode
 //! * [`image`]: puts the bytes down
-//! * [`reader`] (tests): reads an image back
+//! * [`view`]: reads an image a piece at a time, for the FUSE tree
+//! * [`reader`] (tests): reads an image back, strictly
 //!
 //! The format is that of the kernel's `fs/erofs/erofs_fs.h` and `Documentation/filesystems/erofs.rst`. The kernel
 //! mounts nearly anything and fails late, so everything it does not check is checked here: order of names, address
@@ -31,6 +32,7 @@ mod reader;
 mod tests;
 
 mod tree;
+pub mod view;
 mod xattr;
 
 pub use image::write_image;
@@ -40,7 +42,7 @@ pub use tree::{Attributes, Inherit, implicit_directories};
 pub const BLOCK: u64 = 512;
 
 /// Name of this version of the writer, in the volume name of every image.
-pub const WRITER: &[u8; 16] = b"lapwing-erofs-1\0";
+pub const WRITER: &[u8; 16] = b"lapwing-erofs-2\0";
 
 /// Why a layer cannot be mounted from an EROFS image; the remedy is always to pull it whole.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

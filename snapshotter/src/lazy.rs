@@ -6,6 +6,7 @@
 //! * [`readahead`]: finds sequential readers
 //! * [`mounts`]: the FUSE mount that serves the tars, and the EROFS mounts on top
 //! * [`files`]: which layer is which file of the FUSE mount; brings those back that a former process had
+//! * [`trees`]: layers as directory trees, where the kernel cannot mount them by itself
 //! * [`former`]: what a former process left
 //! * [`erofs_mount`]: one EROFS mount
 //! * [`inherit`]: attributes of directories that only lower layers describe
@@ -27,13 +28,14 @@ mod layer;
 mod mounts;
 mod probe;
 mod readahead;
+mod trees;
 
 pub use cache::replace_file;
 pub use common::Common;
 pub use files::KeptLayers;
 pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};
-pub use probe::{Support, Unsupported, probe};
+pub use probe::{Support, Unsupported, probe, probe_trees};
 
 use std::time::Duration;
 
@@ -42,9 +44,20 @@ use lapwing_p2p::digest::Digest;
 use crate::index::SpanError;
 use crate::source::SourceError;
 
+/// How layers are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The kernel's EROFS reads the metadata, and FUSE serves one data file for each layer.
+    Erofs,
+    /// FUSE serves whole trees, for kernels whose EROFS cannot.
+    Fuse,
+}
+
 /// How lazy layers behave.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// How new mounts are made; those of a former process stay as they are.
+    pub backend: Backend,
     /// How long a read may take before its process gets EIO.
     pub deadline: Duration,
     /// Spans inflated at once, all layers together.
@@ -56,7 +69,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { deadline: Duration::from_secs(60), inflations: cores, background_spans: 4 }
+        Self { backend: Backend::Erofs, deadline: Duration::from_secs(60), inflations: cores, background_spans: 4 }
     }
 }
 

@@ -75,5 +75,5 @@ pub const MAX_READS_IN_FLIGHT: usize = 512;
 pub const MAX_READ_BYTES: u32 = 1 << 20;
 /// Bytes fetched ahead of a sequential reader, at most.
 pub const MAX_READ_AHEAD_BYTES: u64 = 8 << 20;
-/// Tars of lazily mounted layers that are open at once.
-pub const MAX_OPEN_TARS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Tars and images of lazily mounted layers that are open at once.
+pub const MAX_OPEN_LAYER_FILES: NonZeroUsize = NonZeroUsize::new(256).unwrap();

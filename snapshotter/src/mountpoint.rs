@@ -70,6 +70,8 @@ pub(crate) fn release(path: &Path) -> bool {
 pub(crate) struct Mount {
     /// Where.
     pub(crate) at: PathBuf,
+    /// Which of the filesystem's directories is to be seen there.
+    pub(crate) root: PathBuf,
     /// Device number of the filesystem, major and minor.
     pub(crate) device: (u32, u32),
     /// The filesystem's type.
@@ -102,6 +104,7 @@ fn parse_line(fields: &[&[u8]]) -> Option<Mount> {
     let (major, minor) = std::str::from_utf8(fields.get(2)?).ok()?.split_once(':')?;
     Some(Mount {
         at: unescape(fields.get(4)?),
+        root: unescape(fields.get(3)?),
         device: (major.parse().ok()?, minor.parse().ok()?),
         kind: fields.get(end + 1)?.to_vec(),
         source: unescape(fields.get(end + 2)?),
@@ -143,8 +146,8 @@ mod tests {
         let found = parse(mountinfo);
         let points: Vec<_> = found.iter().map(|mount| mount.at.to_str().unwrap()).collect();
         assert_eq!(points, ["/", "/srv/a b/7/fs", "/srv/a b/7/fs/proc", "/srv/a bc"]);
-        let (at, source) = ("/srv/a b/7/fs".into(), "/srv/a b/erofs".into());
-        assert_eq!(found[1], Mount { at, device: (0, 30), kind: b"erofs".to_vec(), source });
+        let (at, root, source) = ("/srv/a b/7/fs".into(), "/".into(), "/srv/a b/erofs".into());
+        assert_eq!(found[1], Mount { at, root, device: (0, 30), kind: b"erofs".to_vec(), source });
     }
 
     #[test]

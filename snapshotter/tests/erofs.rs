@@ -14,10 +14,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use lapwing_snapshotter::lazy::{LazyMounts, Options};
+use lapwing_snapshotter::lazy::{Backend, LazyMounts};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use rustix::mount::{MountFlags, mount};
-use support::{Scratch, Source, noise, pack};
+use support::{Scratch, Source, noise, on_both_backends, options, pack};
+
+on_both_backends! {
+    a_mounted_layer_is_what_gnu_tar_extracts,
+    whiteouts_and_opaque_directories_work_under_overlayfs,
+    directories_that_only_lower_layers_describe_keep_their_attributes,
+}
 
 /// A tmpfs: takes attributes of any size, which ext4 does not.
 fn memory(scratch: &Scratch, name: &str) -> PathBuf {
@@ -223,9 +229,8 @@ async fn mount_packed(mounts: &Arc<LazyMounts>, directory: &Path, at: &Path, low
     mounts.mount(&layer.index.layer(), at, lowers).unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mounted_layer_is_what_gnu_tar_extracts() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn a_mounted_layer_is_what_gnu_tar_extracts(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (source, extracted) = (memory(&scratch, "source"), memory(&scratch, "extracted"));
     fill(&source);
     let layer = pack(&source);
@@ -234,7 +239,7 @@ async fn a_mounted_layer_is_what_gnu_tar_extracts() {
     let tar = Command::new("tar").args(arguments).arg(scratch.path().join("tar")).arg("-C").arg(&extracted).output();
     assert!(tar.as_ref().unwrap().status.success(), "{}", String::from_utf8_lossy(&tar.unwrap().stderr));
 
-    let mounts = LazyMounts::start(&scratch.path().join("root"), Options::default()).unwrap();
+    let mounts = LazyMounts::start(&scratch.path().join("root"), options(backend)).unwrap();
     let lazy = mounts.add(layer.index.clone(), Source::of(&layer)).await.unwrap();
     let at = scratch.directory("mnt");
     mounts.mount(&layer.index.layer(), &at, &[]).unwrap();
@@ -263,9 +268,8 @@ async fn a_mounted_layer_is_what_gnu_tar_extracts() {
     mounts.shutdown().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn whiteouts_and_opaque_directories_work_under_overlayfs() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn whiteouts_and_opaque_directories_work_under_overlayfs(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (lower, upper) = (scratch.directory("lower"), scratch.directory("upper"));
     for path in ["kept/a", "removed/a", "opaque/old", "half/gone", "half/stays"] {
         std::fs::create_dir_all(lower.join(path).parent().unwrap()).unwrap();
@@ -275,7 +279,7 @@ async fn whiteouts_and_opaque_directories_work_under_overlayfs() {
         std::fs::create_dir_all(upper.join(path).parent().unwrap()).unwrap();
         std::fs::write(upper.join(path), "").unwrap();
     }
-    let mounts = LazyMounts::start(&scratch.path().join("root"), Options::default()).unwrap();
+    let mounts = LazyMounts::start(&scratch.path().join("root"), options(backend)).unwrap();
     let (below, above) = (scratch.directory("below"), scratch.directory("above"));
     mount_packed(&mounts, &lower, &below, &[]).await;
     mount_packed(&mounts, &upper, &above, std::slice::from_ref(&below)).await;
@@ -302,9 +306,8 @@ async fn whiteouts_and_opaque_directories_work_under_overlayfs() {
     mounts.shutdown().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn directories_that_only_lower_layers_describe_keep_their_attributes() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn directories_that_only_lower_layers_describe_keep_their_attributes(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let lower = scratch.directory("lower");
     let tmp = lower.join("var/tmp");
     std::fs::create_dir_all(&tmp).unwrap();
@@ -320,7 +323,7 @@ async fn directories_that_only_lower_layers_describe_keep_their_attributes() {
     let arguments = ["--format=pax", "-cC"];
     let tar = Command::new("tar").args(arguments).arg(&upper).arg("var/tmp/new/file").output().unwrap().stdout;
     let layer = support::layer_of(tar);
-    let mounts = LazyMounts::start(&scratch.path().join("root"), Options::default()).unwrap();
+    let mounts = LazyMounts::start(&scratch.path().join("root"), options(backend)).unwrap();
     mounts.add(layer.index.clone(), Source::of(&layer)).await.unwrap();
     let (alone, over) = (scratch.directory("alone"), scratch.directory("over"));
     mounts.mount(&layer.index.layer(), &alone, &[]).unwrap();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_core::future::BoxFuture;
-use lapwing_snapshotter::fuse::{DataFile, DataFiles, Handshake, Lengths, Session, mount_at, open_device};
+use lapwing_snapshotter::fuse::{DataFile, DataFiles, Handshake, Lengths, Purpose, Session, mount_at, open_device};
 use lapwing_snapshotter::mountpoint::detach;
 use rustix::io::Errno;
 use tokio::sync::Notify;
@@ -107,7 +107,7 @@ fn read_at(path: PathBuf, offset: u64, length: usize) -> std::io::Result<Vec<u8>
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_is_answered_in_full_or_with_an_error() {
     let Some(mount) = Mount::new() else { return };
-    let session = mount.serve(Handshake::Pending, Files::default());
+    let session = mount.serve(Handshake::Pending(Purpose::Devices), Files::default());
     let whole = std::fs::read(mount.at.join("good")).unwrap();
     assert!(whole.len() as u64 == SIZE && whole.iter().zip(0..).all(|(&read, offset)| read == byte(offset)));
     for name in ["panics", "short"] {
@@ -121,7 +121,7 @@ async fn a_read_is_answered_in_full_or_with_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_directory_is_listed_read_only_and_for_root_alone() {
     let Some(mount) = Mount::new() else { return };
-    let session = mount.serve(Handshake::Pending, Files::default());
+    let session = mount.serve(Handshake::Pending(Purpose::Devices), Files::default());
     let names: Vec<_> = std::fs::read_dir(&mount.at).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, NAMES);
     let metadata = std::fs::metadata(mount.at.join("good")).unwrap();
@@ -138,7 +138,7 @@ async fn a_successor_answers_what_its_predecessor_had_taken() {
     let Some(mount) = Mount::new() else { return };
     let files = Files::default();
     let asked = files.asked.clone();
-    let first = mount.serve(Handshake::Pending, files);
+    let first = mount.serve(Handshake::Pending(Purpose::Devices), files);
     let path = mount.at.join("hangs");
     let reader = std::thread::spawn(move || read_at(path, 8192, 100));
     asked.notified().await;
@@ -161,7 +161,8 @@ async fn what_a_leaving_process_does_not_finish_is_no_error() {
     let leaving = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let device = mount.device.try_clone().unwrap();
     let runtime = leaving.handle().clone();
-    let first = Session::start(device, Handshake::Pending, Lengths::Exact, Arc::new(files), runtime).unwrap();
+    let first =
+        Session::start(device, Handshake::Pending(Purpose::Devices), Lengths::Exact, Arc::new(files), runtime).unwrap();
     let terms = first.terms();
     let path = mount.at.join("hangs");
     let reader = std::thread::spawn(move || read_at(path, 8192, 100));

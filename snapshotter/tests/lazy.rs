@@ -14,9 +14,20 @@ use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::index::{Index, IndexBuilder};
-use lapwing_snapshotter::lazy::{Common, LazyError, LazyLayer, LazyMounts, MountError, Options, Proof};
+use lapwing_snapshotter::lazy::{Backend, Common, LazyError, LazyLayer, LazyMounts, MountError, Options, Proof};
 use lapwing_snapshotter::source::Urgency;
-use support::{Layer, Scratch, Source, drop_caches, noise, pack, wait_for};
+use support::{Layer, Scratch, Source, drop_caches, noise, on_both_backends, options, pack, wait_for};
+
+on_both_backends! {
+    only_touched_spans_are_fetched_and_all_bytes_are_right,
+    wrong_bytes_are_an_error_and_right_ones_are_taken_later,
+    a_read_that_waits_blocks_no_other,
+    a_missed_deadline_is_an_error_for_every_waiting_page,
+    a_layer_that_is_not_the_images_is_quarantined_for_good,
+    after_a_restart_dead_mounts_are_replaced_and_spans_are_kept,
+    adding_is_idempotent_and_removing_waits_for_unmounting,
+    a_large_real_layer_reads_right_and_only_where_it_is_read,
+}
 
 /// A layer of noise: `count` files, file `i` of `i * 31,337` bytes.
 fn noise_layer(scratch: &Scratch, count: usize) -> (Layer, Vec<Vec<u8>>) {
@@ -34,8 +45,8 @@ struct Mounted {
     at: PathBuf,
 }
 
-async fn mounted(scratch: &Scratch, layer: &Layer, source: &Arc<Source>) -> Mounted {
-    mounted_with(scratch, layer, source, Options::default()).await
+async fn mounted(backend: Backend, scratch: &Scratch, layer: &Layer, source: &Arc<Source>) -> Mounted {
+    mounted_with(scratch, layer, source, options(backend)).await
 }
 
 async fn mounted_with(scratch: &Scratch, layer: &Layer, source: &Arc<Source>, options: Options) -> Mounted {
@@ -46,12 +57,11 @@ async fn mounted_with(scratch: &Scratch, layer: &Layer, source: &Arc<Source>, op
     Mounted { mounts, layer: lazy, at }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn only_touched_spans_are_fetched_and_all_bytes_are_right() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn only_touched_spans_are_fetched_and_all_bytes_are_right(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (layer, contents) = noise_layer(&scratch, 60);
     let source = Source::of(&layer);
-    let Mounted { mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    let Mounted { mounts, layer: lazy, at } = mounted(backend, &scratch, &layer, &source).await;
     assert_eq!(source.reads(), 0, "a mount fetches nothing");
 
     assert_eq!(std::fs::read(at.join("file-001")).unwrap(), contents[1]);
@@ -101,12 +111,11 @@ async fn concurrent_faults_share_one_fetch() {
     assert_eq!(source.urgent(Urgency::Fault), 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn wrong_bytes_are_an_error_and_right_ones_are_taken_later() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn wrong_bytes_are_an_error_and_right_ones_are_taken_later(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (layer, contents) = noise_layer(&scratch, 12);
     let source = Source::of(&layer);
-    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(backend, &scratch, &layer, &source).await;
     let file = at.join("file-009");
     for fault in [&source.corrupt, &source.refuse] {
         fault.store(true, SeqCst);
@@ -118,12 +127,11 @@ async fn wrong_bytes_are_an_error_and_right_ones_are_taken_later() {
     assert!(std::fs::read(&file).unwrap() == contents[9]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_read_that_waits_blocks_no_other() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn a_read_that_waits_blocks_no_other(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (layer, contents) = noise_layer(&scratch, 20);
     let source = Source::of(&layer);
-    let Mounted { mounts: _mounts, at, .. } = mounted(&scratch, &layer, &source).await;
+    let Mounted { mounts: _mounts, at, .. } = mounted(backend, &scratch, &layer, &source).await;
     assert!(std::fs::read(at.join("file-019")).unwrap() == contents[19]);
     drop_caches();
     source.hang.store(true, SeqCst);
@@ -143,13 +151,12 @@ async fn a_read_that_waits_blocks_no_other() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_missed_deadline_is_an_error_for_every_waiting_page() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn a_missed_deadline_is_an_error_for_every_waiting_page(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (layer, contents) = noise_layer(&scratch, 12);
     let source = Source::of(&layer);
     source.hang.store(true, SeqCst);
-    let options = Options { deadline: Duration::from_millis(50), ..Options::default() };
+    let options = Options { deadline: Duration::from_millis(50), ..options(backend) };
     let Mounted { mounts: _mounts, layer: lazy, at } = mounted_with(&scratch, &layer, &source, options).await;
     let error = std::fs::read(at.join("file-009")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
@@ -203,12 +210,11 @@ fn lying(layer: &Layer) -> Arc<Index> {
     Arc::new(Index::decode(&encoded).unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_is_not_the_images_is_quarantined_for_good() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn a_layer_that_is_not_the_images_is_quarantined_for_good(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (layer, _) = noise_layer(&scratch, 12);
     let (source, index) = (Source::of(&layer), lying(&layer));
-    let mounts = LazyMounts::start(&scratch.path().join("root"), Options::default()).unwrap();
+    let mounts = LazyMounts::start(&scratch.path().join("root"), options(backend)).unwrap();
     let lazy = mounts.add(index.clone(), source.clone()).await.unwrap();
     let at = scratch.directory("mnt");
     mounts.mount(&index.layer(), &at, &[]).unwrap();
@@ -224,7 +230,7 @@ async fn a_layer_that_is_not_the_images_is_quarantined_for_good() {
     mounts.unmount(&at).unwrap();
     mounts.shutdown().await;
 
-    let mounts = LazyMounts::start(&scratch.path().join("root"), Options::default()).unwrap();
+    let mounts = LazyMounts::start(&scratch.path().join("root"), options(backend)).unwrap();
     let lazy = mounts.add(index.clone(), source).await.unwrap();
     assert_eq!(lazy.progress().proof, Proof::Quarantined, "after a restart too");
     mounts.shutdown().await;
@@ -235,7 +241,7 @@ async fn a_complete_layer_needs_neither_fuse_nor_source() {
     let Some(scratch) = Scratch::supported() else { return };
     let (layer, contents) = noise_layer(&scratch, 12);
     let source = Source::of(&layer);
-    let Mounted { mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    let Mounted { mounts, layer: lazy, at } = mounted(Backend::Erofs, &scratch, &layer, &source).await;
     lazy.complete_all().await.unwrap();
     assert_eq!(source.reads(), layer.index.spans().len());
     let local = scratch.directory("local");
@@ -248,12 +254,11 @@ async fn a_complete_layer_needs_neither_fuse_nor_source() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn after_a_restart_dead_mounts_are_replaced_and_spans_are_kept() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn after_a_restart_dead_mounts_are_replaced_and_spans_are_kept(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (layer, contents) = noise_layer(&scratch, 12);
     let source = Source::of(&layer);
-    let Mounted { mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    let Mounted { mounts, layer: lazy, at } = mounted(backend, &scratch, &layer, &source).await;
     assert!(std::fs::read(at.join("file-009")).unwrap() == contents[9]);
     let present = lazy.progress().present;
     // As if killed: both mounts stay, and nobody serves them.
@@ -263,7 +268,8 @@ async fn after_a_restart_dead_mounts_are_replaced_and_spans_are_kept() {
     drop((mounts, lazy));
     rustix::mount::mount_bind(&hidden, &data).unwrap();
     drop_caches();
-    assert_eq!(std::fs::read(at.join("file-008")).unwrap_err().raw_os_error(), Some(libc::EIO));
+    let dead = if backend == Backend::Erofs { libc::EIO } else { libc::ENOTCONN };
+    assert_eq!(std::fs::read(at.join("file-008")).unwrap_err().raw_os_error(), Some(dead));
     assert_eq!(std::fs::read_dir(&data).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
 
     // An image that is not of this index, whatever made it, is not believed.
@@ -272,7 +278,7 @@ async fn after_a_restart_dead_mounts_are_replaced_and_spans_are_kept() {
     std::fs::write(&image, vec![0; right.len()]).unwrap();
 
     let reads = source.reads();
-    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(backend, &scratch, &layer, &source).await;
     assert!(std::fs::read(&image).unwrap() == right);
     assert_eq!(lazy.progress().present, present);
     assert!(std::fs::read(at.join("file-009")).unwrap() == contents[9]);
@@ -299,12 +305,11 @@ async fn a_living_mount_of_somebody_else_is_left_alone() {
     assert_eq!(scratch.mounts(), Vec::<PathBuf>::new());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn adding_is_idempotent_and_removing_waits_for_unmounting() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn adding_is_idempotent_and_removing_waits_for_unmounting(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let (layer, _) = noise_layer(&scratch, 60);
     let (source, digest) = (Source::of(&layer), layer.index.layer());
-    let Mounted { mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    let Mounted { mounts, layer: lazy, at } = mounted(backend, &scratch, &layer, &source).await;
     assert!(Arc::ptr_eq(&mounts.add(layer.index.clone(), source).await.unwrap(), &lazy));
     let (other, _) = noise_layer(&scratch, 5);
     let adding: Vec<_> = (0..8)
@@ -338,9 +343,8 @@ fn sha256sum(path: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()[..64].to_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_large_real_layer_reads_right_and_only_where_it_is_read() {
-    let Some(scratch) = Scratch::supported() else { return };
+async fn a_large_real_layer_reads_right_and_only_where_it_is_read(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
     let arguments = ["--format=pax", "--numeric-owner", "-c", "-C", "/", "usr/bin", "usr/share/doc"];
     let output = Command::new("tar").args(arguments).output().unwrap();
     let mut encoder = Command::new("gzip").arg("-4").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -358,7 +362,7 @@ async fn a_large_real_layer_reads_right_and_only_where_it_is_read() {
     let layer = Layer { bytes: compressed, tar, index: Arc::new(builder.finish().unwrap()) };
     assert!(layer.tar.len() > 50 << 20, "this machine has too small a /usr/bin for this test");
     let source = Source::of(&layer);
-    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(&scratch, &layer, &source).await;
+    let Mounted { mounts: _mounts, layer: lazy, at } = mounted(backend, &scratch, &layer, &source).await;
 
     assert_eq!(sha256sum(&at.join("usr/bin/bash")), sha256sum(Path::new("/usr/bin/bash")));
     let touched = lazy.progress().present;

@@ -101,15 +101,19 @@ fn kernel() -> Finding {
         Some((6, 12, 0 | 1)) => Finding::fail(
             "kernel",
             &release,
-            "6.12.0 and 6.12.1 panic on file-backed EROFS mounts: use 6.12.2 or newer, or set lazy.enabled = false",
+            "6.12.0 and 6.12.1 panic on file-backed EROFS mounts: use 6.12.2 or newer, or set lazy.backend = \"fuse\"",
         ),
         Some(version) if version < (6, 12, 0) => Finding::warn(
             "kernel",
             &release,
-            "lazy mounts need 6.12.2 or newer; until then layers are pulled whole through the swarm",
+            "with 6.12.2 or newer the kernel itself shows lazy layers; until then FUSE does, more slowly",
         ),
         Some(_) => Finding::ok("kernel", &release),
-        None => Finding::warn("kernel", &release, "the version was not understood; lazy mounts need 6.12.2 or newer"),
+        None => Finding::warn(
+            "kernel",
+            &release,
+            "the version was not understood; from 6.12.2 on the kernel itself shows lazy layers",
+        ),
     }
 }
 
@@ -128,7 +132,7 @@ fn filesystem(name: &'static str) -> Finding {
     if listed.lines().any(|line| line.split_whitespace().last() == Some(name)) {
         Finding::ok(name, "known to the kernel")
     } else if name == "erofs" {
-        Finding::warn(name, "not loaded", "modprobe erofs; without it layers are pulled whole")
+        Finding::warn(name, "not loaded", "modprobe erofs; without it FUSE alone shows lazy layers, more slowly")
     } else {
         Finding::fail(name, "not loaded", format!("modprobe {name}"))
     }

@@ -15,8 +15,12 @@ use crate::store::StoreError;
 use crate::swarm::Event;
 
 const FLUSH: Duration = Duration::from_secs(2);
-/// A blob that nobody holds stays open for so long, since peers often come back to it.
+/// A blob that nobody holds stays open for so long, since peers often come back to it; the less long the more there are.
 const LINGER: Duration = Duration::from_secs(60);
+/// How many blobs linger for all of [`LINGER`]: each takes a descriptor and some memory.
+const AT_EASE: usize = 256;
+/// However many there are.
+const SHORTEST_LINGER: Duration = Duration::from_secs(5);
 /// A blob that nobody holds and of which nothing comes for so long, and for as long as blobs linger, is not fetched further.
 const STALLED: Duration = Duration::from_secs(5);
 
@@ -49,9 +53,17 @@ pub(super) async fn flush(node: Arc<Node>) {
             () = node.flush_now.notified() => {}
         }
         node.flush_all().await;
-        node.close_unused(LINGER);
+        let open = lock(&node.inner).blobs.len();
+        node.close_unused(linger_of(open));
+        node.store.close_surplus();
         node.buffers.trim();
     }
+}
+
+/// How long a blob that nobody holds stays open among so many.
+fn linger_of(open: usize) -> Duration {
+    let share = AT_EASE as f64 / open.max(AT_EASE) as f64;
+    LINGER.mul_f64(share).max(SHORTEST_LINGER)
 }
 
 impl Node {
@@ -174,4 +186,16 @@ impl Node {
 /// under the node's lock alone, which the caller has.
 fn is_unheld(blob: &Arc<Blob>, now: Instant, linger: Duration) -> bool {
     Arc::strong_count(blob) == 1 && now >= *lock(&blob.last_open) + linger
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_blobs_are_open_the_sooner_one_that_nobody_holds_is_closed() {
+        assert_eq!([0, 1, AT_EASE].map(linger_of), [LINGER; 3]);
+        assert_eq!(linger_of(4 * AT_EASE), LINGER / 4);
+        assert_eq!(linger_of(1 << 20), SHORTEST_LINGER);
+    }
 }

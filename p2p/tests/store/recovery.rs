@@ -317,6 +317,27 @@ fn an_empty_blob_is_a_blob() {
     assert_eq!(stored.verify().unwrap().length(), 0);
 }
 
+/// Data files of the store that this process has open.
+fn data_files(root: &Path) -> usize {
+    let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+    links.filter(|link| link.starts_with(root) && link.ends_with("data")).count()
+}
+
+#[test]
+fn descriptors_of_blobs_that_were_all_in_use_are_given_up_later() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let count = lapwing_p2p::limits::MAX_IDLE_OPEN_BLOBS + 40;
+    let blobs: Vec<_> = (0..count as u64).map(|seed| Reference::new(seed, 64)).collect();
+    let held: Vec<_> = blobs.iter().map(|blob| store.insert(&blob.digest, &blob.bytes).unwrap()).collect();
+    store.close_surplus();
+    assert_eq!(data_files(root.path()), count, "they are in use");
+    drop(held);
+    store.close_surplus();
+    assert_eq!(data_files(root.path()), 0);
+    assert_eq!(store.get(&blobs[0].digest).unwrap().read_at(0..64).unwrap(), blobs[0].bytes);
+}
+
 #[test]
 fn more_blobs_than_descriptors_are_kept() {
     let root = tempfile::tempdir().unwrap();
@@ -328,11 +349,8 @@ fn more_blobs_than_descriptors_are_kept() {
     for blob in &blobs {
         store.insert(&blob.digest, &blob.bytes).unwrap();
     }
-    let data_files = || {
-        let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
-        links.filter(|link| link.starts_with(root.path()) && link.ends_with("data")).count()
-    };
-    assert!(data_files() <= lapwing_p2p::limits::MAX_IDLE_OPEN_BLOBS + 1, "{}", data_files());
+    let open = data_files(root.path());
+    assert!(open <= lapwing_p2p::limits::MAX_IDLE_OPEN_BLOBS + 1, "{open}");
     assert!(Arc::ptr_eq(&held, &store.get(&held.digest()).unwrap()), "a blob in use is not closed");
     for blob in &blobs {
         assert_eq!(store.get(&blob.digest).unwrap().read_at(0..64).unwrap(), blob.bytes);

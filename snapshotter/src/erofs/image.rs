@@ -4,6 +4,7 @@ use super::chunks::WIDE_INDEXES;
 use super::directory::{self, Name};
 use super::layout::{Form, INODE, Layout, Placed, names_of};
 use super::tree::{Attributes, Inherit, InodeIndex, Node, ROOT, Tree};
+use super::view::ID_BYTES;
 use super::{BLOCK, ErofsError, WRITER, device_length, xattr};
 use crate::limits::MAX_IMAGE_BYTES;
 use crate::tree::Entry;
@@ -11,7 +12,7 @@ use crate::tree::Entry;
 pub(super) const SUPERBLOCK: usize = 1024;
 const DEVICE_SLOT: usize = 1152;
 pub(super) const METADATA: u64 = 1536;
-const MAGIC: u32 = 0xE0F5_E1E2;
+pub(super) const MAGIC: u32 = 0xE0F5_E1E2;
 /// `SB_CHKSUM` and `MTIME`.
 const COMPAT: u32 = 0x3;
 /// `CHUNKED_FILE` and `DEVICE_TABLE`.
@@ -21,7 +22,7 @@ const TAR: u16 = 1;
 
 /// Writes the image of a layer.
 ///
-/// `seed` (the layer's digest) gives the UUID and the device's tag; `inherit` the attributes of directories that only
+/// `seed` (the layer's digest) gives the device's tag; `inherit` the attributes of directories that only
 /// lower layers describe. Equal input gives equal bytes.
 ///
 /// # Errors
@@ -51,7 +52,7 @@ pub fn write_image(
     }
     image.put_device_slot(seed, device_blocks as u32);
     // 16 bits are enough: the root is placed first, and moves by less than a block to keep its names together.
-    image.put_superblock(seed, layout.placed.len() as u64, layout.nids[&ROOT] as u16);
+    image.put_superblock(layout.placed.len() as u64, layout.nids[&ROOT] as u16);
     Ok(image.bytes)
 }
 
@@ -66,7 +67,7 @@ impl Image {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn put_superblock(&mut self, seed: &[u8; 32], inodes: u64, root_nid: u16) {
+    fn put_superblock(&mut self, inodes: u64, root_nid: u16) {
         let at = SUPERBLOCK;
         let blocks = (self.bytes.len() as u64 / BLOCK) as u32;
         self.put(at, &MAGIC.to_le_bytes());
@@ -76,11 +77,13 @@ impl Image {
         self.put(at + 0x10, &inodes.to_le_bytes());
         self.put(at + 0x24, &blocks.to_le_bytes());
         self.put(at + 0x28, &((METADATA / BLOCK) as u32).to_le_bytes());
-        self.put(at + 0x30, &seed[..16]);
         self.put(at + 0x40, WRITER);
         self.put(at + 0x50, &INCOMPAT.to_le_bytes());
         self.put(at + 0x56, &1u16.to_le_bytes());
         self.put(at + 0x58, &((DEVICE_SLOT / 128) as u16).to_le_bytes());
+        // The UUID names the image by all that is in it: two that have the same one show the same.
+        let id = blake3::hash(&self.bytes);
+        self.put(at + 0x30, &id.as_bytes()[..ID_BYTES]);
         let sum = superblock_checksum(&self.bytes);
         self.put(at + 0x04, &sum.to_le_bytes());
     }

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
+use std::io::Write as _;
 
 use proptest::prelude::*;
 
 use super::reader::{Found, read};
+use super::view::{Inode, View};
 use super::{ErofsError, write_image};
 use crate::tree::{Entry, Extent, Kind};
 
@@ -32,7 +34,111 @@ fn hardlink(path: &str, target: &str) -> Entry {
 
 fn written(entries: &[Entry]) -> Result<BTreeMap<String, Found>, ErofsError> {
     let image = write_image(entries, TAR, &[7; 32], &|_| None)?;
+    assert_eq!(viewed(&image), read(&image), "the view shows what the kernel would");
     Ok(read(&image).into_iter().map(|(path, found)| (String::from_utf8(path).unwrap(), found)).collect())
+}
+
+/// What [`View`] makes of an image, found name by name and listed.
+fn viewed(image: &[u8]) -> BTreeMap<Vec<u8>, Found> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(image).unwrap();
+    let view = View(&file);
+    let root = view.superblock().unwrap().root;
+    let (mut found, mut left) = (BTreeMap::new(), vec![(Vec::new(), root)]);
+    while let Some((path, nid)) = left.pop() {
+        let inode = view.inode(nid).unwrap();
+        let kind = inode.mode & 0o170_000;
+        if kind == 0o040_000 {
+            let (names, all) = (listed(view, &inode, 1), listed(view, &inode, usize::MAX));
+            assert_eq!(names, all, "a listing goes on where it stopped");
+            for (name, child, child_kind) in all {
+                assert_eq!(view.lookup(&inode, &name).unwrap(), Some(child));
+                assert_eq!(view.lookup(&inode, &[&name[..], b"\x01"].concat()).unwrap(), None);
+                assert_eq!(u32::from(child_kind) << 12, view.inode(child).unwrap().mode & 0o170_000);
+                if name != b"." && name != b".." {
+                    let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                    left.push(([&path, separator, &name].concat(), child));
+                }
+            }
+            assert_eq!(view.lookup(&inode, b"\xff\xff").unwrap(), None);
+        }
+        let (target, extents) = match kind {
+            0o120_000 => (view.target(&inode).unwrap(), Vec::new()),
+            0o100_000 => (Vec::new(), extents(view, &inode)),
+            _ => (Vec::new(), Vec::new()),
+        };
+        let xattrs = view.xattrs(&inode).unwrap().into_iter().collect();
+        let Inode { links, uid, gid, size, device, .. } = inode;
+        let (mode, mtime) = (inode.mode as u16, (inode.mtime, inode.mtime_nanos));
+        found.insert(path, Found { nid, mode, links, uid, gid, mtime, size, device, target, extents, xattrs });
+    }
+    found
+}
+
+fn listed(view: View<'_>, directory: &Inode, at_once: usize) -> Vec<(Vec<u8>, u64, u8)> {
+    let (mut all, mut from) = (Vec::new(), 0);
+    loop {
+        let before = all.len();
+        view.list(directory, from, |name| {
+            let room = all.len() - before < at_once;
+            if room {
+                all.push((name.name.to_vec(), name.nid, name.kind));
+                from = name.next;
+            }
+            room
+        })
+        .unwrap();
+        if all.len() == before {
+            return all;
+        }
+    }
+}
+
+/// Asked for in two parts, which must fit together.
+fn extents(view: View<'_>, file: &Inode) -> Vec<Extent> {
+    let (mut extents, mut file_offset) = (Vec::<Extent>::new(), 0);
+    let middle = file.size / 3;
+    for range in [0..middle, middle..file.size] {
+        let stretches = if range.is_empty() { Vec::new() } else { view.stretches(file, range).unwrap() };
+        for stretch in stretches {
+            if let Some(tar_offset) = stretch.tar {
+                match extents.last_mut() {
+                    Some(last)
+                        if last.file_offset + last.length == file_offset
+                            && last.tar_offset + last.length == tar_offset =>
+                    {
+                        last.length += stretch.length;
+                    }
+                    _ => extents.push(Extent { file_offset, tar_offset, length: stretch.length }),
+                }
+            }
+            file_offset += stretch.length;
+        }
+    }
+    assert_eq!(file_offset, file.size);
+    extents
+}
+
+#[test]
+fn a_damaged_image_is_an_error_to_the_view_and_never_a_panic() {
+    let entries = [directory("a"), file("a/b", 5000), symlink("l", &"x".repeat(700)), directory("e")];
+    let good = write_image(&entries, TAR, &[7; 32], &|_| None).unwrap();
+    assert_ne!(good[1024 + 0x30..1024 + 0x40], [0; 16]);
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0xFF;
+        let mut image = tempfile::tempfile().unwrap();
+        image.write_all(&bad).unwrap();
+        let view = View(&image);
+        assert_eq!(view.superblock().is_err(), (1024..1536).contains(&at), "byte {at}");
+        for nid in 0..80 {
+            let Ok(inode) = view.inode(nid) else { continue };
+            let _ = view.lookup(&inode, b"b");
+            let _ = view.list(&inode, 0, |name| name.next < 10_000);
+            let _ = (view.target(&inode), view.xattrs(&inode));
+            let _ = view.stretches(&inode, 0..inode.size.min(1 << 20));
+        }
+    }
 }
 
 fn paths(entries: &[Entry]) -> Vec<String> {

@@ -80,6 +80,18 @@ fn prefix_of(name: &[u8]) -> Option<(u8, &[u8])> {
         .find_map(|(number, prefix)| Some((number, name.strip_prefix(prefix)?)))
 }
 
+/// The prefix that one of EROFS's numbers stands for.
+pub(super) const fn prefix(number: u8) -> Option<&'static [u8]> {
+    Some(match number {
+        1 => b"user.",
+        2 => ACL_ACCESS,
+        3 => ACL_DEFAULT,
+        4 => b"trusted.",
+        6 => b"security.",
+        _ => return None,
+    })
+}
+
 /// The bytes that follow an inode; empty without attributes.
 pub(super) fn body(path: &[u8], xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>, ErofsError> {
     if xattrs.is_empty() {

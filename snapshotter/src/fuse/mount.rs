@@ -19,7 +19,11 @@ pub fn open_device() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/fuse", flags, Mode::empty())?)
 }
 
-/// Mounts the connection behind `device` at the directory `at`.
+/// The type of these mounts in the kernel's table.
+pub const KIND: &str = "fuse.lapwing";
+
+/// Mounts the connection behind `device` at the directory `at`, which is also what the table of mounts names as its source,
+/// there and wherever a tree of it is mounted.
 ///
 /// # Errors
 ///
@@ -29,7 +33,23 @@ pub fn mount_at(device: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
         format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
     let options = CString::new(options).map_err(io::Error::other)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
-    Ok(rustix::mount::mount("lapwing", at, "fuse.lapwing", flags, options.as_c_str())?)
+    Ok(rustix::mount::mount(at, at, KIND, flags, options.as_c_str())?)
+}
+
+/// Mounts a tree of a connection, whose root is the directory `tree` in its mount, read-only at the directory `at`, with set-id
+/// bits, devices and programs as in any container's root.
+///
+/// # Errors
+///
+/// When mount(2) refuses.
+pub fn mount_tree(tree: &Path, at: &Path) -> io::Result<()> {
+    rustix::mount::mount_bind(tree, at)?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOATIME;
+    rustix::mount::mount_remount(at, flags, c"").inspect_err(|_| {
+        // It must not stay as it is.
+        let _ = crate::mountpoint::detach(at);
+    })?;
+    Ok(())
 }
 
 /// Whether the connection behind `device` has a mount that somebody can still reach or uses. Where the kernel does not

@@ -5,8 +5,9 @@
 //! device number of the mount: major, minor (u32 each) | CRC32C (u32)
 //! ```
 //!
-//! Integers are little endian. The version stands for more than these fields: with version 1 node ids are the first
-//! eight bytes of a layer's digest, names are `<hex>.tar`, and opens carry no state. A process that does not know the
+//! Integers are little endian. The version stands for more than these fields: with version 2 node ids of data
+//! files are the first eight bytes of a layer's digest without the highest bit, their names are `<hex>.tar`; those of trees have that bit, 36
+//! bits of the image's name and 27 of the inode's number in it, and the roots' names are these 36 bits; opens carry no state. A process that does not know the
 //! version must not serve the connection.
 
 use std::fs::File;
@@ -18,7 +19,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 
 const MAGIC: &[u8; 6] = b"LWFUSE";
 /// The version that this program writes, and the only one it understands.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const LENGTH: usize = 40;
 
 /// What was agreed on in the INIT exchange.
@@ -140,8 +141,8 @@ mod tests {
 
     #[test]
     fn what_is_of_another_version_or_damaged_is_refused() {
-        let other: [u8; LENGTH] = RECORD.encode(2).try_into().unwrap();
-        assert!(matches!(Record::decode(&other), Err(RecordError::Version(2))));
+        let other: [u8; LENGTH] = RECORD.encode(3).try_into().unwrap();
+        assert!(matches!(Record::decode(&other), Err(RecordError::Version(3))));
         let good: [u8; LENGTH] = RECORD.encode(VERSION).try_into().unwrap();
         assert_eq!(Record::decode(&good).unwrap(), RECORD);
         for at in 0..LENGTH {

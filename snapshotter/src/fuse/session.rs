@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::wire::{self, Request};
-use super::{DataFile, DataFiles, Terms};
+use super::wire::{self, Dirent, Request};
+use super::{DataFile, DataFiles, Purpose, TREE, Terms, Trees, trees};
 use crate::limits::{MAX_READ_BYTES, MAX_READS_IN_FLIGHT};
 
 /// Larger than any request: nothing is ever written, and names end at 1024 bytes. The kernel demands 8 KiB.
@@ -24,8 +24,8 @@ const INIT_PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// Whether the kernel's INIT has been answered on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handshake {
-    /// A new connection.
-    Pending,
+    /// A new connection, and what for.
+    Pending(Purpose),
     /// A connection taken over from a process that is dead, with what that one agreed on: what it had not answered is
     /// asked for again.
     Done(Terms),
@@ -44,7 +44,6 @@ pub enum Lengths {
 #[derive(Debug)]
 pub struct Session {
     shared: Arc<Shared>,
-    terms: Terms,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -58,6 +57,7 @@ struct Connection {
 
 struct Shared {
     connection: Arc<Connection>,
+    terms: Terms,
     stop: OwnedFd,
     files: Arc<dyn DataFiles>,
     runtime: Handle,
@@ -91,15 +91,15 @@ impl Session {
         let in_flight = Arc::new(Semaphore::new(MAX_READS_IN_FLIGHT));
         let connection = Arc::new(Connection { device, left: AtomicBool::new(false) });
         let terms = match handshake {
-            Handshake::Pending => negotiate(&connection)?,
+            Handshake::Pending(purpose) => negotiate(&connection, purpose)?,
             Handshake::Done(terms) => {
                 ask_again(&connection)?;
                 terms
             }
         };
-        let shared = Arc::new(Shared { connection, stop, files, runtime, in_flight, lengths });
+        let shared = Arc::new(Shared { connection, terms, stop, files, runtime, in_flight, lengths });
         let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        let mut session = Self { shared: shared.clone(), terms, threads: Vec::new() };
+        let mut session = Self { shared: shared.clone(), threads: Vec::new() };
         for number in 0..count {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || shared.serve());
@@ -109,8 +109,8 @@ impl Session {
     }
 
     /// What was agreed on with the kernel.
-    pub const fn terms(&self) -> Terms {
-        self.terms
+    pub fn terms(&self) -> Terms {
+        self.shared.terms
     }
 
     /// Leaves the connection to the next process: what is not answered by now, or fails from now on, because this process
@@ -195,22 +195,32 @@ impl Shared {
             return;
         }
         let reply = Reply::to(&self.connection, request.unique);
-        match request.opcode {
-            wire::READ => self.read(&request, reply),
-            opcode => match self.answer(opcode, &request) {
-                Ok(body) => reply.send(&body),
-                Err(errno) => reply.fail(errno),
-            },
+        let answer = match (request.opcode, self.trees_of(request.nodeid)) {
+            (wire::READ, trees) => return self.read(&request, trees, reply),
+            (opcode, Some(trees)) => trees::answer(trees, self.terms, opcode, &request),
+            (opcode, None) => self.answer(opcode, &request),
+        };
+        match answer {
+            Ok(body) => reply.send(&body),
+            Err(errno) => reply.fail(errno),
         }
     }
 
-    /// Everything that needs no waiting.
+    /// The trees, for a number of theirs.
+    fn trees_of(&self, nodeid: u64) -> Option<&dyn Trees> {
+        self.files.trees().filter(|_| nodeid & TREE != 0)
+    }
+
+    /// Everything that needs no waiting, but for what is in a tree.
     fn answer(&self, opcode: u32, request: &Request<'_>) -> Result<Vec<u8>, Errno> {
         match opcode {
-            wire::INIT => Ok(wire::init_out(request.body).ok_or(Errno::PROTO)?.0.to_vec()),
             wire::LOOKUP => {
                 let name = request.name().filter(|_| request.nodeid == wire::ROOT).ok_or(Errno::NOENT)?;
-                Ok(wire::entry_out(self.files.lookup(name).ok_or(Errno::NOENT)?))
+                match (self.files.lookup(name), self.files.trees()) {
+                    (Some(file), _) => Ok(wire::entry_out(file)),
+                    (None, Some(trees)) => Ok(wire::node_out(Some(&trees.root(name)?))),
+                    (None, None) => Err(Errno::NOENT),
+                }
             }
             wire::GETATTR if request.nodeid == wire::ROOT => Ok(wire::attr_out(None)),
             wire::GETATTR => Ok(wire::attr_out(Some(self.file(request.nodeid)?))),
@@ -223,7 +233,14 @@ impl Shared {
                 Ok(wire::open_out(true).to_vec())
             }
             wire::OPENDIR => Ok(wire::open_out(false).to_vec()),
-            wire::READDIR => self.list(request),
+            wire::READDIR => self.list(request, false),
+            wire::READDIRPLUS => self.list(request, true),
+            // NOSYS would do for trees too.
+            wire::GETXATTR => Err(Errno::NODATA),
+            wire::LISTXATTR => {
+                let (limit, _) = request.attribute().ok_or(Errno::INVAL)?;
+                wire::attribute_out(limit, Vec::new()).ok_or(Errno::RANGE)
+            }
             wire::STATFS => Ok(wire::statfs_out().to_vec()),
             wire::RELEASE | wire::RELEASEDIR | wire::FLUSH | wire::DESTROY => Ok(Vec::new()),
             _ => Err(Errno::NOSYS),
@@ -234,35 +251,51 @@ impl Shared {
         self.files.get(nodeid).ok_or(Errno::STALE)
     }
 
-    fn list(&self, request: &Request<'_>) -> Result<Vec<u8>, Errno> {
+    fn list(&self, request: &Request<'_>, plus: bool) -> Result<Vec<u8>, Errno> {
         let (offset, size) = request.extent().ok_or(Errno::INVAL)?;
         let limit = size.min(MAX_READ_BYTES) as usize;
-        let directories = [b".".to_vec(), b"..".to_vec()].into_iter().map(|name| (name, wire::ROOT, true));
-        let files = self.files.list().into_iter().map(|(name, file)| (name, file.nodeid, false));
+        let directories = [b".".to_vec(), b"..".to_vec()].into_iter().map(|name| (name, wire::ROOT, 4));
+        let files = self.files.list().into_iter().map(|(name, file)| (name, file.nodeid, 8));
         let mut out = Vec::new();
-        for (next, (name, ino, directory)) in (1..).zip(directories.chain(files)).skip(offset as usize) {
-            if !wire::push_dirent(&mut out, limit, &name, ino, next, directory) {
+        for (next, (name, ino, kind)) in (1..).zip(directories.chain(files)).skip(offset as usize) {
+            let entry = Dirent { name: &name, ino, next, kind };
+            // Without attributes all the same: they are asked for where they are wanted.
+            let fits = if plus { entry.push_plus(&mut out, limit, None) } else { entry.push(&mut out, limit) };
+            if !fits {
                 break;
             }
         }
         Ok(out)
     }
 
-    fn read(&self, request: &Request<'_>, reply: Reply) {
-        let (file, (offset, size)) = match (self.files.get(request.nodeid), request.extent()) {
-            (Some(file), Some(extent)) => (file, extent),
-            (None, _) => return reply.fail(Errno::STALE),
+    fn read(&self, request: &Request<'_>, trees: Option<&dyn Trees>, reply: Reply) {
+        let id = request.nodeid;
+        let size = match trees {
+            Some(trees) => trees.node(id).map(|node| node.size),
+            None => self.file(id).map(|file| file.size),
+        };
+        let (size, (offset, length)) = match (size, request.extent()) {
+            (Ok(size), Some(extent)) => (size, extent),
+            (Err(errno), _) => return reply.fail(errno),
             (_, None) => return reply.fail(Errno::INVAL),
         };
-        let end = file.size.min(offset.saturating_add(u64::from(size.min(MAX_READ_BYTES))));
+        let end = size.min(offset.saturating_add(u64::from(length.min(MAX_READ_BYTES))));
         if offset >= end {
             return reply.send(&[]);
         }
         let (range, lengths) = (offset..end, self.lengths);
-        if let Some(bytes) = self.files.read_cached(file.nodeid, range.clone()) {
+        let cached = match trees {
+            Some(trees) => trees.read_cached(id, range.clone()),
+            None => self.files.read_cached(id, range.clone()),
+        };
+        if let Some(bytes) = cached {
             return reply.send_data(&bytes, end - offset, lengths);
         }
-        let (read, in_flight) = (self.files.read(file.nodeid, range), self.in_flight.clone());
+        let read = match trees {
+            Some(trees) => trees.read(id, range),
+            None => self.files.read(id, range),
+        };
+        let in_flight = self.in_flight.clone();
         self.runtime.spawn(async move {
             let _permit = in_flight.acquire_owned().await;
             match read.await {
@@ -274,7 +307,7 @@ impl Shared {
 }
 
 /// Answers the kernel's INIT, the first request of a connection.
-fn negotiate(connection: &Arc<Connection>) -> io::Result<Terms> {
+fn negotiate(connection: &Arc<Connection>, purpose: Purpose) -> io::Result<Terms> {
     let mut buffer = vec![0; REQUEST_BUFFER];
     let mut fds = [PollFd::new(&connection.device, PollFlags::IN)];
     if rustix::event::poll(&mut fds, Some(&INIT_PATIENCE))? == 0 {
@@ -284,7 +317,7 @@ fn negotiate(connection: &Arc<Connection>) -> io::Result<Terms> {
     let request = Request::parse(&buffer[..length]).filter(|request| request.opcode == wire::INIT);
     let request = request.ok_or_else(|| io::Error::other("the kernel does not begin the FUSE connection with INIT"))?;
     let reply = Reply::to(connection, request.unique);
-    let Some((answer, terms)) = wire::init_out(request.body) else {
+    let Some((answer, terms)) = wire::init_out(request.body, purpose) else {
         reply.fail(Errno::PROTO);
         return Err(io::Error::other("the kernel speaks another FUSE protocol than version 7"));
     };

@@ -85,7 +85,7 @@ impl SpanCache {
         Ok(Self {
             directory: directory.to_owned(),
             common: Arc::clone(common),
-            number: common.tars.number(),
+            number: common.files.number(),
             given_up: OnceLock::new(),
             fingerprint,
             spans,
@@ -106,7 +106,7 @@ impl SpanCache {
     fn tar(&self) -> io::Result<Arc<File>> {
         match self.given_up.get() {
             Some(tar) => Ok(Arc::clone(tar)),
-            None => self.common.tars.get(self.number, &self.tar_path()),
+            None => self.common.files.get(self.number, &self.tar_path()),
         }
     }
 
@@ -185,7 +185,7 @@ impl SpanCache {
         if let Ok(tar) = self.tar() {
             let _ = self.given_up.set(tar);
         }
-        self.common.tars.close(self.number);
+        self.common.files.close(self.number);
         *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.settled.store(false, Ordering::Release);
     }
@@ -203,7 +203,7 @@ impl SpanCache {
 
 impl Drop for SpanCache {
     fn drop(&mut self) {
-        self.common.tars.close(self.number);
+        self.common.files.close(self.number);
     }
 }
 

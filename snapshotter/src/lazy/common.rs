@@ -10,41 +10,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
-use crate::limits::MAX_OPEN_TARS;
+use crate::limits::MAX_OPEN_LAYER_FILES;
 
 /// Shared by layers that are opened with the same value.
 #[derive(Debug)]
 pub struct Common {
     pub(super) inflations: Arc<Semaphore>,
-    pub(super) tars: OpenTars,
+    pub(super) files: OpenFiles,
 }
 
 impl Common {
     /// At most `inflations` spans (one at least) are inflated at once.
     pub fn new(inflations: usize) -> Self {
-        Self { inflations: Arc::new(Semaphore::new(inflations.max(1))), tars: OpenTars::new(MAX_OPEN_TARS) }
+        Self { inflations: Arc::new(Semaphore::new(inflations.max(1))), files: OpenFiles::new(MAX_OPEN_LAYER_FILES) }
     }
 }
 
-/// Tars that were used last, open: a machine has many more layers than are being read. One that is closed is opened again
-/// when it is read again.
+/// Tars and images that were used last, open: a machine has many more layers than are being read. One that is closed is
+/// opened again when it is read again.
 #[derive(Debug)]
-pub(super) struct OpenTars {
+pub(super) struct OpenFiles {
     open: Mutex<LruCache<u64, Arc<File>>>,
     next: AtomicU64,
 }
 
-impl OpenTars {
+impl OpenFiles {
     pub(super) fn new(most: NonZeroUsize) -> Self {
         Self { open: Mutex::new(LruCache::new(most)), next: AtomicU64::new(0) }
     }
 
-    /// A number for a tar, which it alone has: paths may be used again.
+    /// A number for a file, which it alone has: paths may be used again.
     pub(super) fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The tar with this number, which is at `path`.
+    /// The file with this number, which is at `path`.
     pub(super) fn get(&self, number: u64, path: &Path) -> io::Result<Arc<File>> {
         if let Some(file) = self.lock().get(&number) {
             return Ok(Arc::clone(file));
@@ -75,12 +75,12 @@ mod tests {
     #[test]
     fn the_least_recently_used_is_closed_and_opened_again() {
         let directory = tempfile::tempdir().unwrap();
-        let tars = OpenTars::new(NonZeroUsize::new(2).unwrap());
-        let places: Vec<_> = (0..3).map(|place| (tars.number(), directory.path().join(place.to_string()))).collect();
+        let files = OpenFiles::new(NonZeroUsize::new(2).unwrap());
+        let places: Vec<_> = (0..3).map(|place| (files.number(), directory.path().join(place.to_string()))).collect();
         for (number, path) in &places {
             std::fs::write(path, number.to_string()).unwrap();
         }
-        let get = |place: usize| tars.get(places[place].0, &places[place].1).unwrap();
+        let get = |place: usize| files.get(places[place].0, &places[place].1).unwrap();
         let first = Arc::downgrade(&get(0));
         get(1);
         assert!(first.upgrade().is_some());
@@ -89,8 +89,8 @@ mod tests {
         let mut byte = [0];
         get(0).read_exact_at(&mut byte, 0).unwrap();
         assert_eq!(byte, *b"0");
-        tars.close(places[0].0);
+        files.close(places[0].0);
         std::fs::remove_file(&places[0].1).unwrap();
-        assert!(tars.get(places[0].0, &places[0].1).is_err());
+        assert!(files.get(places[0].0, &places[0].1).is_err());
     }
 }

@@ -18,8 +18,9 @@ use tokio::runtime::Handle;
 
 use super::common::Common;
 use super::mounts::MountError;
+use super::trees::Images;
 use super::{LazyLayer, Options};
-use crate::fuse::{DataFile, DataFiles};
+use crate::fuse::{DataFile, DataFiles, TREE, Trees};
 use crate::index::Index;
 use crate::source::LayerSource;
 
@@ -44,6 +45,8 @@ pub(super) struct Layers {
     runtime: Handle,
     kept: OnceLock<Arc<dyn KeptLayers>>,
     known: RwLock<HashMap<u64, Arc<LazyLayer>>>,
+    /// The layers that are shown as trees.
+    pub(super) images: Images,
     /// Held while a layer is opened or its files deleted, since two caches in one directory would spoil each other. Holds
     /// when a layer could last not be brought back.
     opening: Mutex<HashMap<u64, Instant>>,
@@ -64,6 +67,7 @@ impl Layers {
             runtime: Handle::current(),
             kept: OnceLock::new(),
             known: RwLock::default(),
+            images: Images::default(),
             opening: Mutex::default(),
         }
     }
@@ -123,9 +127,19 @@ impl Layers {
         let _no_other = self.opening();
         if let Some(layer) = self.get(digest) {
             layer.retire();
+            self.hide(digest);
             self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&nodeid(digest));
         }
         delete()
+    }
+
+    pub(super) const fn common(&self) -> &Arc<Common> {
+        &self.common
+    }
+
+    /// A layer that the kernel asks for by an image of it: in memory, or brought back.
+    pub(super) fn find_layer(&self, digest: &Digest) -> Option<Arc<LazyLayer>> {
+        self.find(nodeid(digest)).filter(|layer| layer.digest() == *digest)
     }
 
     fn opening(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
@@ -144,7 +158,7 @@ impl Layers {
         if self.opening().get(&number).is_some_and(|failed| failed.elapsed() < FAILURE_MEMORY) {
             return None;
         }
-        let digest = self.on_disk(number)?;
+        let digest = self.on_disk().find(|digest| nodeid(digest) == number)?;
         match self.reopen(&digest) {
             Ok(layer) => {
                 tracing::debug!(%digest, "a layer that containers have mounted is served again");
@@ -158,12 +172,11 @@ impl Layers {
         }
     }
 
-    /// The digest with this number among the directories.
-    fn on_disk(&self, number: u64) -> Option<Digest> {
-        let names =
-            std::fs::read_dir(&self.directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut digests = names.filter_map(|name| format!("sha256:{name}").parse::<Digest>().ok());
-        digests.find(|digest| nodeid(digest) == number)
+    /// The layers that have a directory.
+    pub(super) fn on_disk(&self) -> impl Iterator<Item = Digest> + use<> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|name| format!("sha256:{name}").parse().ok())
     }
 }
 
@@ -171,7 +184,7 @@ impl Layers {
 fn nodeid(digest: &Digest) -> u64 {
     let number = digest.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     // 0 and 1 are taken.
-    number.max(2)
+    (number & !TREE).max(2)
 }
 
 pub(super) fn file_name(digest: &Digest) -> String {
@@ -186,8 +199,7 @@ impl DataFiles for Layers {
     fn lookup(&self, name: &[u8]) -> Option<DataFile> {
         let hex = std::str::from_utf8(name).ok()?.strip_suffix(".tar")?;
         let digest: Digest = format!("sha256:{hex}").parse().ok()?;
-        let layer = self.find(nodeid(&digest)).filter(|layer| layer.digest() == digest)?;
-        Some(file_of(&layer))
+        Some(file_of(&*self.find_layer(&digest)?))
     }
 
     fn get(&self, nodeid: u64) -> Option<DataFile> {
@@ -205,5 +217,9 @@ impl DataFiles for Layers {
     fn read(&self, nodeid: u64, range: Range<u64>) -> BoxFuture<'static, Result<Bytes, Errno>> {
         let layer = self.by_number(nodeid);
         Box::pin(async move { layer.ok_or(Errno::STALE)?.read(range).await.map_err(|_| Errno::IO) })
+    }
+
+    fn trees(&self) -> Option<&dyn Trees> {
+        Some(self)
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn is_alive(data: &Path) -> Result<bool, MountError> {
 pub(super) fn detach_all(root: &Path) -> Result<usize, MountError> {
     let (data, layers) = (root.join("data"), root.join("layers"));
     let table = mountpoint::mounts().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
-    let is_ours = |mount: &Mount| mount.at == data || is_erofs_of(mount, &layers);
+    let is_ours = |mount: &Mount| mount.at == data || is_erofs_of(mount, &layers) || is_tree_in(mount, &data);
     let mut detached = 0;
     for mount in table.iter().rev().filter(|mount| is_ours(mount)) {
         mountpoint::detach(&mount.at).map_err(system("detach the former mount at", &mount.at))?;
@@ -63,4 +63,9 @@ pub(super) fn detach_all(root: &Path) -> Result<usize, MountError> {
 /// Whether a mount shows an image that lies in or below `directory`.
 pub(super) fn is_erofs_of(mount: &Mount, directory: &Path) -> bool {
     mount.kind == b"erofs" && mount.source.starts_with(directory)
+}
+
+/// Whether a mount shows the FUSE mount at `data`, or a tree of it.
+pub(super) fn is_tree_in(mount: &Mount, data: &Path) -> bool {
+    mount.kind == crate::fuse::KIND.as_bytes() && mount.source == data
 }

@@ -1,7 +1,8 @@
-//! The lazy layers of a machine: one FUSE mount that serves their tars, and an EROFS mount per use.
+//! The lazy layers of a machine: one FUSE mount that serves their tars, and an EROFS mount per use; or, where the kernel
+//! cannot do that ([`Backend::Fuse`]), one FUSE mount that serves their trees, and a bind mount per use.
 //!
 //! ```text
-//! <root>/data                      the FUSE mount: one file per layer, <digest>.tar
+//! <root>/data                      the FUSE mount: one file per layer, <digest>.tar; a directory per tree
 //! <root>/layers/<digest>/erofs     metadata image, written here from the index
 //!                        erofs-*   the same with attributes inherited from a certain stack of lower layers
 //!                        tar       decompressed bytes, sparse
@@ -14,7 +15,8 @@
 //! process takes the dead mounts away, so that new containers work. Layers that were complete when mounted are not
 //! affected: their device is the local file.
 //!
-//! So every EROFS mount of an image below `layers` that a process finds, once it has started, is in working order.
+//! So every EROFS mount of an image below `layers`, and every mount of a tree, that a process finds once it has started, is
+//! in working order.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{DirBuilder, File};
@@ -32,11 +34,11 @@ use super::files::{KeptLayers, Layers, file_name};
 use super::former;
 use super::inherit::{self, Inherited};
 use super::layer::{LazyLayer, Proof};
-use super::{LazyError, Options, erofs_mount};
+use super::{Backend, LazyError, Options, erofs_mount};
 use crate::erofs::{self, ErofsError};
-use crate::fuse::{self, Handshake, HolderProgram, Keeping, Lengths, Record, RecordError, Session};
+use crate::fuse::{self, Handshake, HolderProgram, Keeping, Lengths, Purpose, Record, RecordError, Session};
 use crate::index::Index;
-use crate::mountpoint::{self, MountState};
+use crate::mountpoint::{self, Mount, MountState};
 use crate::source::LayerSource;
 
 /// How long the kernel may take to end a FUSE connection whose last mount was detached.
@@ -125,6 +127,7 @@ pub(super) fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) 
 #[derive(Debug)]
 pub struct LazyMounts {
     root: PathBuf,
+    backend: Backend,
     layers: Arc<Layers>,
     connection: Mutex<Connection>,
     /// Whether the FUSE mount is where it should be; not when somebody detached it under a living connection.
@@ -186,16 +189,18 @@ impl LazyMounts {
                 .create(directory)
                 .map_err(system("make directory", directory))?;
         }
+        let backend = options.backend;
         let layers = Arc::new(Layers::new(&root, options));
         let device = fuse::open_device().map_err(system("open", Path::new("/dev/fuse")))?;
         fuse::mount_at(device.as_fd(), &data).map_err(system("mount FUSE at", &data))?;
         let kept = device.try_clone().map_err(system("serve the FUSE mount at", &data))?;
-        let session = serve(device, Handshake::Pending, &layers).map_err(system("serve the FUSE mount at", &data))?;
+        let session = serve(device, Handshake::Pending(purpose_of(backend)), &layers)
+            .map_err(system("serve the FUSE mount at", &data))?;
         let record = Record { terms: session.terms(), device: device_number(&data)? };
         let keeping = Keeping::start(&root, holder, &kept, &record).map_err(system("keep the FUSE mount at", &data))?;
         tracing::info!(mount = %data.display(), "serving lazy layers");
         let connection = Connection { former: None, session: Some(session), keeping: Some(keeping), lock: Some(lock) };
-        Ok(Self::with(root, layers, connection, true))
+        Ok(Self::with(root, backend, layers, connection, true))
     }
 
     /// Takes up the mounts that a former process left alive, if there are any. [`Self::serve`] begins to answer.
@@ -229,15 +234,16 @@ impl LazyMounts {
         }
         let keeping =
             Keeping::start(&root, holder, &former.device, &record).map_err(system("keep the FUSE mount at", &data))?;
+        let backend = options.backend;
         let layers = Arc::new(Layers::new(&root, options));
         let former = Some((former.device, record));
         let connection = Connection { former, session: None, keeping: Some(keeping), lock: Some(lock) };
-        Ok(Self::with(root, layers, connection, attached))
+        Ok(Self::with(root, backend, layers, connection, attached))
     }
 
-    fn with(root: PathBuf, layers: Arc<Layers>, connection: Connection, attached: bool) -> Arc<Self> {
+    fn with(root: PathBuf, backend: Backend, layers: Arc<Layers>, connection: Connection, attached: bool) -> Arc<Self> {
         let (connection, mounted, images) = (Mutex::new(connection), Mutex::default(), Mutex::default());
-        Arc::new(Self { root, layers, connection, attached, mounted, images })
+        Arc::new(Self { root, backend, layers, connection, attached, mounted, images })
     }
 
     /// Answers requests for the layers that a former process mounted, from now on; `kept` brings each of them back when it
@@ -362,10 +368,21 @@ impl LazyMounts {
             return Err(MountError::Detached(self.root.join("data").display().to_string()));
         }
         let image = self.image(&layer, lowers)?;
-        let device = layer.complete().unwrap_or_else(|| self.root.join("data").join(file_name(digest)));
-        erofs_mount::mount(&image, &device, at).map_err(system("mount EROFS at", at))?;
+        let data = self.root.join("data");
+        let source = match self.backend {
+            Backend::Erofs => {
+                let device = layer.complete().unwrap_or_else(|| data.join(file_name(digest)));
+                erofs_mount::mount(&image, &device, at).map_err(system("mount EROFS at", at))?;
+                device
+            }
+            Backend::Fuse => {
+                let tree = data.join(self.layers.show(digest, &image)?);
+                fuse::mount_tree(&tree, at).map_err(system("mount FUSE at", at))?;
+                tree
+            }
+        };
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner).insert(at.to_owned(), *digest);
-        tracing::debug!(%digest, mount = %at.display(), device = %device.display(), "layer mounted");
+        tracing::debug!(%digest, mount = %at.display(), source = %source.display(), "layer mounted");
         Ok(())
     }
 
@@ -420,7 +437,7 @@ impl LazyMounts {
         let Connection { session, keeping, lock: _lock, .. } = std::mem::take(&mut *self.connection());
         let data = self.root.join("data");
         // What nobody uses would only make those wait who happen upon it while no process serves it.
-        if keeping.is_some_and(|keeping| keeping.is_kept()) && !mountpoint::release(&data) {
+        if keeping.is_some_and(|keeping| keeping.is_kept()) && (shows_trees(&data) || !mountpoint::release(&data)) {
             tracing::info!(mount = %data.display(), "the lazy mounts are left to the next process");
             if let Some(session) = session {
                 session.leave();
@@ -443,7 +460,17 @@ impl LazyMounts {
     fn is_mounted_at(&self, at: &Path, digest: &Digest) -> Result<bool, MountError> {
         let table = mountpoint::mounts().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
         let seen = table.iter().rev().find(|mount| mount.at == at);
-        Ok(seen.is_some_and(|mount| former::is_erofs_of(mount, &self.layers.directory(digest))))
+        Ok(seen.is_some_and(|mount| {
+            former::is_erofs_of(mount, &self.layers.directory(digest)) || self.is_tree_of(mount, digest)
+        }))
+    }
+
+    /// Whether a mount shows a tree of the layer, over the connection that is served.
+    fn is_tree_of(&self, mount: &Mount, digest: &Digest) -> bool {
+        let data = self.root.join("data");
+        former::is_tree_in(mount, &data)
+            && device_number(&data).is_ok_and(|device| device == mount.device)
+            && self.layers.tree_names(digest).iter().any(|name| mount.root == Path::new("/").join(name))
     }
 
     /// Where everything is that is kept of a layer.
@@ -478,6 +505,19 @@ fn locked(root: &Path, patience: Duration) -> Result<(PathBuf, File), MountError
     let root = root.canonicalize().map_err(system("find", root))?;
     let lock = former::lock(&root, patience)?;
     Ok((root, lock))
+}
+
+const fn purpose_of(backend: Backend) -> Purpose {
+    match backend {
+        Backend::Erofs => Purpose::Devices,
+        Backend::Fuse => Purpose::Trees,
+    }
+}
+
+/// Whether trees of the FUSE mount at `data` are mounted: they do not keep it from being taken away.
+fn shows_trees(data: &Path) -> bool {
+    mountpoint::mounts()
+        .is_ok_and(|table| table.iter().any(|mount| mount.at != data && former::is_tree_in(mount, data)))
 }
 
 fn serve(device: OwnedFd, handshake: Handshake, layers: &Arc<Layers>) -> io::Result<Session> {

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::cache::replace_file;
 use super::erofs_mount;
 use crate::erofs;
-use crate::fuse::{self, DataFile, DataFiles, Handshake, Lengths, Session};
+use crate::fuse::{self, DataFile, DataFiles, Handshake, Lengths, Purpose, Session};
 use crate::mountpoint;
 use crate::tree::{Entry, Extent, Kind};
 
@@ -90,6 +90,18 @@ pub fn probe(directory: &Path) -> Result<Support, Unsupported> {
     }
 }
 
+/// Whether layers can be mounted as FUSE trees, with [`Backend::Fuse`](super::Backend::Fuse).
+///
+/// # Errors
+///
+/// When the kernel has no FUSE, or the caller may not use it.
+pub fn probe_trees() -> Result<(), Unsupported> {
+    if !has_filesystem("fuse") {
+        return Err(Unsupported::Filesystem("fuse"));
+    }
+    fuse::open_device().map(drop).map_err(|cause| Unsupported::Trial { what: "open /dev/fuse", cause })
+}
+
 fn version(release: &str) -> Option<(u32, u32, u32)> {
     let numbers = release.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
     let mut numbers = numbers.split('.').map(str::parse::<u32>);
@@ -122,8 +134,9 @@ fn run(trial: &Path, kernel: &str) -> Result<(), Unsupported> {
     let device = fuse::open_device().map_err(step("open /dev/fuse"))?;
     fuse::mount_at(device.as_fd(), &data).map_err(step("mount FUSE"))?;
     let runtime = tokio::runtime::Handle::current();
-    let session = Session::start(device, Handshake::Pending, Lengths::AsGiven, Arc::new(Trial), runtime)
-        .map_err(step("serve FUSE"))?;
+    let session =
+        Session::start(device, Handshake::Pending(Purpose::Devices), Lengths::AsGiven, Arc::new(Trial), runtime)
+            .map_err(step("serve FUSE"))?;
     let outcome = read_both(&image, &data.join("trial"), &mount, kernel);
     let _ = mountpoint::detach(&mount);
     let _ = mountpoint::detach(&data);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::index::{Index, IndexBuilder};
-use lapwing_snapshotter::lazy::probe;
+use lapwing_snapshotter::lazy::{Backend, Options, probe, probe_trees};
 use lapwing_snapshotter::source::{LayerSource, SourceError, Urgency};
 
 /// A layer as a registry has it, its tar, and its index.
@@ -109,9 +109,18 @@ pub(crate) struct Scratch(tempfile::TempDir);
 impl Scratch {
     /// `None`, said loudly, on a machine that cannot mount lazily.
     pub(crate) fn supported() -> Option<Self> {
+        Self::on(Backend::Erofs)
+    }
+
+    /// The same for one way of mounting.
+    pub(crate) fn on(backend: Backend) -> Option<Self> {
         let scratch = Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
-        match probe(scratch.path()) {
-            Ok(_) => Some(scratch),
+        let supported = match backend {
+            Backend::Erofs => probe(scratch.path()).map(drop),
+            Backend::Fuse => probe_trees(),
+        };
+        match supported {
+            Ok(()) => Some(scratch),
             Err(reason) => {
                 println!("SKIPPED: {reason}");
                 None
@@ -145,6 +154,30 @@ impl Drop for Scratch {
         }
     }
 }
+
+/// Layers are mounted that way.
+pub(crate) fn options(backend: Backend) -> Options {
+    Options { backend, ..Options::default() }
+}
+
+/// Tests that hold for both ways of mounting: functions of the [`Backend`], each of which becomes two tests.
+macro_rules! on_both_backends {
+    ($($name:ident),+ $(,)?) => {
+        mod on_erofs {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(lapwing_snapshotter::lazy::Backend::Erofs).await;
+            })+
+        }
+        mod on_fuse {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(lapwing_snapshotter::lazy::Backend::Fuse).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_both_backends;
 
 /// Makes the kernel forget what it read.
 pub(crate) fn drop_caches() {
