@@ -12,8 +12,10 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 13] =
-    ["node", "tracker", "up", "ls", "hydrate", "nodes", "find", "pin", "unpin", "limits", "doctor", "setup", "config"];
+const COMMANDS: [&str; 14] = [
+    "index", "node", "tracker", "up", "ls", "hydrate", "nodes", "find", "pin", "unpin", "limits", "doctor", "setup",
+    "config",
+];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 
 fn lapwing(args: &[&str]) -> Output {
@@ -49,6 +51,59 @@ fn every_command_explains_itself() {
     }
     let version = lapwing(&["--version"]);
     assert_eq!(text(&version.stdout).trim(), concat!("lapwing ", env!("CARGO_PKG_VERSION")));
+}
+
+/// A layer of two files in a directory of its own.
+fn layer_file() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("content")).unwrap();
+    std::fs::write(dir.path().join("content/a"), "a".repeat(70_000)).unwrap();
+    std::os::unix::fs::symlink("a\x1b[2J", dir.path().join("content/link")).unwrap();
+    let layer = dir.path().join("layer.tar.gz");
+    let packed =
+        output(std::process::Command::new("tar").arg("-czf").arg(&layer).arg("-C").arg(dir.path()).arg("content"));
+    assert!(packed.unwrap().status.success());
+    (dir, layer)
+}
+
+#[test]
+fn an_index_is_built_shown_and_verified() {
+    let (dir, layer) = layer_file();
+    let (layer, index) = (layer.to_str().unwrap(), dir.path().join("layer.index"));
+    let index = index.to_str().unwrap();
+    let built = lapwing(&["index", "build", layer, "-o", index, "--json"]);
+    assert!(built.status.success(), "{}", text(&built.stderr));
+    let sum = output(std::process::Command::new("sha256sum").arg(layer)).unwrap().stdout;
+    let said: Value = serde_json::from_slice(&built.stdout).unwrap();
+    assert_eq!(said["layer"], format!("sha256:{}", &text(&sum)[..64]));
+    assert_eq!((&said["compression"], &said["entries"]), (&"gzip".into(), &3.into()));
+
+    let shown = lapwing(&["index", "show", index, "--files"]);
+    let lines = text(&shown.stdout);
+    assert!(lines.contains("70000") && lines.contains("content/a") && lines.contains("a\\u{1b}[2J"), "{lines}");
+    let verified = lapwing(&["index", "verify", index, layer]);
+    assert!(verified.status.success(), "{}", text(&verified.stdout));
+
+    let (other_dir, other) = layer_file();
+    std::fs::write(other_dir.path().join("content/a"), "b").unwrap();
+    let tar = output(
+        std::process::Command::new("tar").arg("-czf").arg(&other).arg("-C").arg(other_dir.path()).arg("content"),
+    );
+    assert!(tar.unwrap().status.success());
+    let of_another = lapwing(&["index", "verify", index, other.to_str().unwrap()]);
+    assert_eq!(of_another.status.code(), Some(1));
+    assert!(text(&of_another.stderr).contains("is the index of"), "{}", text(&of_another.stderr));
+
+    // The diffID, at its place in the format.
+    let mut bytes = std::fs::read(index).unwrap();
+    bytes[56] ^= 1;
+    std::fs::write(index, &bytes).unwrap();
+    let lying = lapwing(&["index", "verify", index, layer]);
+    assert_eq!((lying.status.code(), text(&lying.stdout).starts_with("diffID: ")), (Some(1), true));
+    std::fs::write(index, &bytes[..100]).unwrap();
+    let cut = lapwing(&["index", "show", index]);
+    assert_eq!(cut.status.code(), Some(1));
+    assert!(text(&cut.stderr).contains("is no index"), "{}", text(&cut.stderr));
 }
 
 #[test]

@@ -91,11 +91,12 @@ fn verify(arguments: &IndexVerify) -> anyhow::Result<ExitCode> {
         );
     }
     let differences = differences(&claimed, &built, built.encode() == encoded);
+    let mut out = std::io::stdout().lock();
     for difference in &differences {
-        println!("{difference}");
+        writeln!(out, "{difference}")?;
     }
     if differences.is_empty() {
-        println!("{} says of {} what is in it", arguments.index.display(), claimed.layer());
+        writeln!(out, "{} says of {} what is in it", arguments.index.display(), claimed.layer())?;
         return Ok(ExitCode::SUCCESS);
     }
     Ok(ExitCode::FAILURE)
