@@ -63,7 +63,8 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeM
         }
         let differences = tree::differences(&unpacked, &shown, 40);
         assert_eq!(differences, "", "left: overlayfs, right: lazily mounted by {backend}");
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = machine.host.run("cat", &["/proc/self/mountinfo"]).unwrap().stdout;
+        let mounts = String::from_utf8(mounts).unwrap();
         let kind = if backend == "erofs" { " - erofs " } else { " - fuse.lapwing " };
         let of_snapshots = mounts.lines().filter(|line| line.contains("/snapshots/") && line.contains(kind));
         assert!(of_snapshots.count() >= layout.layers.len(), "mounted by {backend}");
