@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lapwing_lab::image::{self, Noise};
-use lapwing_lab::{Need, check, lapwing_binary, require, wait};
+use lapwing_lab::{LapwingSettings, Need, check, lapwing_binary, require, wait};
 use lapwing_snapshotter::fuse::{self, holder};
 use lapwing_snapshotter::lazy::{LazyMounts, MountError, Options};
 use lapwing_snapshotter::mountpoint;
@@ -32,18 +32,31 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// Layers mounted that way.
+fn by(backend: &str) -> impl FnOnce(LapwingSettings) -> LapwingSettings {
+    move |settings| settings.with("lazy", &format!("backend = {backend:?}"))
+}
+
 fn small() -> Vec<Noise> {
     vec![image::noise(30, &[2, 2]).unwrap()]
 }
 
 #[test]
 fn readers_go_on_when_the_node_is_killed() {
-    const NAME: &str = "readers_go_on_when_the_node_is_killed";
-    if !require(NAME, &NEEDS) {
+    the_node_is_killed("readers_go_on_when_the_node_is_killed", "erofs");
+}
+
+#[test]
+fn readers_go_on_when_the_node_is_killed_on_fuse_trees() {
+    the_node_is_killed("readers_go_on_when_the_node_is_killed_on_fuse_trees", "fuse");
+}
+
+fn the_node_is_killed(test: &str, backend: &str) {
+    if !require(test, &NEEDS) {
         return;
     }
     let images = (0..number("LAPWING_TEST_IMAGES", 1)).map(|seed| image::noise(40 + seed, &[1; LAYERS]).unwrap());
-    let mut rig = Rig::new("kills", images.collect(), |settings| settings);
+    let mut rig = Rig::new(test, images.collect(), by(backend));
     rig.pull_and_run();
     let mounts = rig.mounts();
     assert_eq!(mounts.len(), rig.images.len() * LAYERS + 1, "a mount for each layer, and their data");
@@ -64,7 +77,7 @@ fn readers_go_on_when_the_node_is_killed() {
     rig.node().restart().unwrap();
     readers.wait_for_reads(5);
     assert_eq!(readers.stop(), Vec::<String>::new());
-    eprintln!("{NAME}: {} mounts, longest stall for each kill: {stalls:.2?}", mounts.len());
+    eprintln!("{test}: {} mounts, longest stall for each kill: {stalls:.2?}", mounts.len());
     rig.assert_containers_read_right();
     assert_eq!(rig.mounts(), mounts, "nothing was mounted or unmounted");
     let log = rig.node().log().unwrap();
@@ -75,11 +88,22 @@ fn readers_go_on_when_the_node_is_killed() {
 
 #[test]
 fn readers_go_on_through_an_upgrade_and_without_a_holder_but_not_without_both() {
-    const NAME: &str = "readers_go_on_through_an_upgrade_and_without_a_holder_but_not_without_both";
-    if !require(NAME, &NEEDS) {
+    upgrade_and_no_holder("readers_go_on_through_an_upgrade_and_without_a_holder_but_not_without_both", "erofs");
+}
+
+#[test]
+fn readers_go_on_through_an_upgrade_and_without_a_holder_but_not_without_both_on_fuse_trees() {
+    upgrade_and_no_holder(
+        "readers_go_on_through_an_upgrade_and_without_a_holder_but_not_without_both_on_fuse_trees",
+        "fuse",
+    );
+}
+
+fn upgrade_and_no_holder(test: &str, backend: &str) {
+    if !require(test, &NEEDS) {
         return;
     }
-    let mut rig = Rig::new("upgrade", small(), |settings| settings);
+    let mut rig = Rig::new(test, small(), by(backend));
     let program = rig.worker.host.dir().join("lapwing-program");
     std::fs::copy(lapwing_binary().unwrap(), &program).unwrap();
     let command = rig.node().command(&program);
@@ -122,7 +146,10 @@ fn readers_go_on_through_an_upgrade_and_without_a_holder_but_not_without_both() 
     let readers = Readers::start(&rig.roots());
     wait::until_true("reads to fail", DEADLINE, || !readers.failures().is_empty()).unwrap();
     let failures = readers.stop();
-    assert!(failures.iter().all(|failure| failure.contains("os error 5")), "EIO and nothing else: {failures:?}");
+    // EIO of EROFS; ENOTCONN or ECONNABORTED of FUSE.
+    let expected: &[&str] = if backend == "erofs" { &["os error 5)"] } else { &["os error 107)", "os error 103)"] };
+    let is_expected = |failure: &String| expected.iter().any(|error| failure.contains(error));
+    assert!(failures.iter().all(is_expected), "{failures:?}");
     rig.node().restart().unwrap();
     let log = rig.node().log().unwrap();
     assert!(log.contains("nobody kept the lazy mounts of the former process"), "{log}");
@@ -232,11 +259,19 @@ fn systemd_keeps_the_mounts_without_a_holder() {
 
 #[test]
 fn mounts_end_when_the_operator_says_so_and_nobody_uses_them() {
-    const NAME: &str = "mounts_end_when_the_operator_says_so_and_nobody_uses_them";
-    if !require(NAME, &NEEDS) {
+    the_operator_detaches("mounts_end_when_the_operator_says_so_and_nobody_uses_them", "erofs");
+}
+
+#[test]
+fn mounts_end_when_the_operator_says_so_and_nobody_uses_them_on_fuse_trees() {
+    the_operator_detaches("mounts_end_when_the_operator_says_so_and_nobody_uses_them_on_fuse_trees", "fuse");
+}
+
+fn the_operator_detaches(test: &str, backend: &str) {
+    if !require(test, &NEEDS) {
         return;
     }
-    let mut rig = Rig::new("detach", small(), |settings| settings);
+    let mut rig = Rig::new(test, small(), by(backend));
     rig.pull_and_run();
     let holder = rig.holder().unwrap();
     let config = rig.node().config().to_owned();
@@ -317,7 +352,7 @@ fn a_holder_is_small_protected_and_no_longer_there_than_needed() {
     }
     let network = lapwing_lab::Lab::new("holder").unwrap().network().unwrap();
     let host = network.host("node", None).unwrap();
-    let mut node = lapwing_lab::Lapwing::start(&host, lapwing_lab::LapwingSettings::up()).unwrap();
+    let mut node = lapwing_lab::Lapwing::start(&host, LapwingSettings::up()).unwrap();
     let log = node.log().unwrap();
     let pid: u32 = log.split_once("while no node runs pid=").unwrap().1.lines().next().unwrap().parse().unwrap();
     let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
