@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use lapwing_lab::{Machine, MachineOptions, Need, Site, check, image, require, wait};
+use lapwing_lab::{Machine, MachineOptions, Need, Site, image, require, wait};
 
 const NEEDS: [Need; 9] = [
     Need::Root,
@@ -24,8 +24,9 @@ const ROOT: u32 = 100_000;
 /// More than the greatest owner in the image.
 const IDS: u32 = 3_000_000;
 
-fn start(site: &Site, name: &str, remap_ids: bool) -> Machine {
+fn start(site: &Site, name: &str, remap_ids: bool, backend: &str) -> Machine {
     let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
+    let settings = settings.with("lazy", &format!("backend = {backend:?}"));
     let options = MachineOptions { remap_ids, ..MachineOptions::lapwing(settings) };
     Machine::start(&site.network, name, &site.registry, options).unwrap()
 }
@@ -38,28 +39,28 @@ fn a_container_in_a_user_namespace_runs_on_lazy_layers() {
     }
     let site = Site::new(NAME, None).unwrap();
     let name = site.registry.push(&image::small().unwrap(), "lab/small:1").unwrap();
-    let seed = start(&site, "seed", true);
+    let seed = start(&site, "seed", true, "erofs");
     seed.containerd.pull(&name, "overlayfs").unwrap();
     let node = seed.lapwing.as_ref().unwrap();
     wait::until_true("both layers to be indexed", SOON, || node.log().unwrap().matches("built the index").count() == 2)
         .unwrap();
-    for remap_ids in [true, false] {
-        let machine = start(&site, if remap_ids { "mapped" } else { "copied" }, remap_ids);
+    for (remap_ids, backend) in [(true, "erofs"), (false, "erofs"), (true, "fuse"), (false, "fuse")] {
+        let name_of = |how: &str| format!("{how}{backend}");
+        let machine = start(&site, &name_of(if remap_ids { "mapped" } else { "copied" }), remap_ids, backend);
         machine.containerd.pull(&name, "lapwing").unwrap();
         let node = machine.lapwing.as_ref().unwrap();
         assert_eq!(node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap(), 2.0, "both layers are lazy");
         let mapping = format!("0:{ROOT}:{IDS}");
-        let flags = ["--rm", "--remap-labels", "--uidmap", &mapping, "--gidmap", &mapping];
-        let mut command = machine.containerd.run_command(&flags, &name, "lapwing", "main").unwrap();
+        let options = ["--remap-labels", "--uidmap", &mapping, "--gidmap", &mapping];
         let script = "id -u && stat -c %u /bin/sh && touch /mine && stat -c %u /mine";
-        let said = check(command.args(["/bin/sh", "-c", script])).unwrap();
-        assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["0", "0", "0"], "remap-ids: {remap_ids}");
+        let said = machine.containerd.run_with(&options, &name, "lapwing", "main", &["/bin/sh", "-c", script]).unwrap();
+        assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["0", "0", "0"], "remap-ids: {remap_ids}, {backend}");
 
         let list = format!("stat -c %u {}/snapshots/*/fs/bin/sh", node.root().display());
         let owners = machine.host.check("sh", &["-c", &list]).unwrap();
         let mut owners: Vec<u32> = owners.lines().map(|owner| owner.parse().unwrap()).collect();
         owners.sort_unstable();
         let expected: &[u32] = if remap_ids { &[0] } else { &[0, ROOT] };
-        assert_eq!(owners, expected, "remap-ids: {remap_ids}");
+        assert_eq!(owners, expected, "remap-ids: {remap_ids}, {backend}");
     }
 }

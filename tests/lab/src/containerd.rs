@@ -124,13 +124,26 @@ impl Containerd {
     /// The output goes to a file: `ctr` gives up pipes that it has not opened yet when the container ends, and with them, now and then,
     /// all that a container printed.
     pub fn run(&self, reference: &str, snapshotter: &str, name: &str, args: &[&str]) -> Result<String> {
+        self.run_with(&[], reference, snapshotter, name, args)
+    }
+
+    /// The same with more `options` for `ctr run`.
+    pub fn run_with(
+        &self,
+        options: &[&str],
+        reference: &str,
+        snapshotter: &str,
+        name: &str,
+        args: &[&str],
+    ) -> Result<String> {
         let file = self.host.dir().join(format!("{name}.output"));
         match std::fs::remove_file(&file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
         let uri = format!("file://{}", file.display());
-        let ended = check(self.run_command(&["--rm", "--log-uri", &uri], reference, snapshotter, name)?.args(args));
+        let options = [&["--rm", "--log-uri", &uri], options].concat();
+        let ended = check(self.run_command(&options, reference, snapshotter, name)?.args(args));
         let output = std::fs::read_to_string(&file);
         ended.with_context(|| format!("it printed {output:?}"))?;
         Ok(output?)
