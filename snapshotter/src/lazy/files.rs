@@ -74,6 +74,10 @@ impl Layers {
         let _ = self.kept.set(kept);
     }
 
+    pub(super) fn common(&self) -> &Common {
+        &self.common
+    }
+
     pub(super) fn directory(&self, digest: &Digest) -> PathBuf {
         self.directory.join(digest.hex())
     }

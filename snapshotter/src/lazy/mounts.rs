@@ -32,6 +32,7 @@ use super::files::{KeptLayers, Layers, file_name};
 use super::former;
 use super::inherit::{self, Inherited};
 use super::layer::{LazyLayer, Proof};
+use super::recorder::Recorder;
 use super::{LazyError, Options, erofs_mount};
 use crate::erofs::{self, ErofsError};
 use crate::fuse::{self, Handshake, HolderProgram, Keeping, Lengths, Record, RecordError, Session};
@@ -444,6 +445,17 @@ impl LazyMounts {
         let table = mountpoint::mounts().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
         let seen = table.iter().rev().find(|mount| mount.at == at);
         Ok(seen.is_some_and(|mount| former::is_erofs_of(mount, &self.layers.directory(digest))))
+    }
+
+    /// Takes down what is read of these layers.
+    pub fn recorder(&self) -> &Recorder {
+        self.layers.common().recorder()
+    }
+
+    /// Whether a layer is mounted anywhere by this process, or was found mounted by it.
+    pub fn is_mounted(&self, digest: &Digest) -> bool {
+        let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        mounted.values().any(|layer| layer == digest)
     }
 
     /// Where everything is that is kept of a layer.
