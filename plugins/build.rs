@@ -1,7 +1,8 @@
 //! Compiles the services of containerd that are called from `proto/` (API of containerd 2.3) without `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const SERVICES: [&str; 6] = [
+    const SERVICES: [&str; 7] = [
+        "services/containers/v1/containers.proto",
         "services/content/v1/content.proto",
         "services/events/v1/events.proto",
         "services/images/v1/images.proto",

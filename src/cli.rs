@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Build, show or check the index of a layer in a file, by which it can be mounted lazily
     #[command(subcommand)]
     Index(Index),
+    /// Show what containers of an image read when they start, which other nodes then fetch ahead; write it to a file, or read it from one
+    #[command(subcommand)]
+    Profile(Profile),
     /// Check whether this machine can do what Lapwing needs, and say what to mend
     Doctor(Doctor),
     /// Be, or join, a cluster's authority: certificates that say who may take part
@@ -230,6 +233,55 @@ pub(crate) struct Hydrate {
     /// Only this platform ("linux/arm64"); else every one that was pulled
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<String>,
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Profile {
+    /// Show the profile of an image
+    Show(ProfileShow),
+    /// Write it to a file
+    Export(ProfileExport),
+    /// Take up a file that was exported elsewhere, for this node and the others of its group
+    Import(ProfileImport),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProfileShow {
+    /// The image's name, as containerd has it, or its chain id ("sha256:...")
+    pub image: String,
+    /// containerd's namespace ("k8s.io" is Kubernetes')
+    #[arg(short, long, env = "CONTAINERD_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProfileExport {
+    /// The image's name, as containerd has it, or its chain id ("sha256:...")
+    pub image: String,
+    /// containerd's namespace ("k8s.io" is Kubernetes')
+    #[arg(short, long, env = "CONTAINERD_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Where it goes, "-" for the standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProfileImport {
+    /// A file that `lapwing profile export` wrote
+    pub file: PathBuf,
     /// The node's admin address (admin.listen)
     #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
     pub admin: SocketAddr,

@@ -11,5 +11,6 @@ pub(crate) mod limits;
 pub(crate) mod ls;
 pub(crate) mod nodes;
 pub(crate) mod pin;
+pub(crate) mod profile;
 pub(crate) mod setup;
 mod tracker;

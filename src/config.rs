@@ -38,6 +38,9 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const SHORTEST_STALE: Duration = Duration::from_secs(60);
 const LONGEST_STALE: Duration = Duration::from_secs(90 * 24 * 3600);
 
+/// What `lazy.record_for` may be at most.
+const LONGEST_RECORDING: Duration = Duration::from_secs(3600);
+
 /// Most nodes that may be asked to agree: trackers count no further (their `MAX_VOTERS_PER_OBJECT`).
 const MAX_QUORUM: u32 = 64;
 
@@ -109,6 +112,8 @@ pub(crate) struct Lazy {
     pub build_indexes: bool,
     pub read_deadline: Span,
     pub complete_after: Span,
+    pub record_for: Span,
+    pub prefetch: bool,
     pub holder: bool,
 }
 
@@ -260,6 +265,8 @@ impl Default for Lazy {
             build_indexes: true,
             read_deadline: Span::seconds(60),
             complete_after: Span::seconds(30),
+            record_for: Span::seconds(30),
+            prefetch: true,
             holder: true,
         }
     }
@@ -392,6 +399,9 @@ impl Config {
         }
         if !(1..=1024).contains(&self.peer.upload_slots) {
             return invalid("peer.upload_slots", format!("{} is not between 1 and 1024", self.peer.upload_slots));
+        }
+        if self.lazy.record_for.0 > LONGEST_RECORDING {
+            return invalid("lazy.record_for", format!("{} is more than an hour", self.lazy.record_for));
         }
         self.check_trust()?;
         if let Some((key, reason)) = self.limits.invalid() {
@@ -553,6 +563,7 @@ mod tests {
             ("[peer]\nupload_slots = 0", "upload_slots"),
             ("[peer]\ncongestion_control = \"../cubic\"", "congestion_control"),
             ("[trust]\nindex_quorum = 0", "trust.index_quorum"),
+            ("[lazy]\nrecord_for = \"2h\"", "lazy.record_for"),
             ("[outage]\nquorum = 0", "outage.quorum"),
             ("[outage]\nmax_stale = \"5s\"", "outage.max_stale"),
             ("[limits.origin]\nper_blob = \"1KiB\"", "limits.origin.per_blob"),

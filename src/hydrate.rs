@@ -90,7 +90,7 @@ impl Hydration {
         })?;
         let lease = namespace.lease().await?;
         let mut done = Hydrated::default();
-        for manifest in manifests(&namespace, image.digest, wanted).await? {
+        for manifest in manifests(&namespace, image.digest, &wanted.image, wanted.platform.as_deref()).await? {
             self.hydrate(&namespace, &lease, manifest, &wanted.image, &mut done).await?;
         }
         lease.end().await?;
@@ -149,8 +149,13 @@ impl Hydration {
     }
 }
 
-/// The manifests of an image's platforms that are there.
-async fn manifests(namespace: &Namespace, target: Digest, wanted: &Wanted) -> anyhow::Result<Vec<Digest>> {
+/// The manifests of `image` that are there, of that platform or of all.
+pub(crate) async fn manifests(
+    namespace: &Namespace,
+    target: Digest,
+    image: &str,
+    platform: Option<&str>,
+) -> anyhow::Result<Vec<Digest>> {
     #[derive(Deserialize)]
     struct Index {
         manifests: Option<Vec<Descriptor>>,
@@ -159,7 +164,7 @@ async fn manifests(namespace: &Namespace, target: Digest, wanted: &Wanted) -> an
     let index: Index = serde_json::from_slice(&bytes).with_context(|| format!("{target} is no manifest or index"))?;
     let Some(children) = index.manifests else { return Ok(vec![target]) };
     let mut found = Vec::new();
-    for child in children.iter().take(MAX_CHILDREN).filter(|child| is_for(child, wanted.platform.as_deref())) {
+    for child in children.iter().take(MAX_CHILDREN).filter(|child| is_for(child, platform)) {
         let digest: Digest = child.digest().to_string().parse()?;
         if namespace.labels(&digest).await?.is_some() {
             found.push(digest);
@@ -167,9 +172,8 @@ async fn manifests(namespace: &Namespace, target: Digest, wanted: &Wanted) -> an
     }
     anyhow::ensure!(
         !found.is_empty(),
-        "no manifest of {} for {} is in containerd; pull it for that platform first",
-        wanted.image,
-        wanted.platform.as_deref().unwrap_or("any platform"),
+        "no manifest of {image} for {} is in containerd; pull it for that platform first",
+        platform.unwrap_or("any platform"),
     );
     Ok(found)
 }

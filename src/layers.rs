@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -21,11 +21,12 @@ use lapwing_p2p::node::{Blob, Node};
 use lapwing_p2p::store::Hold;
 use lapwing_snapshotter::index::Index;
 use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyMounts, MountError, Proof};
-use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Target};
+use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Started, Target};
 use lapwing_snapshotter::source::LayerSource;
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, LayerRecord, chain_id};
+use crate::profiles::Profiles;
 
 pub(crate) mod build;
 mod kept;
@@ -82,6 +83,8 @@ pub(crate) struct Layers {
     /// Why no layer is newly mounted lazily, if so: `mounts` is missing, or there only for what a former process mounted.
     unsupported: Option<String>,
     known: Mutex<HashMap<Digest, watch::Receiver<Knowledge>>>,
+    /// None where nothing is mounted lazily.
+    profiles: OnceLock<Arc<Profiles>>,
 }
 
 impl Layers {
@@ -108,7 +111,22 @@ impl Layers {
             runtime,
             unsupported,
             known: Mutex::default(),
+            profiles: OnceLock::new(),
         })
+    }
+
+    /// Who is told of images and starts.
+    pub(crate) fn tell(&self, profiles: Arc<Profiles>) {
+        // Said once, at the start.
+        let _ = self.profiles.set(profiles);
+    }
+
+    /// An image passed the mirror: its layers, base first, and what it is started with.
+    pub(crate) fn image_seen(&self, records: &[LayerRecord], arguments: &[String]) {
+        if let (Some(profiles), Some(top)) = (self.profiles.get(), records.last()) {
+            let layers = records.iter().map(|record| record.layer).collect();
+            profiles.image_seen(&top.chain_id, layers, arguments);
+        }
     }
 
     /// A layer will probably be asked for: its index is searched for now, unless that is known already.
@@ -309,6 +327,9 @@ impl Layers {
         }
         let layer = record.layer;
         self.catalog.remember(LayerRecord { diff_id, ..record });
+        if let Some(profiles) = self.profiles.get() {
+            profiles.claimed(target.chain_id);
+        }
         Ok(layer)
     }
 
@@ -354,6 +375,12 @@ impl RemoteLayers for Layers {
     fn directory(&self, layer: &Digest) -> Option<PathBuf> {
         let directory = self.mounts.as_ref()?.directory(layer);
         directory.is_dir().then_some(directory)
+    }
+
+    fn started(&self, started: Started) {
+        if let Some(profiles) = self.profiles.get() {
+            profiles.started(started);
+        }
     }
 
     fn unmount(&self, at: &Path) {

@@ -33,6 +33,7 @@ mod memory;
 mod mirror;
 mod node;
 mod outage;
+mod profiles;
 mod proxy;
 mod seed;
 mod telemetry;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Command::Hydrate(arguments) => on_runtime(commands::hydrate::run(&arguments)),
         Command::Ls(query) => on_runtime(commands::ls::run(&query)),
         Command::Pin(arguments) => on_runtime(commands::pin::run(&arguments, true)),
+        Command::Profile(command) => on_runtime(commands::profile::run(&command)),
         Command::Unpin(arguments) => on_runtime(commands::pin::run(&arguments, false)),
         Command::Tracker(daemon) => run_daemon(&daemon, async |config, shutdown| tracker::run(&config, shutdown).await),
         Command::Seed(daemon) => run_daemon(&daemon, async |config, shutdown| seed::run(config, shutdown).await),

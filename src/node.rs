@@ -19,7 +19,7 @@ use lapwing_plugins::containerd::Containerd;
 use lapwing_plugins::http::Urls;
 use lapwing_plugins::registry::Registries;
 use lapwing_snapshotter::fuse::HolderProgram;
-use lapwing_snapshotter::lazy::{self, Backend, LazyMounts, Unsupported};
+use lapwing_snapshotter::lazy::{self, Backend, LazyMetrics, LazyMounts, Unsupported};
 use lapwing_snapshotter::remote::RemoteLayers;
 use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tokio::task::JoinSet;
@@ -37,6 +37,7 @@ use crate::membership::Membership;
 use crate::memory;
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
 use crate::outage::Outage;
+use crate::profiles::{self, Profiles, Terms};
 use crate::proxy::{self, Proxy, ProxyMetrics};
 use crate::tracker;
 
@@ -83,6 +84,9 @@ struct Parts {
     origins: Arc<Origins>,
     layers: Arc<Layers>,
     outage: Option<Arc<Outage>>,
+    containerd: Containerd,
+    /// None where nothing is mounted lazily.
+    profiles: Option<Arc<Profiles>>,
 }
 
 /// Runs until `shutdown`, then lets go in the opposite order. Mounts stay for the next process to take up.
@@ -98,7 +102,8 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         tracker::start(&config, tracker, &membership, shutdown.clone()).await?;
         config.tracker.addresses.push(config.tracker.listen.to_string());
     }
-    let parts = assemble(&config, &root, start_swarm(&config, &membership, &mut admin, Role::Worker).await?)?;
+    let swarm = start_swarm(&config, &membership, &mut admin, Role::Worker).await?;
+    let parts = assemble(&config, &root, swarm, &mut admin)?;
     parts.layers.serve_former()?;
     let mut serving = JoinSet::new();
     if config.snapshotter.enabled {
@@ -119,22 +124,32 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     ended
 }
 
-fn assemble(config: &Config, root: &Path, node: Arc<Node>) -> anyhow::Result<Parts> {
+fn assemble(config: &Config, root: &Path, node: Arc<Node>, admin: &mut Admin) -> anyhow::Result<Parts> {
     let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
     let registries = Registries::new(config.registries.clone())?;
     let max_stale = config.outage.max_stale.0;
     let outage = (!max_stale.is_zero()).then(|| Outage::new(max_stale, Arc::clone(&node)));
     let origins = Arc::new(Origins::new(Arc::clone(&registries), outage.clone()));
+    let metrics = LazyMetrics::default();
+    metrics.register(admin.lapwing());
     let complete_after = (!config.lazy.complete_after.0.is_zero()).then_some(config.lazy.complete_after.0);
     let layers = Layers::new(
         Arc::clone(&node),
         Arc::clone(&catalog),
         Arc::clone(&origins),
-        start_lazy(config),
+        start_lazy(config, metrics),
         KeptIndexes::new(root),
         complete_after,
     );
-    Ok(Parts { node, catalog, registries, origins, layers, outage })
+    let containerd = Containerd::at(&config.containerd.socket).context("configuration key containerd.socket")?;
+    let terms = Terms { record_for: config.lazy.record_for.0, prefetch: config.lazy.prefetch };
+    let profiles = layers
+        .mounts()
+        .map(|mounts| Profiles::new(root, Arc::clone(&node), Arc::clone(mounts), containerd.clone(), terms));
+    if let Some(profiles) = &profiles {
+        layers.tell(Arc::clone(profiles));
+    }
+    Ok(Parts { node, catalog, registries, origins, layers, outage, containerd, profiles })
 }
 
 /// Starts the mirror, and the forward proxy if there is to be one.
@@ -182,20 +197,22 @@ async fn start_admin(
     mut admin: Admin,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let Parts { node, catalog, layers, origins, .. } = parts;
+    let Parts { node, catalog, layers, origins, containerd, profiles, .. } = parts;
     let told = (Arc::clone(node), Arc::clone(layers), Arc::clone(catalog));
     admin.state = Some(Box::new(move || {
         serde_json::to_value(state::NodeState::gather(&told.0, &told.1, &told.2)).unwrap_or_default()
     }));
     admin.limited = Some(Arc::clone(node));
     admin.api = admin.api.merge(pins::routes(Arc::clone(node.store())));
-    let containerd = Containerd::at(&config.containerd.socket).context("configuration key containerd.socket")?;
-    held::start(&config.containerd, &containerd, node);
+    if let Some(profiles) = profiles {
+        admin.api = admin.api.merge(profiles::api::routes(Arc::clone(profiles)));
+    }
+    held::start(&config.containerd, containerd, node);
     admin.api = admin.api.merge(hydrate::routes(Hydration {
         node: Arc::clone(node),
         origins: Arc::clone(origins),
         catalog: Arc::clone(catalog),
-        containerd,
+        containerd: containerd.clone(),
     }));
     let ready = Arc::clone(&admin.ready);
     let listen = config.admin.listen;
@@ -310,14 +327,14 @@ pub(crate) async fn start_swarm(
 
 /// The lazy mounts, or the reason why layers are pulled whole on this machine. Those that a former process left alive are taken up in any
 /// case: containers use them.
-fn start_lazy(config: &Config) -> Lazy {
+fn start_lazy(config: &Config, metrics: LazyMetrics) -> Lazy {
     let enabled = config.lazy.enabled && config.snapshotter.enabled;
     let backend = if enabled {
         lazy_backend(config).map_err(|error| error.to_string())
     } else {
         Err("lazy.enabled or snapshotter.enabled is false".to_owned())
     };
-    let options = lazy::Options { deadline: config.lazy.read_deadline.0, ..lazy::Options::default() };
+    let options = lazy::Options { deadline: config.lazy.read_deadline.0, metrics, ..lazy::Options::default() };
     let options = lazy::Options { backend: *backend.as_ref().unwrap_or(&options.backend), ..options };
     let holder = config.lazy.holder.then(|| HolderProgram {
         // The running program, though an upgrade may have put another in its place.

@@ -119,6 +119,7 @@ fn statement(message: &proto::Statement) -> Result<Statement, Status> {
         proto::StatementKind::Metainfo => StatementKind::Metainfo,
         proto::StatementKind::LayerIndex => StatementKind::LayerIndex,
         proto::StatementKind::Referent => StatementKind::Referent,
+        proto::StatementKind::Profile => StatementKind::Profile,
         proto::StatementKind::Unspecified => {
             return Err(invalid(format!("statement.kind: {} is no kind", message.kind)));
         }
@@ -155,6 +156,7 @@ pub(crate) fn statement_message(statement: &Statement) -> proto::Statement {
         StatementKind::Metainfo => proto::StatementKind::Metainfo,
         StatementKind::LayerIndex => proto::StatementKind::LayerIndex,
         StatementKind::Referent => proto::StatementKind::Referent,
+        StatementKind::Profile => proto::StatementKind::Profile,
     };
     proto::Statement {
         subject: statement.subject.as_bytes().to_vec(),

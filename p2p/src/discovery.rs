@@ -8,7 +8,7 @@ use futures_core::future::BoxFuture;
 use crate::digest::Digest;
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
-use crate::limits::{MAX_LAYER_INDEX_LENGTH, MAX_METAINFO_LENGTH, MAX_REFERENT_LENGTH};
+use crate::limits::{MAX_LAYER_INDEX_LENGTH, MAX_METAINFO_LENGTH, MAX_PROFILE_LENGTH, MAX_REFERENT_LENGTH};
 use crate::origin::Locator;
 use crate::swarm::Priority;
 
@@ -52,6 +52,9 @@ pub enum StatementKind {
     LayerIndex,
     /// The object is what the subject, which is a [name](Digest::name), stood for when the origin was asked.
     Referent,
+    /// The object is a profile of the image whose chain id the subject is: what its containers read when they start. A hint:
+    /// nodes see different things, so that many objects of one subject may be right.
+    Profile,
 }
 
 impl StatementKind {
@@ -61,6 +64,7 @@ impl StatementKind {
             Self::Metainfo => MAX_METAINFO_LENGTH as u64,
             Self::LayerIndex => MAX_LAYER_INDEX_LENGTH,
             Self::Referent => MAX_REFERENT_LENGTH,
+            Self::Profile => MAX_PROFILE_LENGTH,
         }
     }
 }

@@ -21,6 +21,9 @@ pub const MAX_LAYER_INDEX_LENGTH: u64 = 64 << 20;
 /// Longest blob that a name may stand for, in bytes: the longest manifest of the distribution specification.
 pub const MAX_REFERENT_LENGTH: u64 = 4 << 20;
 
+/// Longest profile of an image, in bytes: one piece, so that it comes in one round trip and needs no metainfo.
+pub const MAX_PROFILE_LENGTH: u64 = 256 << 10;
+
 /// Longest bitmap file of the chunk store that is read, in bytes: that of a blob of [`MAX_BLOB_LENGTH`].
 pub const MAX_BITMAP_FILE_LENGTH: u64 = 48 + (1 << 20) / 8 + 4;
 

@@ -1,4 +1,4 @@
-//! containerd's own services, over its socket: what it holds ([`content`]), and what it lacks ([`image`]).
+//! containerd's own services, over its socket: what it holds ([`content`]), what it lacks ([`image`]), and what it starts ([`container`]).
 //!
 //! One connection, made when it is needed and made again after containerd was restarted. Nothing here waits longer than
 //! [`CALL`](crate::limits::CONTAINERD_CALL) for an answer, but for the stream of events, which is silent as long as nothing
@@ -12,6 +12,7 @@ use tonic::{Code, Request, Status};
 
 use crate::limits::{CONTAINERD_CALL, CONTAINERD_CONNECT};
 
+pub mod container;
 pub mod content;
 pub mod image;
 mod proto;

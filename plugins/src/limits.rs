@@ -11,6 +11,9 @@ pub const CONTAINERD_CALL: Duration = Duration::from_secs(60);
 /// Longest message of containerd's, in bytes; its own limit.
 pub const MAX_CONTAINERD_MESSAGE: usize = 16 << 20;
 
+/// Longest runtime specification of a container that is read, in bytes.
+pub const MAX_CONTAINER_SPEC: usize = 4 << 20;
+
 /// Most of containerd's namespaces that are looked into.
 pub const MAX_CONTAINERD_NAMESPACES: usize = 1024;
 

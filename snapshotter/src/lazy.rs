@@ -4,6 +4,8 @@
 //! * [`cache`]: the spans on disk, and the bitmap that says which
 //! * [`common`]: what all layers share: CPU and descriptors
 //! * [`readahead`]: finds sequential readers
+//! * [`recorder`]: takes down what is read while containers start
+//! * [`ahead`]: counts what was fetched before it was read
 //! * [`mounts`]: the FUSE mount that serves the tars, and the EROFS mounts on top
 //! * [`files`]: which layer is which file of the FUSE mount; brings those back that a former process had
 //! * [`trees`]: layers as directory trees, where the kernel cannot mount them by itself
@@ -18,6 +20,7 @@
 //!
 //! After a crash every span whose bit is set is right: data is synced before its bit. A lost bit costs a refetch.
 
+mod ahead;
 mod cache;
 mod common;
 mod erofs_mount;
@@ -28,14 +31,17 @@ mod layer;
 mod mounts;
 mod probe;
 mod readahead;
+mod recorder;
 mod trees;
 
+pub use ahead::LazyMetrics;
 pub use cache::replace_file;
 pub use common::Common;
 pub use files::KeptLayers;
 pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};
 pub use probe::{Support, Unsupported, probe, probe_trees};
+pub use recorder::Recorder;
 
 use std::time::Duration;
 
@@ -64,12 +70,16 @@ pub struct Options {
     pub inflations: usize,
     /// Spans that background completion of one layer has in work at once.
     pub background_spans: usize,
+    /// Where it is counted.
+    pub metrics: LazyMetrics,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { backend: Backend::Erofs, deadline: Duration::from_secs(60), inflations: cores, background_spans: 4 }
+        let metrics = LazyMetrics::default();
+        let (backend, deadline) = (Backend::Erofs, Duration::from_secs(60));
+        Self { backend, deadline, inflations: cores, background_spans: 4, metrics }
     }
 }
 

@@ -77,3 +77,24 @@ pub const MAX_READ_BYTES: u32 = 1 << 20;
 pub const MAX_READ_AHEAD_BYTES: u64 = 8 << 20;
 /// Tars and images of lazily mounted layers that are open at once.
 pub const MAX_OPEN_LAYER_FILES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+// Profiles: see `profile`.
+
+/// Most layers that a profile speaks of.
+pub const MAX_PROFILE_LAYERS: usize = 512;
+/// Most entry points in one profile; the one that was recorded longest ago is forgotten.
+pub const MAX_PROFILE_STARTS: usize = 16;
+/// Most reads in one profile, all entry points together; the latest of a start are left out.
+pub const MAX_PROFILE_READS: usize = 10_240;
+/// Most reads of one recording.
+pub const MAX_RECORDED_READS: usize = 4096;
+/// Starts of images recorded at once; others are not recorded.
+pub const MAX_RECORDINGS: usize = 64;
+/// Longest name of a program in a profile, in bytes.
+pub const MAX_PROGRAM_BYTES: usize = 64;
+/// What profiles may have fetched of an image, one part in so many of the compressed bytes of its layers ...
+pub const MAX_PREFETCH_SHARE: u64 = 2;
+/// ... or so much, in bytes, if that is more.
+pub const MIN_PREFETCH_BYTES: u64 = 32 << 20;
+/// Most compressed bytes that are fetched before what comes next in the profile's order, to have them in one row.
+pub const MAX_PREFETCH_RUN_BYTES: u64 = 4 << 20;

@@ -36,6 +36,19 @@ pub struct Target<'a> {
     pub namespace: String,
 }
 
+/// A container is about to start, or somebody looks at an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Chain id of the image: that of its uppermost layer.
+    pub chain: Digest,
+    /// The layers of the image that are mounted on demand, the lowest first; at least one.
+    pub layers: Vec<Digest>,
+    /// containerd's namespace, or empty if the request does not tell.
+    pub namespace: String,
+    /// What containerd's client calls the snapshot: for containers, mostly their id.
+    pub key: String,
+}
+
 /// Why a layer cannot be mounted now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} ({reason})")]
@@ -64,6 +77,11 @@ pub trait RemoteLayers: Send + Sync + 'static {
     /// The directory that holds what this machine keeps of `layer`, to be counted as its snapshot's disk space; `None` if
     /// there is none.
     fn directory(&self, layer: &Digest) -> Option<PathBuf>;
+
+    /// A snapshot was made on layers that are mounted on demand. Called within the request, which it must not hold up.
+    fn started(&self, started: Started) {
+        drop(started);
+    }
 
     /// Detaches what is mounted at `at` (lazily: containers may still use it), and lets go of what served it.
     fn unmount(&self, at: &Path);

@@ -23,6 +23,8 @@ pub(crate) struct Image {
     layers: Vec<Layer>,
     /// Base first; empty until the config is known.
     diff_ids: Vec<Digest>,
+    /// What a container of it is started with unless its creator says otherwise; empty until the config is known.
+    arguments: Vec<String>,
 }
 
 struct Layer {
@@ -68,6 +70,7 @@ impl Image {
             config_length: parsed.config().size(),
             layers,
             diff_ids: Vec::new(),
+            arguments: Vec::new(),
         })
     }
 
@@ -84,7 +87,14 @@ impl Image {
         }
         let diff_ids = parsed.rootfs.diff_ids.iter().map(|id| id.parse::<Digest>());
         self.diff_ids = diff_ids.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))?;
+        let Process { entrypoint, cmd } = parsed.config.unwrap_or_default();
+        self.arguments = entrypoint.into_iter().flatten().chain(cmd.into_iter().flatten()).collect();
         Ok(self)
+    }
+
+    /// What a container of it is started with, the program first, unless its creator says otherwise.
+    pub(crate) fn arguments(&self) -> &[String] {
+        &self.arguments
     }
 
     /// The layers with their chain ids, base first; none before the config is known.
@@ -157,6 +167,15 @@ struct Shape {
 #[derive(Deserialize)]
 struct Config {
     rootfs: RootFs,
+    config: Option<Process>,
+}
+
+#[derive(Default, Deserialize)]
+struct Process {
+    #[serde(rename = "Entrypoint")]
+    entrypoint: Option<Vec<String>>,
+    #[serde(rename = "Cmd")]
+    cmd: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -201,8 +220,11 @@ mod tests {
 
     #[test]
     fn an_image_gives_its_layers_with_their_chains() {
-        let config =
-            serde_json::to_vec(&json!({ "rootfs": { "type": "layers", "diff_ids": [sha("d1"), sha("d2")] } })).unwrap();
+        let config = serde_json::to_vec(&json!({
+            "rootfs": { "type": "layers", "diff_ids": [sha("d1"), sha("d2")] },
+            "config": { "Entrypoint": ["/bin/python3"], "Cmd": ["main.py"] },
+        }))
+        .unwrap();
         let manifest = json!({
             "schemaVersion": 2,
             "config": descriptor(CONFIG, &Digest::of(&config).to_string(), config.len() as u64),
@@ -216,6 +238,7 @@ mod tests {
         assert_eq!((records[1].chain_id.clone(), records[1].parent_chain.clone()), (chain, Some(sha("d1"))));
         assert_eq!((records[1].layer.to_string(), records[1].length), (sha("l2"), 22));
         assert_eq!(records[1].media_type, "application/vnd.docker.image.rootfs.diff.tar.gzip");
+        assert_eq!(image.arguments(), ["/bin/python3", "main.py"]);
     }
 
     #[test]

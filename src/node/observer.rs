@@ -39,6 +39,7 @@ impl ImageObserver for Observer {
     fn image_seen(&self, image: &Image) {
         match self.catalog.learn(image) {
             Ok(records) => {
+                self.layers.image_seen(&records, image.arguments());
                 for record in &records {
                     self.layers.expect(record);
                     let blob = self.unclaimed().remove(&record.layer).and_then(|blob| blob.upgrade());

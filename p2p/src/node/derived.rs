@@ -104,11 +104,18 @@ impl Derived {
         known.into_iter().map(statement).collect()
     }
 
-    /// What this node may say in its own name.
+    /// What this node may say in its own name: of each kind and subject what it said last.
     pub(super) fn own(&self) -> Vec<Statement> {
         let objects = self.objects();
-        let own = objects.known.iter().map(statement).filter(|(_, standing)| *standing == Standing::Own);
-        own.map(|(statement, _)| statement).collect()
+        let own = objects.known.iter().filter(|(_, known)| known.standing == Standing::Own);
+        let mut last = BTreeMap::new();
+        for (key, known) in own {
+            let said = last.entry((key.0, key.1)).or_insert((key, known));
+            if said.1.order < known.order {
+                *said = (key, known);
+            }
+        }
+        last.into_values().map(|entry| statement(entry).0).collect()
     }
 
     /// Remembers what to make of an object, on disk too. What this node proved itself, no other's word changes.
@@ -294,6 +301,9 @@ mod tests {
         assert_eq!(derived.get(foreign.subject, StatementKind::LayerIndex), [(foreign, Standing::Accepted)]);
         assert_eq!(derived.get(own.subject, StatementKind::Metainfo), []);
         assert_eq!(derived.own(), [own]);
+        let later = index(b"subject", b"later");
+        derived.remember(later, Standing::Own).unwrap();
+        assert_eq!(derived.own(), [later], "what was said before is not said again");
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl Node {
             StatementKind::Metainfo => 1,
             StatementKind::LayerIndex => self.config.index_quorum,
             StatementKind::Referent => self.config.referent_quorum,
+            StatementKind::Profile => 1,
         };
         let found = self.discovery.find(subject).await.unwrap_or_default();
         let voted = found.votes.iter().filter(|vote| vote.nodes >= quorum).map(|vote| vote.statement).find(|stated| {
@@ -76,6 +77,26 @@ impl Node {
         });
         let Statement { object, length, .. } = voted.or_else(|| believed().next())?;
         self.open(object, length, None).ok()
+    }
+
+    /// All objects of that kind that are stated of `subject`, at most `most`: those with most votes first, then what is only
+    /// known from before. For kinds of which several may be right. Their bytes come when they are read.
+    pub async fn all_derived(self: &Arc<Self>, subject: Digest, kind: StatementKind, most: usize) -> Vec<Arc<Blob>> {
+        let known = self.derived.get(subject, kind);
+        let found = self.discovery.find(subject).await.unwrap_or_default();
+        let voted = found.votes.iter().map(|vote| vote.statement);
+        let stated = voted.filter(|stated| stated.kind == kind && stated.subject == subject && stated.is_possible());
+        let remembered = known.iter().map(|(statement, _)| *statement);
+        let mut chosen: Vec<Statement> = Vec::new();
+        for statement in stated.chain(remembered) {
+            let refuted = known
+                .iter()
+                .any(|(known, standing)| known.object == statement.object && *standing == Standing::Refuted);
+            if chosen.len() < most && !refuted && chosen.iter().all(|other| other.object != statement.object) {
+                chosen.push(statement);
+            }
+        }
+        chosen.into_iter().filter_map(|statement| self.open(statement.object, statement.length, None).ok()).collect()
     }
 
     /// An object that others stated proved usable: it is found again after a restart, without asking anybody.

@@ -126,6 +126,36 @@ async fn a_published_object_is_found_by_its_subject_and_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_objects_of_a_subject_are_found_but_for_refuted_ones() {
+    let tracker = Arc::new(Tracker::default());
+    let (subject, kind) = (Digest::of(b"image"), StatementKind::Profile);
+    let directories: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut nodes = Vec::new();
+    for directory in &directories {
+        nodes.push(start(&tracker, directory.path(), |_| {}).await);
+    }
+    let mut stated = Vec::new();
+    for (number, node) in nodes[..3].iter().enumerate() {
+        stated.push(node.publish(kind, subject, content(100, number as u64)).await.unwrap());
+    }
+    stated.sort();
+    let asker = &nodes[3];
+    let found = async |most| {
+        let mut found: Vec<_> =
+            asker.all_derived(subject, kind, most).await.iter().map(|object| object.digest()).collect();
+        found.sort();
+        found
+    };
+    assert_eq!(found(9).await, stated);
+    assert_eq!(found(2).await.len(), 2);
+    asker.refute(Statement { subject, kind, object: stated[1], length: 100 }).await;
+    assert_eq!(found(9).await, [stated[0], stated[2]]);
+    for node in &nodes {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_an_object_gets_it_when_this_node_derives_it() {
     let tracker = Arc::new(Tracker::default());
     let object = content(700 << 10, 5);

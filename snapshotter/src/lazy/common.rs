@@ -1,4 +1,4 @@
-//! What all lazy layers of a node share: the CPU that inflates them, and the descriptors of their files.
+//! What all lazy layers of a node share: the CPU that inflates them, the descriptors of their files, and who takes down what is read.
 
 use std::fs::File;
 use std::io;
@@ -10,19 +10,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
+use super::recorder::Recorder;
 use crate::limits::MAX_OPEN_LAYER_FILES;
 
 /// Shared by layers that are opened with the same value.
 #[derive(Debug)]
 pub struct Common {
     pub(super) inflations: Arc<Semaphore>,
+    /// For spans that nobody waits for, who take one of `inflations` as well: one is left to those that somebody waits for.
+    pub(super) patient: Arc<Semaphore>,
     pub(super) files: OpenFiles,
+    pub(super) recorder: Recorder,
 }
 
 impl Common {
     /// At most `inflations` spans (one at least) are inflated at once.
     pub fn new(inflations: usize) -> Self {
-        Self { inflations: Arc::new(Semaphore::new(inflations.max(1))), files: OpenFiles::new(MAX_OPEN_LAYER_FILES) }
+        let inflations = inflations.max(1);
+        Self {
+            inflations: Arc::new(Semaphore::new(inflations)),
+            patient: Arc::new(Semaphore::new((inflations - 1).max(1))),
+            files: OpenFiles::new(MAX_OPEN_LAYER_FILES),
+            recorder: Recorder::default(),
+        }
+    }
+
+    /// Takes down what is read of these layers.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 }
 

@@ -78,6 +78,10 @@ impl Layers {
         let _ = self.kept.set(kept);
     }
 
+    pub(super) fn common(&self) -> &Common {
+        &self.common
+    }
+
     pub(super) fn directory(&self, digest: &Digest) -> PathBuf {
         self.directory.join(digest.hex())
     }
@@ -131,10 +135,6 @@ impl Layers {
             self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&nodeid(digest));
         }
         delete()
-    }
-
-    pub(super) const fn common(&self) -> &Arc<Common> {
-        &self.common
     }
 
     /// A layer that the kernel asks for by an image of it: in memory, or brought back.

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
+use super::ahead::Unread;
 pub use super::cache::Proof;
 use super::cache::SpanCache;
 use super::common::Common;
@@ -70,6 +71,7 @@ pub struct LazyLayer {
     missed: Mutex<Option<(usize, Instant, LazyError)>>,
     ahead: Mutex<ReadAhead>,
     ahead_fetches: Arc<Semaphore>,
+    unread: Unread,
     commit_due: AtomicBool,
     runtime: tokio::runtime::Handle,
 }
@@ -117,6 +119,7 @@ impl LazyLayer {
             missed: Mutex::default(),
             ahead: Mutex::default(),
             ahead_fetches: Arc::new(Semaphore::new(READ_AHEAD_FETCHES)),
+            unread: Unread::default(),
             commit_due: AtomicBool::new(false),
             runtime: tokio::runtime::Handle::current(),
         }))
@@ -167,6 +170,7 @@ impl LazyLayer {
         if self.cache.proof() == Proof::Quarantined || !spans.clone().all(|span| self.cache.has(span)) {
             return None;
         }
+        self.note_read(spans, &range);
         self.read_ahead(&range);
         self.cache.read(range.start, (range.end - range.start) as usize).ok()
     }
@@ -182,6 +186,10 @@ impl LazyLayer {
         self.refuse_quarantined()?;
         self.read_ahead(&range);
         let spans = self.spans_of(&range);
+        self.note_read(spans.clone(), &range);
+        if !spans.clone().all(|span| self.cache.has(span)) {
+            self.options.metrics.count_waited();
+        }
         let flights: Vec<_> = spans.map(|span| (span, self.span(span, Urgency::Fault))).collect();
         let mut out = BytesMut::with_capacity((range.end - range.start) as usize);
         for (span, bytes) in flights {
@@ -196,6 +204,28 @@ impl LazyLayer {
         }
         out.resize((range.end - range.start) as usize, 0);
         Ok(out.freeze())
+    }
+
+    /// Fetches a span because somebody will probably read it; returns once it is here. Gives its compressed bytes, or none if it was here
+    /// or on its way already.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be had; who reads it tries again.
+    pub async fn prefetch(self: &Arc<Self>, span: usize) -> Result<Option<u64>, LazyError> {
+        self.refuse_quarantined()?;
+        let spans = self.index.spans();
+        if span >= spans.len() || self.cache.has(span) || lock(&self.flights).contains_key(&span) {
+            return Ok(None);
+        }
+        self.unread.set(span, spans.len());
+        if let Err(error) = self.span(span, Urgency::Prefetch).await {
+            self.unread.take(span);
+            return Err(error);
+        }
+        let compressed = spans[span].compressed.end - spans[span].compressed.start;
+        self.options.metrics.count_prefetched(compressed);
+        Ok(Some(compressed))
     }
 
     /// Brings the whole layer here, span after span, and proves the index: the tar must have the image's diffID, and say
@@ -234,6 +264,22 @@ impl LazyLayer {
             return Ok(());
         }
         Err(LazyError::Quarantined(self.digest()))
+    }
+
+    /// Counts and, while containers start, takes down that somebody reads `range`, which lies in `spans`.
+    fn note_read(&self, spans: Range<usize>, range: &Range<u64>) {
+        let recorder = self.common.recorder();
+        let now = recorder.is_running().then(Instant::now);
+        for span in spans {
+            if self.unread.take(span) {
+                self.options.metrics.count_hit();
+            }
+            if let Some(now) = now {
+                let output = &self.index.spans()[span].output;
+                let part = range.start.max(output.start)..range.end.min(output.end);
+                recorder.on_read(&self.digest(), span, &part, now.into_std());
+            }
+        }
     }
 
     fn spans_of(&self, range: &Range<u64>) -> Range<usize> {
@@ -313,11 +359,15 @@ impl LazyLayer {
             return Ok(bytes);
         }
         let compressed = self.compressed(span, urgency).await?;
+        let patient = match urgency {
+            Urgency::Fault | Urgency::ReadAhead => None,
+            Urgency::Prefetch | Urgency::Background => Some(self.common.patient.clone().acquire_owned().await),
+        };
         let permit = self.common.inflations.clone().acquire_owned().await;
         let layer = self.clone();
         let bytes = self
             .blocking(move || {
-                let _permit = permit;
+                let _permits = (permit, patient);
                 layer.inflate(span, &compressed)
             })
             .await?;

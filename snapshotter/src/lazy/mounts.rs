@@ -34,6 +34,7 @@ use super::files::{KeptLayers, Layers, file_name};
 use super::former;
 use super::inherit::{self, Inherited};
 use super::layer::{LazyLayer, Proof};
+use super::recorder::Recorder;
 use super::{Backend, LazyError, Options, erofs_mount};
 use crate::erofs::{self, ErofsError};
 use crate::fuse::{self, Handshake, HolderProgram, Keeping, Lengths, Purpose, Record, RecordError, Session};
@@ -471,6 +472,17 @@ impl LazyMounts {
         former::is_tree_in(mount, &data)
             && device_number(&data).is_ok_and(|device| device == mount.device)
             && self.layers.tree_names(digest).iter().any(|name| mount.root == Path::new("/").join(name))
+    }
+
+    /// Takes down what is read of these layers.
+    pub fn recorder(&self) -> &Recorder {
+        self.layers.common().recorder()
+    }
+
+    /// Whether a layer is mounted anywhere by this process, or was found mounted by it.
+    pub fn is_mounted(&self, digest: &Digest) -> bool {
+        let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        mounted.values().any(|layer| layer == digest)
     }
 
     /// Where everything is that is kept of a layer.

@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use lapwing_p2p::digest::Digest;
+
 use super::idmap::IdMapping;
 use super::mounts::mounts;
 use super::proto::Mount;
 use super::usage::usage;
 use super::{Shared, SnapshotError};
 use crate::filter::Filters;
-use crate::graph::{Info, Kind, Labels, NewSnapshot, Snapshot, Usage};
+use crate::graph::{Ancestor, Info, Kind, Labels, NewSnapshot, REF_LABEL, Snapshot, Usage};
+use crate::remote::Started;
 
 fn count(path: PathBuf) -> Result<Usage, SnapshotError> {
     usage(&path).map_err(|source| SnapshotError::Directory { path, source })
@@ -31,12 +34,30 @@ impl Shared {
         let id = self.graph.allocate_id();
         self.directories.create(id, kind, owner)?;
         match self.graph.create(kind, key, &NewSnapshot { id, parent, labels, now: SystemTime::now() }) {
-            Ok(snapshot) => self.mounts_of(&snapshot, mapping),
+            Ok(snapshot) => {
+                self.tell_of_start(key, parent, labels, &ancestors);
+                self.mounts_of(&snapshot, mapping)
+            }
             Err(error) => {
                 self.discard(id, false);
                 Err(error.into())
             }
         }
+    }
+
+    /// Tells who mounts layers that somebody will probably read those of `ancestors` now. Where a layer is to be unpacked, nobody will.
+    fn tell_of_start(&self, key: &str, parent: &str, labels: &Labels, ancestors: &[Ancestor]) {
+        let layers: Vec<Digest> = ancestors.iter().rev().filter_map(|ancestor| ancestor.layer).collect();
+        let Some(remote) = self.layers.layers().filter(|_| !layers.is_empty() && !labels.contains_key(REF_LABEL))
+        else {
+            return;
+        };
+        let named = self.graph.chain_id(parent).ok().flatten();
+        // containerd calls snapshots `<namespace>/<number>/<name>`, and those of images by their chain ids.
+        let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
+        let Ok(chain) = named.unwrap_or_else(|| last(parent)).parse() else { return };
+        let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace).to_owned();
+        remote.started(Started { chain, layers, namespace, key: last(key) });
     }
 
     pub(super) fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotError> {

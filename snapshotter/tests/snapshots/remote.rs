@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::graph::REF_LABEL;
+use lapwing_snapshotter::remote::Started;
 use lapwing_snapshotter::service::proto::{Kind, Mount, UsageRequest};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tonic::{Code, Request};
@@ -64,6 +65,27 @@ async fn a_known_layer_is_claimed_and_found_as_containerd_looks_for_it() {
     fs::write(root.join("upper"), "changed").unwrap();
     let layer = rig.directory.path().join("layers/upper/upper");
     assert_eq!(fs::read_to_string(layer).unwrap(), chain_id("upper"));
+}
+
+#[tokio::test]
+async fn who_mounts_layers_is_told_of_containers_and_of_nothing_else() {
+    if !may_mount("who_mounts_layers_is_told_of_containers_and_of_nothing_else") {
+        return;
+    }
+    let mut rig = Rig::start().await;
+    let top = claim(&mut rig, &["lower", "upper"]).await;
+    rig.extract("extract more", &top, &chain_id("more")).await.unwrap();
+    rig.prepare("k8s.io/7/scratch", "", &[]).await.unwrap();
+    assert_eq!(*rig.layers.started.lock().unwrap(), [], "nobody reads a layer while the next is unpacked");
+    rig.prepare("k8s.io/8/web", &top, &[]).await.unwrap();
+    let layer = |name: &str| Digest::of(rig.directory.path().join("layers").join(name).as_os_str().as_encoded_bytes());
+    let started = Started {
+        chain: chain_id("upper").parse().unwrap(),
+        layers: vec![layer("lower"), layer("upper")],
+        namespace: "k8s.io".to_owned(),
+        key: "web".to_owned(),
+    };
+    assert_eq!(*rig.layers.started.lock().unwrap(), [started]);
 }
 
 #[tokio::test]

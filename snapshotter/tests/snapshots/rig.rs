@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_core::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::graph::{Labels, REF_LABEL};
-use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Target};
+use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Started, Target};
 use lapwing_snapshotter::service::proto::snapshots_client::SnapshotsClient;
 use lapwing_snapshotter::service::proto::{
     CommitSnapshotRequest, Info, ListSnapshotsRequest, Mount, MountsRequest, PrepareSnapshotRequest,
@@ -39,6 +39,7 @@ pub(crate) struct Directories {
     /// What resolve was told: chain id, parent's chain id, namespace.
     pub(crate) asked: Mutex<Vec<(String, Option<String>, String)>>,
     pub(crate) mounts: AtomicUsize,
+    pub(crate) started: Mutex<Vec<Started>>,
     pub(crate) silent: std::sync::atomic::AtomicBool,
     pub(crate) broken: std::sync::atomic::AtomicBool,
 }
@@ -80,6 +81,10 @@ impl RemoteLayers for Directories {
     fn directory(&self, layer: &Digest) -> Option<PathBuf> {
         let layers = self.by_chain_id.lock().unwrap();
         layers.values().find(|(known, _)| known == layer).map(|(_, directory)| directory.clone())
+    }
+
+    fn started(&self, started: Started) {
+        self.started.lock().unwrap().push(started);
     }
 
     fn unmount(&self, at: &Path) {

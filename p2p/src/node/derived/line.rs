@@ -50,6 +50,7 @@ pub(super) fn decode(line: &[u8], version: Version) -> Option<(Statement, Standi
         "metainfo" => StatementKind::Metainfo,
         "layer-index" => StatementKind::LayerIndex,
         "referent" => StatementKind::Referent,
+        "profile" => StatementKind::Profile,
         _ => return None,
     };
     let mut digest = || Digest::from_own_hex(words.next()?.strip_prefix("sha256:")?);
@@ -70,6 +71,7 @@ const fn name(kind: StatementKind) -> &'static str {
         StatementKind::Metainfo => "metainfo",
         StatementKind::LayerIndex => "layer-index",
         StatementKind::Referent => "referent",
+        StatementKind::Profile => "profile",
     }
 }
 
@@ -79,8 +81,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_line() -> impl Strategy<Value = (Statement, Standing)> {
-        let kinds =
-            prop_oneof![Just(StatementKind::Metainfo), Just(StatementKind::LayerIndex), Just(StatementKind::Referent)];
+        let kinds = prop_oneof![
+            Just(StatementKind::Metainfo),
+            Just(StatementKind::LayerIndex),
+            Just(StatementKind::Referent),
+            Just(StatementKind::Profile),
+        ];
         let standings = prop_oneof![Just(Standing::Own), Just(Standing::Accepted), Just(Standing::Refuted)];
         (any::<[u8; 32]>(), any::<[u8; 32]>(), kinds, 1_u64..1_000_000, standings).prop_map(
             |(subject, object, kind, length, standing)| {
