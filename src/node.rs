@@ -132,6 +132,7 @@ fn assemble(config: &Config, root: &Path, node: Arc<Node>) -> anyhow::Result<Par
         Arc::clone(&origins),
         start_lazy(config),
         KeptIndexes::new(root),
+        config.lazy.formats.clone(),
         complete_after,
     );
     Ok(Parts { node, catalog, registries, origins, layers, outage })
