@@ -187,6 +187,7 @@ mod tests {
             registry: "docker.io".parse().unwrap(),
             repo: "library/x".parse().unwrap(),
             manifest: Some(Digest::of(b"m")),
+            toc: None,
         }
     }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 mod containerd;
 mod identity;
+mod lazy;
 mod limits;
 mod origin;
 mod proxy;
@@ -23,6 +24,7 @@ mod units;
 
 pub(crate) use containerd::Containerd;
 pub(crate) use identity::Identity;
+pub(crate) use lazy::{Lazy, LazyBackend, LazyFormat};
 pub(crate) use limits::LimitsTable;
 pub(crate) use proxy::{Proxy, ProxyAction};
 pub(crate) use tracker::Tracker;
@@ -102,27 +104,6 @@ pub(crate) struct Snapshotter {
     pub enabled: bool,
     pub socket: PathBuf,
     pub resolve_timeout: Span,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Lazy {
-    pub enabled: bool,
-    pub backend: LazyBackend,
-    pub build_indexes: bool,
-    pub read_deadline: Span,
-    pub complete_after: Span,
-    pub record_for: Span,
-    pub prefetch: bool,
-    pub holder: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum LazyBackend {
-    Auto,
-    Erofs,
-    Fuse,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -254,21 +235,6 @@ impl Default for Mirror {
 impl Default for Snapshotter {
     fn default() -> Self {
         Self { enabled: true, socket: "/run/lapwing/snapshotter.sock".into(), resolve_timeout: Span::seconds(1) }
-    }
-}
-
-impl Default for Lazy {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            backend: LazyBackend::Auto,
-            build_indexes: true,
-            read_deadline: Span::seconds(60),
-            complete_after: Span::seconds(30),
-            record_for: Span::seconds(30),
-            prefetch: true,
-            holder: true,
-        }
     }
 }
 

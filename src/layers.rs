@@ -5,8 +5,9 @@
 //! ([`RemoteLayers`]), and builds the index of a layer that is pulled whole and that nobody has indexed ([`build`]).
 //!
 //! An index is believed when the swarm's statements name it, its own digest matches, and its diffID continues the chain
-//! that containerd asks for; each span it describes is checked again when it is read. Kept on disk by
-//! [`LazyMounts`]; everything else here is rebuilt by asking again.
+//! that containerd asks for; each span it describes is checked again when it is read. A layer that brings its own table of
+//! contents needs none ([`contents`]): the manifest names the table's digest. Kept on disk by [`LazyMounts`]; everything else
+//! here is rebuilt by asking again.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -19,16 +20,18 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Statement, StatementKind};
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_p2p::store::Hold;
-use lapwing_snapshotter::index::Index;
+use lapwing_snapshotter::index::{Form, Index};
 use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyMounts, MountError, Proof};
 use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Started, Target};
 use lapwing_snapshotter::source::LayerSource;
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, LayerRecord, chain_id};
+use crate::config::LazyFormat;
 use crate::profiles::Profiles;
 
 pub(crate) mod build;
+mod contents;
 mod kept;
 mod label;
 mod source;
@@ -50,8 +53,8 @@ const MAX_LAYERS: usize = 10_000;
 pub(crate) enum Knowledge {
     /// The swarm is being asked for an index.
     Searching,
-    /// Can be mounted; this is the digest of its uncompressed tar.
-    Ready { diff_id: Digest },
+    /// Can be mounted; with the digest of its uncompressed tar, and what makes it so.
+    Ready { diff_id: Digest, form: Form },
     /// Cannot be mounted now.
     Absent { reason: &'static str, message: String, since: Instant },
     /// Was not, and has been indexed here since: whoever asks for it next searches again.
@@ -73,6 +76,8 @@ pub(crate) struct Layers {
     origins: Arc<Origins>,
     mounts: Option<Arc<LazyMounts>>,
     kept: KeptIndexes,
+    /// Tables of contents that are used.
+    formats: Vec<LazyFormat>,
     /// Layers that wait for their background completion, or are in it.
     completing: Mutex<HashSet<Digest>>,
     /// Keeps the blob of a mounted layer in the store until all of it is in the layer's own file.
@@ -94,6 +99,7 @@ impl Layers {
         origins: Arc<Origins>,
         lazy: Lazy,
         kept: KeptIndexes,
+        formats: Vec<LazyFormat>,
         complete_after: Option<Duration>,
     ) -> Arc<Self> {
         let runtime = tokio::runtime::Handle::current();
@@ -105,6 +111,7 @@ impl Layers {
             origins,
             mounts,
             kept,
+            formats,
             completing: Mutex::default(),
             holds: Mutex::default(),
             complete_after,
@@ -186,6 +193,13 @@ impl Layers {
         }
         let Some(mounts) = &self.mounts else { return absent("unsupported", String::new()) };
         let mut wrong = None;
+        match self.by_contents(mounts, record).await {
+            Ok(knowledge) => return knowledge,
+            Err(message) if record.toc.is_some() => {
+                tracing::info!(digest = %layer, reason = message, "the layer's own table of contents is not used");
+            }
+            Err(_) => {}
+        }
         for _ in 0..MAX_CANDIDATES {
             let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else { break };
             let bytes = match whole(&object).await {
@@ -196,7 +210,7 @@ impl Layers {
             match decode(record, bytes.clone()).await {
                 Ok(index) => {
                     self.node.accept(statement).await;
-                    return self.take_up(mounts, record, index, &bytes).await;
+                    return self.take_up(mounts, record, index, Some(&bytes)).await;
                 }
                 // The next vote may be for a right one.
                 Err(message) => {
@@ -211,19 +225,25 @@ impl Layers {
         )
     }
 
-    /// Has a layer with that index mounted whenever it is asked for.
+    /// Has a layer with that index mounted whenever it is asked for. `encoded`: what is to be kept of it, if it is not yet.
     async fn take_up(
         &self,
         mounts: &Arc<LazyMounts>,
         record: &LayerRecord,
         index: Arc<Index>,
-        encoded: &[u8],
+        encoded: Option<&[u8]>,
     ) -> Knowledge {
-        let diff_id = index.diff_id();
+        let (diff_id, form) = (index.diff_id(), index.form());
         let source = Arc::new(self.source(record, index.layer_length()));
         let added = mounts.add(index, source).await.map_err(|error| error.to_string());
-        match added.and_then(|_| self.kept.keep(&record.layer, encoded)) {
-            Ok(()) => Knowledge::Ready { diff_id },
+        let kept = added.and_then(|added| match encoded {
+            // What is mounted with one device cannot go on with another.
+            _ if added.index().form() != form => Err("it is known by another index already".to_owned()),
+            Some(encoded) => self.kept.keep(&record.layer, encoded),
+            None => Ok(()),
+        });
+        match kept {
+            Ok(()) => Knowledge::Ready { diff_id, form },
             Err(message) => absent("not_mountable", message),
         }
     }
@@ -326,6 +346,10 @@ impl Layers {
             return Err(Fallback { reason: "wrong_chain", message });
         }
         let layer = record.layer;
+        let mounted = self.mounts.as_ref().and_then(|mounts| mounts.layer(&layer));
+        if mounted.is_some_and(|mounted| mounted.progress().proof == Proof::Quarantined) {
+            return Err(Fallback { reason: "quarantined", message: LazyError::Quarantined(layer).to_string() });
+        }
         self.catalog.remember(LayerRecord { diff_id, ..record });
         if let Some(profiles) = self.profiles.get() {
             profiles.claimed(target.chain_id);
@@ -355,7 +379,7 @@ impl RemoteLayers for Layers {
             let mut knowledge = self.expect(&record);
             let settled = knowledge.wait_for(|now| !matches!(now, Knowledge::Searching)).await;
             match settled.map(|now| now.clone()) {
-                Ok(Knowledge::Ready { diff_id }) => self.claim(record, diff_id, target),
+                Ok(Knowledge::Ready { diff_id, .. }) => self.claim(record, diff_id, target),
                 Ok(Knowledge::Absent { reason, message, .. }) => Err(Fallback { reason, message }),
                 _ => Err(Fallback { reason: "index_unavailable", message: "the search for an index ended".into() }),
             }
@@ -368,6 +392,9 @@ impl RemoteLayers for Layers {
         mounts.reopen(layer).map_err(|error| error.to_string())?;
         mounts.mount(layer, at, lowers).map_err(|error| error.to_string())?;
         self.hold(mounts, *layer, at);
+        if let Some(mounted) = mounts.layer(layer) {
+            mounted.prefetch_landmark();
+        }
         self.complete_later(mounts, *layer);
         Ok(())
     }

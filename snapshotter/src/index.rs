@@ -15,6 +15,10 @@
 //! A checkpoint can only stand between two blocks, so a gzip layer with a block of more than 64 MiB has no index: zlib-ng
 //! and zlib-rs make a single block of any length at level 1. The same holds for zstd in one large frame.
 //!
+//! An index can also be made of a table of contents that somebody else wrote ([`toc`](crate::toc)). Where that names only
+//! the contents of files, the "tar" that its spans and extents speak of is a *device* of those contents alone.
+//! Such an index is never encoded: the table is kept instead.
+//!
 //! # Encoded form, version 1
 //!
 //! All integers little endian. The zstd level, and the zstd release when it changes its output, are part of the version.
@@ -66,16 +70,24 @@ use lapwing_p2p::digest::Digest;
 use crate::tree::Entry;
 
 mod builder;
+pub(crate) mod chunk;
 mod codec;
 mod error;
 mod gzip;
 mod ledger;
+mod proof;
 mod table;
 mod window;
 mod zstd;
 
 pub use builder::IndexBuilder;
 pub use error::{IndexError, SpanError};
+pub use proof::LayerProof;
+
+pub(crate) use gzip::gunzip_member;
+pub(crate) use ledger::SPAN_BYTES;
+
+use chunk::Chunk;
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,12 +100,48 @@ pub enum Compression {
     Zstd,
 }
 
+/// Who made an index, and what is thus known of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A node, in one pass over the whole layer.
+    Built,
+    /// Taken from the layer's eStargz table of contents.
+    EStargz,
+    /// Taken from the layer's zstd:chunked table of contents.
+    ZstdChunked,
+}
+
+impl Form {
+    /// Whether the device is not the layer's tar but the contents of its files alone.
+    pub fn is_virtual(self) -> bool {
+        matches!(self, Self::EStargz | Self::ZstdChunked)
+    }
+
+    /// Its name, for operators.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Built => "index",
+            Self::EStargz => "eStargz",
+            Self::ZstdChunked => "zstd:chunked",
+        }
+    }
+}
+
 /// Where and with what inflating starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Checkpoint {
-    bits: u8,
+pub(crate) struct Checkpoint {
+    pub(crate) bits: u8,
     /// As stored; empty if nothing before is needed.
-    window: Vec<u8>,
+    pub(crate) window: Vec<u8>,
+}
+
+/// How the output of a span is had from its compressed bytes, and checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Recipe {
+    /// From a checkpoint; BLAKE3 of both sides is known.
+    Built { checkpoint: Checkpoint, compressed_hash: blake3::Hash, output_hash: blake3::Hash },
+    /// Chunks out of whole members or frames, in the order of these; what lies between them reads as zeros.
+    Chunks(Vec<Chunk>),
 }
 
 /// A stretch of the tar that can be inflated alone.
@@ -103,33 +151,55 @@ pub struct Span {
     pub compressed: Range<u64>,
     /// Bytes of the tar that it gives; never empty.
     pub output: Range<u64>,
-    compressed_hash: blake3::Hash,
-    output_hash: blake3::Hash,
-    checkpoint: Checkpoint,
+    pub(crate) recipe: Recipe,
 }
 
 impl Span {
-    /// BLAKE3 of the compressed bytes.
-    pub fn compressed_hash(&self) -> &[u8; 32] {
-        self.compressed_hash.as_bytes()
+    /// BLAKE3 of the output, if it is known before the first inflation.
+    pub fn output_hash(&self) -> Option<&[u8; 32]> {
+        match &self.recipe {
+            Recipe::Built { output_hash, .. } => Some(output_hash.as_bytes()),
+            Recipe::Chunks(_) => None,
+        }
     }
 
-    /// BLAKE3 of the output.
-    pub fn output_hash(&self) -> &[u8; 32] {
-        self.output_hash.as_bytes()
+    /// Adds what tells this span from another to a hash.
+    pub(crate) fn identify(&self, hasher: &mut blake3::Hasher) {
+        hasher.update(&self.output.end.to_le_bytes());
+        match &self.recipe {
+            Recipe::Built { output_hash, .. } => {
+                hasher.update(output_hash.as_bytes());
+            }
+            Recipe::Chunks(chunks) => {
+                for chunk in chunks {
+                    hasher.update(&chunk.at.to_le_bytes());
+                    hasher.update(&chunk.digest);
+                }
+            }
+        }
+    }
+
+    fn chunks(&self) -> &[Chunk] {
+        match &self.recipe {
+            Recipe::Chunks(chunks) => chunks,
+            Recipe::Built { .. } => &[],
+        }
     }
 }
 
 /// File table and checkpoints of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
-    layer: Digest,
-    layer_length: u64,
-    diff_id: Digest,
-    tar_length: u64,
-    compression: Compression,
-    spans: Vec<Span>,
-    entries: Vec<Entry>,
+    pub(crate) form: Form,
+    pub(crate) layer: Digest,
+    pub(crate) layer_length: u64,
+    pub(crate) diff_id: Digest,
+    pub(crate) tar_length: u64,
+    pub(crate) compression: Compression,
+    pub(crate) spans: Vec<Span>,
+    pub(crate) entries: Vec<Entry>,
+    /// The first spans that their maker wants fetched as soon as the layer is mounted.
+    pub(crate) prefetch: usize,
 }
 
 impl Index {
@@ -138,6 +208,16 @@ impl Index {
     pub(crate) fn with_entries(mut self, entries: Vec<Entry>) -> Self {
         self.entries = entries;
         self
+    }
+
+    /// Who made it.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// How many of the first spans are wanted at start-up, as its maker says.
+    pub fn prefetch(&self) -> usize {
+        self.prefetch
     }
 
     /// SHA-256 of the compressed layer, its name in the manifest.
@@ -155,7 +235,7 @@ impl Index {
         self.diff_id
     }
 
-    /// Length of the decompressed tar, in bytes.
+    /// Length of the decompressed tar, or of the device in its place, in bytes.
     pub fn tar_length(&self) -> u64 {
         self.tar_length
     }
@@ -165,7 +245,7 @@ impl Index {
         self.compression
     }
 
-    /// The spans, in order; together they are the tar.
+    /// The spans, in order; together they are the tar, or the device.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
@@ -186,19 +266,26 @@ impl Index {
         let layer = self.layer;
         let spans = self.spans.len();
         let described = self.spans.get(span).ok_or(SpanError::NoSuchSpan { layer, span, spans })?;
-        if blake3::hash(compressed) != described.compressed_hash {
-            return Err(SpanError::WrongInput { layer, span });
-        }
         let wrong = |problem| SpanError::WrongIndex { layer, span, problem };
         let length = usize::try_from(described.output.end - described.output.start)
             .map_err(|_| wrong("longer than memory".to_owned()))?;
+        let (checkpoint, compressed_hash, output_hash) = match &described.recipe {
+            Recipe::Built { checkpoint, compressed_hash, output_hash } => (checkpoint, compressed_hash, output_hash),
+            Recipe::Chunks(chunks) => {
+                return chunk::decode(self.compression, chunks, compressed, length)
+                    .map_err(|problem| SpanError::WrongChunk { layer, span, problem });
+            }
+        };
+        if blake3::hash(compressed) != *compressed_hash {
+            return Err(SpanError::WrongInput { layer, span });
+        }
         let output = match self.compression {
             Compression::None => Ok(compressed.to_vec()),
-            Compression::Gzip => gzip::inflate(&described.checkpoint, compressed, length),
+            Compression::Gzip => gzip::inflate(checkpoint, compressed, length),
             Compression::Zstd => zstd::decompress(compressed, length),
         };
         let output = output.map_err(wrong)?;
-        if output.len() != length || blake3::hash(&output) != described.output_hash {
+        if output.len() != length || blake3::hash(&output) != *output_hash {
             return Err(wrong("its output has another digest".to_owned()));
         }
         Ok(output)

@@ -14,4 +14,5 @@ pub mod remote;
 pub mod service;
 pub mod source;
 pub mod tar;
+pub mod toc;
 pub mod tree;

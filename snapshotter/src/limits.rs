@@ -59,6 +59,19 @@ pub const MAX_SPANS: usize = 1 << 20;
 /// Longest encoded index, in bytes.
 pub const MAX_INDEX_BYTES: usize = 512 << 20;
 
+// Tables of contents that others made: see `toc`.
+
+/// Longest table of contents of a layer as it is stored in the layer, in bytes.
+pub const MAX_TOC_STORED_BYTES: u64 = 64 << 20;
+/// Longest table of contents itself, in bytes: several hundred thousand files.
+pub const MAX_TOC_BYTES: usize = 256 << 20;
+/// Most chunks that one table of contents may name.
+pub const MAX_TOC_CHUNKS: usize = 1 << 20;
+/// Longest description that is kept with a table, in bytes.
+pub const MAX_TOC_DESCRIPTION_BYTES: usize = 4096;
+/// Most compressed bytes that are fetched because a layer's maker wants them at start-up.
+pub const MAX_PREFETCH_BYTES: u64 = 256 << 20;
+
 // Lazy mounts: see `erofs`, `fuse` and `lazy`.
 
 /// Symbolic links followed while one path of a layer is resolved, as in containerd's `fs.RootPath`.

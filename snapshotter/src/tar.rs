@@ -385,7 +385,7 @@ pub(crate) fn table_bytes(entry: &Entry) -> usize {
 }
 
 /// containerd sets times outside what it can express (1970 to 2262) to 1970.
-fn bound_time((seconds, nanos): (i64, u32)) -> (i64, u32) {
+pub(crate) fn bound_time((seconds, nanos): (i64, u32)) -> (i64, u32) {
     const LAST: (i64, u32) = (i64::MAX / 1_000_000_000, (i64::MAX % 1_000_000_000) as u32);
     if seconds < 0 || (seconds, nanos) > LAST { (0, 0) } else { (seconds, nanos) }
 }

@@ -407,7 +407,7 @@ fn a_changed_index_never_gives_wrong_bytes() {
                 let bytes = layer.get(span.compressed.start as usize..span.compressed.end as usize);
                 let Ok(output) = index.inflate_span(number, bytes.unwrap_or_default()) else { continue };
                 let truth = &original.spans()[number];
-                assert_eq!(blake3::hash(&output).as_bytes(), truth.output_hash(), "byte {at}, span {number}");
+                assert_eq!(Some(blake3::hash(&output).as_bytes()), truth.output_hash(), "byte {at}, span {number}");
             }
         }
         assert!(taken > 64, "changed digests decode: only inflating can tell");

@@ -3,6 +3,7 @@
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::limits::MAX_BLOB_LENGTH;
 use lapwing_plugins::registry::{RegistryName, RepositoryName};
+use lapwing_snapshotter::toc::Announced;
 use oci_spec::image::{Descriptor, ImageManifest, MediaType};
 use serde::Deserialize;
 
@@ -31,6 +32,7 @@ struct Layer {
     digest: Digest,
     length: u64,
     media_type: String,
+    toc: Option<Announced>,
 }
 
 /// Why a manifest or config teaches nothing.
@@ -115,6 +117,7 @@ impl Image {
                     registry: self.registry.clone(),
                     repo: self.repo.clone(),
                     manifest: Some(self.manifest),
+                    toc: layer.toc,
                 }
             })
             .collect()
@@ -134,7 +137,9 @@ fn layer(descriptor: &Descriptor) -> Result<Layer, String> {
     if length > MAX_BLOB_LENGTH {
         return Err(format!("layer {digest} of {length} bytes is longer than the limit of {MAX_BLOB_LENGTH}"));
     }
-    Ok(Layer { digest, length, media_type: descriptor.media_type().to_string() })
+    let annotations = descriptor.annotations().as_ref();
+    let toc = Announced::of(|name| annotations?.get(name).map(String::as_str));
+    Ok(Layer { digest, length, media_type: descriptor.media_type().to_string(), toc })
 }
 
 fn digest(descriptor: &Descriptor) -> Result<Digest, String> {
@@ -230,9 +235,20 @@ mod tests {
             "config": descriptor(CONFIG, &Digest::of(&config).to_string(), config.len() as u64),
             "layers": [descriptor(GZIP, &sha("l1"), 11), descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", &sha("l2"), 22)],
         });
+        let mut with_toc = manifest.clone();
+        let digest = Digest::of(b"toc");
+        with_toc["layers"][0]["annotations"] =
+            json!({ lapwing_snapshotter::toc::ESTARGZ_ANNOTATION: digest.to_string() });
+        let announced = parse(&with_toc).unwrap().with_config(&config).unwrap().records();
+        assert_eq!(
+            announced.iter().map(|record| record.toc).collect::<Vec<_>>(),
+            [Some(Announced::EStargz { digest }), None]
+        );
+
         let image = parse(&manifest).unwrap().with_config(&config).unwrap();
         let records = image.records();
         assert_eq!(records.len(), 2);
+        assert_eq!(records[0].toc, None);
         assert_eq!((records[0].chain_id.clone(), records[0].parent_chain.clone()), (sha("d1"), None));
         let chain = Digest::of(format!("{} {}", sha("d1"), sha("d2")).as_bytes()).to_string();
         assert_eq!((records[1].chain_id.clone(), records[1].parent_chain.clone()), (chain, Some(sha("d1"))));

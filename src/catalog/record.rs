@@ -2,6 +2,7 @@
 
 use lapwing_p2p::digest::Digest;
 use lapwing_plugins::registry::{RegistryName, RepositoryName};
+use lapwing_snapshotter::toc::Announced;
 use serde::{Deserialize, Serialize};
 
 /// A layer in the place it has in an image.
@@ -25,6 +26,8 @@ pub(crate) struct LayerRecord {
     pub repo: RepositoryName,
     /// Manifest it was seen in.
     pub manifest: Option<Digest>,
+    /// The layer's own table of contents, if the manifest announces one.
+    pub toc: Option<Announced>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -39,6 +42,8 @@ struct Written {
     registry: String,
     repo: String,
     manifest: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    toc: Option<String>,
 }
 
 impl LayerRecord {
@@ -53,6 +58,7 @@ impl LayerRecord {
             registry: self.registry.to_string(),
             repo: self.repo.to_string(),
             manifest: self.manifest.map(|digest| digest.to_string()),
+            toc: self.toc.map(|toc| toc.to_string()),
         };
         serde_json::to_vec(&written).expect("strings and numbers have a JSON form")
     }
@@ -70,6 +76,25 @@ impl LayerRecord {
             registry: written.registry.parse().ok()?,
             repo: written.repo.parse().ok()?,
             manifest: written.manifest.and_then(|digest| digest.parse().ok()),
+            toc: written.toc.and_then(|toc| toc.parse().ok()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_former_versions_are_read_and_new_ones_come_back() {
+        let digest = Digest::of(b"layer");
+        let former = format!(
+            r#"{{"chain":"c","parent":null,"diff":"{digest}","layer":"{digest}","length":7,"type":"t","registry":"docker.io","repo":"a/b","manifest":null}}"#
+        );
+        let record = LayerRecord::decode(former.as_bytes()).unwrap();
+        assert_eq!((record.length, record.toc), (7, None));
+        assert_eq!(record.encode(), former.as_bytes(), "and former versions read what has no table");
+        let record = LayerRecord { toc: Some(Announced::EStargz { digest }), ..record };
+        assert_eq!(LayerRecord::decode(&record.encode()), Some(record));
     }
 }

@@ -27,6 +27,8 @@ pub(super) fn record(target: &Target<'_>) -> Option<LayerRecord> {
         registry,
         repo,
         manifest: None,
+        // It would have to be held against a diffID, and labels name none.
+        toc: None,
     })
 }
 

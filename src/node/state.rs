@@ -1,6 +1,7 @@
 //! The node's state as its admin listener tells it and `lapwing ls` reads it.
 
 use lapwing_p2p::node::Node;
+use lapwing_snapshotter::index::Form;
 use lapwing_snapshotter::lazy::Proof;
 use serde::{Deserialize, Serialize};
 
@@ -44,12 +45,12 @@ impl NodeState {
                     Knowledge::Indexed => {
                         ("whole", "pulled before there was an index; there is one now, for the next pull".to_owned())
                     }
-                    Knowledge::Ready { .. }
+                    Knowledge::Ready { form, .. }
                         if progress.as_ref().is_some_and(|progress| progress.proof == Proof::Proved) =>
                     {
-                        ("proved", String::new())
+                        ("proved", by(form))
                     }
-                    Knowledge::Ready { .. } => ("pending", String::new()),
+                    Knowledge::Ready { form, .. } => ("pending", by(form)),
                 };
                 LayerState {
                     digest: layer.to_string(),
@@ -63,6 +64,14 @@ impl NodeState {
             .collect();
         layer_states.sort_by(|one, other| one.digest.cmp(&other.digest));
         Self { layers: layer_states, ..Self::blobs_of(node) }
+    }
+}
+
+/// What makes a layer lazy, if that is no index of the swarm's.
+fn by(form: Form) -> String {
+    match form {
+        Form::Built => String::new(),
+        other => format!("by its {} table of contents", other.name()),
     }
 }
 
@@ -96,6 +105,6 @@ pub(crate) struct LayerState {
     pub spans: usize,
     /// How many of them are here.
     pub spans_fetched: usize,
-    /// Why it is not lazy.
+    /// Why it is not lazy, or by whose table of contents it is.
     pub reason: String,
 }

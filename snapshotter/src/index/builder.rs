@@ -6,9 +6,9 @@ use sha2::{Digest as _, Sha256};
 use crate::limits::{MAX_SPAN_BYTES, MAX_ZSTD_SPAN_BYTES};
 
 use super::gzip::GzipReader;
-use super::ledger::{Ledger, SPAN_BYTES};
+use super::ledger::{Ledger, Members, SPAN_BYTES};
 use super::zstd::ZstdReader;
-use super::{Compression, Index, IndexError};
+use super::{Compression, Form, Index, IndexError};
 
 /// Bytes needed to tell the formats apart.
 const MAGIC_BYTES: usize = 4;
@@ -37,12 +37,20 @@ pub struct IndexBuilder {
     received: u64,
     hash: Sha256,
     stage: Stage,
+    /// Whose beginnings are to be noted, in the place of making spans.
+    members: Option<Members>,
 }
 
 impl IndexBuilder {
     /// For the layer with this digest and length, as its descriptor in the manifest gives them.
     pub fn new(layer: Digest, layer_length: u64) -> Self {
-        Self { layer, layer_length, received: 0, hash: Sha256::new(), stage: Stage::Magic(Vec::new()) }
+        let (hash, stage) = (Sha256::new(), Stage::Magic(Vec::new()));
+        Self { layer, layer_length, received: 0, hash, stage, members: None }
+    }
+
+    /// The same for who wants to know where these members begin, and no spans.
+    pub(super) fn of_members(layer: Digest, layer_length: u64, members: Members) -> Self {
+        Self { members: Some(members), ..Self::new(layer, layer_length) }
     }
 
     /// Takes the next bytes of the layer.
@@ -86,14 +94,21 @@ impl IndexBuilder {
             }
             _ => (Reader::Plain, MAX_SPAN_BYTES),
         };
-        let mut ledger = Box::new(Ledger::new(self.layer, longest));
+        let mut ledger = Box::new(match self.members.take() {
+            Some(members) => Ledger::of_members(self.layer, members),
+            None => Ledger::new(self.layer, longest),
+        });
         read(&mut reader, &mut ledger, start)?;
         self.stage = Stage::Reading(reader, ledger);
         Ok(())
     }
 
     /// Checks the length, the digest and the end of the stream and of the tar, and gives the index.
-    pub fn finish(mut self) -> Result<Index, IndexError> {
+    pub fn finish(self) -> Result<Index, IndexError> {
+        self.finish_with_members().map(|(index, _)| index)
+    }
+
+    pub(super) fn finish_with_members(mut self) -> Result<(Index, Members), IndexError> {
         if let Stage::Failed(error) = self.stage {
             return Err(error);
         }
@@ -122,7 +137,8 @@ impl IndexBuilder {
             return Err(IndexError::Truncated { layer, offset: layer_length, inside });
         }
         let account = ledger.finish()?;
-        Ok(Index {
+        let index = Index {
+            form: Form::Built,
             layer,
             layer_length,
             diff_id: account.diff_id,
@@ -130,7 +146,9 @@ impl IndexBuilder {
             compression,
             spans: account.spans,
             entries: account.entries,
-        })
+            prefetch: 0,
+        };
+        Ok((index, account.members))
     }
 
     fn wrong_length(&self) -> IndexError {

@@ -7,7 +7,7 @@ use crate::limits::{
 };
 
 use super::ledger::SPAN_BYTES;
-use super::{Checkpoint, Compression, Index, IndexError, Span, table};
+use super::{Checkpoint, Compression, Form, Index, IndexError, Recipe, Span, table};
 
 const MAGIC: &[u8; 8] = b"LAPWINDX";
 const VERSION: u32 = 1;
@@ -55,11 +55,16 @@ fn malformed(problem: &str) -> IndexError {
 
 impl Index {
     /// The bytes that are shared; always the same for the same layer.
+    ///
+    /// # Panics
+    ///
+    /// Where the index was not built from the layer ([`Form::Built`]): of others the table that they came from is kept.
     pub fn encode(&self) -> Vec<u8> {
         let table = table::encode(&self.entries);
         let stored =
             zstd::bulk::compress(&table, ZSTD_LEVEL).expect("zstd compresses bytes in memory into a new vector");
-        let windows: usize = self.spans.iter().map(|span| span.checkpoint.window.len()).sum();
+        let recipes: Vec<_> = self.spans.iter().map(built).collect();
+        let windows: usize = recipes.iter().map(|(checkpoint, ..)| checkpoint.window.len()).sum();
         let mut bytes =
             Vec::with_capacity(HEADER_BYTES + self.spans.len() * SPAN_RECORD_BYTES + windows + stored.len());
         let compression: u32 = match self.compression {
@@ -82,8 +87,8 @@ impl Index {
         for span in &self.spans {
             encode_span(span, &mut bytes);
         }
-        for span in &self.spans {
-            bytes.extend_from_slice(&span.checkpoint.window);
+        for (checkpoint, ..) in recipes {
+            bytes.extend_from_slice(&checkpoint.window);
         }
         bytes.extend_from_slice(&stored);
         bytes
@@ -141,19 +146,28 @@ impl Index {
             return Err(malformed("file table is shorter than it says"));
         }
         let entries = table::decode(&table, entry_count, tar_length).map_err(IndexError::Malformed)?;
-        Ok(Self { layer, layer_length, diff_id, tar_length, compression, spans, entries })
+        let form = Form::Built;
+        Ok(Self { form, layer, layer_length, diff_id, tar_length, compression, spans, entries, prefetch: 0 })
+    }
+}
+
+fn built(span: &Span) -> (&Checkpoint, &blake3::Hash, &blake3::Hash) {
+    match &span.recipe {
+        Recipe::Built { checkpoint, compressed_hash, output_hash } => (checkpoint, compressed_hash, output_hash),
+        Recipe::Chunks(_) => panic!("an index that was not built from its layer has no encoded form"),
     }
 }
 
 fn encode_span(span: &Span, bytes: &mut Vec<u8>) {
-    let window = u16::try_from(span.checkpoint.window.len()).expect("32 KiB grow by less than 32 KiB in zstd");
+    let (checkpoint, compressed_hash, output_hash) = built(span);
+    let window = u16::try_from(checkpoint.window.len()).expect("32 KiB grow by less than 32 KiB in zstd");
     bytes.extend_from_slice(&span.compressed.start.to_le_bytes());
     bytes.extend_from_slice(&((span.compressed.end - span.compressed.start) as u32).to_le_bytes());
     bytes.extend_from_slice(&((span.output.end - span.output.start) as u32).to_le_bytes());
     bytes.extend_from_slice(&window.to_le_bytes());
-    bytes.extend_from_slice(&[span.checkpoint.bits, 0, 0, 0, 0, 0]);
-    bytes.extend_from_slice(span.compressed_hash.as_bytes());
-    bytes.extend_from_slice(span.output_hash.as_bytes());
+    bytes.extend_from_slice(&[checkpoint.bits, 0, 0, 0, 0, 0]);
+    bytes.extend_from_slice(compressed_hash.as_bytes());
+    bytes.extend_from_slice(output_hash.as_bytes());
 }
 
 fn decode_span(
@@ -182,9 +196,11 @@ fn decode_span(
     Ok(Span {
         compressed: start..end,
         output: output_start..output_start + u64::from(output_length),
-        compressed_hash,
-        output_hash,
-        checkpoint: Checkpoint { bits, window: windows.take(window_length.into())?.to_vec() },
+        recipe: Recipe::Built {
+            checkpoint: Checkpoint { bits, window: windows.take(window_length.into())?.to_vec() },
+            compressed_hash,
+            output_hash,
+        },
     })
 }
 
@@ -192,7 +208,8 @@ fn check_span(span: &Span, compression: Compression, layer_length: u64) -> Resul
     if span.compressed.end > layer_length {
         return Err(malformed("span beyond the layer"));
     }
-    let is_start = span.checkpoint.bits == 0 && span.checkpoint.window.is_empty();
+    let (checkpoint, ..) = built(span);
+    let is_start = checkpoint.bits == 0 && checkpoint.window.is_empty();
     let fits = match compression {
         Compression::None => is_start && span.compressed == span.output,
         Compression::Gzip => true,

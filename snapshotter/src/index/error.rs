@@ -125,6 +125,20 @@ pub enum SpanError {
         /// The span.
         span: usize,
     },
+    /// The bytes are not those that the layer's table of contents names. Which of the two is wrong is known once the whole
+    /// layer has been held against its digest.
+    #[error(
+        "span {span} of layer {layer} is not what the table of contents says: {problem}; read it again, and if that does \
+         not help, remove the image and pull it with lazy.formats = []"
+    )]
+    WrongChunk {
+        /// The layer.
+        layer: Digest,
+        /// The span.
+        span: usize,
+        /// What is wrong.
+        problem: String,
+    },
     /// The right compressed bytes do not give what the index says: the index is wrong and must be dropped.
     #[error("index of layer {layer} is wrong at span {span}: {problem}; drop it and pull the layer whole")]
     WrongIndex {

@@ -50,6 +50,9 @@ impl GzipReader {
             if self.place != Place::Member {
                 let Some(first) = input.first() else { return Ok(()) };
                 self.begin(*first).map_err(|error| bad(ledger, error))?;
+                if self.place == Place::Member {
+                    ledger.begin_member();
+                }
                 if self.place == Place::Zeros {
                     return zeros(input).map_err(|error| bad(ledger, error));
                 }
@@ -145,4 +148,40 @@ pub(super) fn inflate(checkpoint: &Checkpoint, compressed: &[u8], length: usize)
         }
     }
     Ok(output)
+}
+
+/// Inflates the first `length` bytes of the member that `compressed` begins with.
+pub(super) fn member(compressed: &[u8], length: usize) -> Result<Vec<u8>, String> {
+    let mut inflater = Inflater::new(Wrapper::Gzip);
+    let mut output = vec![0; length];
+    let (mut input, mut filled) = (compressed, 0);
+    while filled < length {
+        let step = inflater.step(input, &mut output[filled..], Stop::AtEnd).map_err(|error| error.to_string())?;
+        filled += step.produced;
+        input = &input[step.consumed..];
+        if filled < length && (step.event == Event::End || (step.consumed == 0 && step.produced == 0)) {
+            return Err(format!("its member gives {filled} bytes, not {length}"));
+        }
+    }
+    Ok(output)
+}
+
+/// Inflates all of the member that `compressed` begins with, if that is at most `longest` bytes.
+pub(crate) fn gunzip_member(compressed: &[u8], longest: usize) -> Result<Vec<u8>, String> {
+    let mut inflater = Inflater::new(Wrapper::Gzip);
+    let mut buffer = vec![0; OUTPUT_BYTES];
+    let (mut input, mut output) = (compressed, Vec::new());
+    loop {
+        let step = inflater.step(input, &mut buffer, Stop::AtEnd).map_err(|error| error.to_string())?;
+        input = &input[step.consumed..];
+        output.extend_from_slice(&buffer[..step.produced]);
+        if output.len() > longest {
+            return Err(format!("it inflates to more than {longest} bytes"));
+        }
+        match step.event {
+            Event::End => return Ok(output),
+            _ if step.consumed == 0 && step.produced == 0 => return Err("it ends inside a gzip member".to_owned()),
+            _ => {}
+        }
+    }
 }

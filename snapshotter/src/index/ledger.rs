@@ -10,10 +10,10 @@ use crate::limits::{BOMB_FREE_BYTES, MAX_INDEX_BYTES, MAX_RATIO, MAX_SPANS, MAX_
 use crate::tar::Scanner;
 use crate::tree::Entry;
 
-use super::{Checkpoint, IndexError, Span};
+use super::{Checkpoint, IndexError, Recipe, Span};
 
 /// Output after which a span is ended at the next chance, in bytes.
-pub(super) const SPAN_BYTES: u64 = 1 << 20;
+pub(crate) const SPAN_BYTES: u64 = 1 << 20;
 
 /// A span that bytes are still being added to.
 struct Open {
@@ -24,10 +24,41 @@ struct Open {
     checkpoint: Checkpoint,
 }
 
+/// Where some members begin: in the layer as asked, in the tar as found.
+#[derive(Default)]
+pub(super) struct Members {
+    /// Offsets in the layer, ascending.
+    wanted: Vec<u64>,
+    /// For each of the first of these the offset in the tar, or that no member begins there.
+    found: Vec<Option<u64>>,
+}
+
+impl Members {
+    /// `wanted` in ascending order.
+    pub(super) fn new(wanted: Vec<u64>) -> Self {
+        Self { found: Vec::with_capacity(wanted.len()), wanted }
+    }
+
+    fn begin(&mut self, layer_offset: u64, tar_offset: u64) {
+        while let Some(wanted) = self.wanted.get(self.found.len()).filter(|wanted| **wanted <= layer_offset) {
+            self.found.push((*wanted == layer_offset).then_some(tar_offset));
+        }
+    }
+
+    /// Where the member that begins at this byte of the layer begins in the tar.
+    pub(super) fn tar_offset(&self, layer_offset: u64) -> Option<u64> {
+        let at = self.wanted.binary_search(&layer_offset).ok()?;
+        self.found.get(at).copied().flatten()
+    }
+}
+
 /// Counters, hashes, spans and the tar reader.
 pub(super) struct Ledger {
     layer: Digest,
+    /// Output after which a span is ended at the next chance.
+    span_bytes: u64,
     longest_span: u64,
+    members: Members,
     consumed: u64,
     produced: u64,
     tar_hash: Sha256,
@@ -43,13 +74,16 @@ pub(super) struct Account {
     pub(super) tar_length: u64,
     pub(super) spans: Vec<Span>,
     pub(super) entries: Vec<Entry>,
+    pub(super) members: Members,
 }
 
 impl Ledger {
     pub(super) fn new(layer: Digest, longest_span: u64) -> Self {
         Self {
             layer,
+            span_bytes: SPAN_BYTES,
             longest_span,
+            members: Members::default(),
             consumed: 0,
             produced: 0,
             tar_hash: Sha256::new(),
@@ -60,8 +94,18 @@ impl Ledger {
         }
     }
 
+    /// One that makes a single span of the whole layer, however long, and notes where these members begin.
+    pub(super) fn of_members(layer: Digest, members: Members) -> Self {
+        Self { span_bytes: u64::MAX, members, ..Self::new(layer, u64::MAX / 2) }
+    }
+
     pub(super) fn layer(&self) -> Digest {
         self.layer
+    }
+
+    /// A member or frame begins with the next byte of the layer.
+    pub(super) fn begin_member(&mut self) {
+        self.members.begin(self.consumed, self.produced);
     }
 
     /// Bytes of the layer that the decoder has used.
@@ -76,7 +120,7 @@ impl Ledger {
 
     /// Whether the open span is long enough to end at the next chance.
     pub(super) fn is_full(&self) -> bool {
-        self.open.as_ref().is_none_or(|open| self.produced - open.output_start >= SPAN_BYTES)
+        self.open.as_ref().is_none_or(|open| self.produced - open.output_start >= self.span_bytes)
     }
 
     /// Accounts for bytes that the decoder consumed.
@@ -149,9 +193,11 @@ impl Ledger {
         self.spans.push(Span {
             compressed: open.compressed_start..self.consumed,
             output,
-            compressed_hash: open.compressed.finalize(),
-            output_hash: open.output.finalize(),
-            checkpoint: open.checkpoint,
+            recipe: Recipe::Built {
+                checkpoint: open.checkpoint,
+                compressed_hash: open.compressed.finalize(),
+                output_hash: open.output.finalize(),
+            },
         });
     }
 
@@ -168,6 +214,7 @@ impl Ledger {
             tar_length: self.produced,
             spans: self.spans,
             entries,
+            members: self.members,
         })
     }
 }

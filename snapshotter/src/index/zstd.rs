@@ -28,6 +28,7 @@ impl ZstdReader {
                     return Ok(());
                 }
                 self.in_frame = true;
+                ledger.begin_member();
                 if ledger.is_full() {
                     ledger.cut(0, None)?;
                 }

@@ -23,8 +23,8 @@ use super::common::Common;
 use super::readahead::ReadAhead;
 use super::{LazyError, Options};
 use crate::erofs::device_length;
-use crate::index::Index;
-use crate::limits::MAX_READ_AHEAD_BYTES;
+use crate::index::{Index, IndexError, LayerProof};
+use crate::limits::{MAX_PREFETCH_BYTES, MAX_READ_AHEAD_BYTES};
 use crate::source::{LayerSource, SourceError, Urgency};
 use crate::tar::{Scanner, TarError};
 
@@ -35,6 +35,10 @@ const COMMIT_DELAY: Duration = Duration::from_secs(1);
 const DEADLINE_MEMORY: Duration = Duration::from_secs(1);
 /// Background fetches may take this many times the deadline of a read.
 const BACKGROUND_PATIENCE: u32 = 10;
+/// Compressed bytes read at once while a layer is held against its table of contents.
+const PROOF_READ_BYTES: u64 = 1 << 20;
+/// Spans prefetched at once for one layer.
+const PREFETCH_FETCHES: usize = 4;
 /// Spans read ahead at once for one layer.
 const READ_AHEAD_FETCHES: usize = 4;
 
@@ -73,6 +77,7 @@ pub struct LazyLayer {
     ahead_fetches: Arc<Semaphore>,
     unread: Unread,
     commit_due: AtomicBool,
+    prefetched: AtomicBool,
     runtime: tokio::runtime::Handle,
 }
 
@@ -121,6 +126,7 @@ impl LazyLayer {
             ahead_fetches: Arc::new(Semaphore::new(READ_AHEAD_FETCHES)),
             unread: Unread::default(),
             commit_due: AtomicBool::new(false),
+            prefetched: AtomicBool::new(false),
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -240,10 +246,20 @@ impl LazyLayer {
         if self.cache.settled() && self.cache.proof() == Proof::Proved {
             return Ok(());
         }
+        let right =
+            if self.index.form().is_virtual() { self.complete_device().await? } else { self.complete_tar().await? };
+        self.cache.set_proof(if right { Proof::Proved } else { Proof::Quarantined });
+        let layer = self.clone();
+        self.blocking(move || layer.cache.commit()).await.map_err(|error| self.cache_error(&error))?;
+        self.refuse_quarantined()?;
+        tracing::info!(digest = %self.digest(), spans = self.index.spans().len(), "layer complete and proved");
+        Ok(())
+    }
+
+    /// Brings all spans of a layer whose device is its tar, and says whether the index is right.
+    async fn complete_tar(self: &Arc<Self>) -> Result<bool, LazyError> {
         let (mut hasher, mut scanner) = (Sha256::new(), Ok(Scanner::default()));
-        let mut spans = stream::iter(0..self.index.spans().len())
-            .map(|span| self.span(span, Urgency::Background))
-            .buffered(self.options.background_spans.max(1));
+        let mut spans = self.all_spans();
         while let Some(bytes) = spans.next().await {
             let bytes = bytes?;
             let hashed = move || (hasher.chain_update(&bytes), scanner.and_then(|scanner| scanned(scanner, &bytes)));
@@ -251,12 +267,73 @@ impl LazyLayer {
         }
         let is_tar = Digest::from_bytes(hasher.finalize().into()) == self.index.diff_id();
         let is_table = scanner.and_then(Scanner::finish).is_ok_and(|entries| entries == self.index.entries());
-        self.cache.set_proof(if is_tar && is_table { Proof::Proved } else { Proof::Quarantined });
+        Ok(is_tar && is_table)
+    }
+
+    /// Holds a layer whose device is made of chunks against its table, then brings all of these, each of which is checked.
+    async fn complete_device(self: &Arc<Self>) -> Result<bool, LazyError> {
+        if let Some(lie) = self.prove_by_layer().await? {
+            tracing::error!(digest = %self.digest(), lie, "a layer is not what its table of contents says");
+            return Ok(false);
+        }
+        let mut spans = self.all_spans();
+        while let Some(bytes) = spans.next().await {
+            match bytes {
+                // The layer is right and the span is not: it is the table that lies.
+                Err(LazyError::Corrupt(error)) => {
+                    tracing::error!(digest = %self.digest(), %error, "a table of contents has a wrong digest");
+                    return Ok(false);
+                }
+                bytes => drop(bytes?),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads the whole compressed layer; gives what the table says wrongly of it, if anything.
+    async fn prove_by_layer(self: &Arc<Self>) -> Result<Option<String>, LazyError> {
+        let length = self.index.layer_length();
+        let mut proof = Ok(LayerProof::new(&self.index));
+        for start in (0..length).step_by(PROOF_READ_BYTES as usize) {
+            let range = start..length.min(start + PROOF_READ_BYTES);
+            let bytes = self.bounded_read(range, Urgency::Background, self.index.spans().len()).await?;
+            proof = self.blocking(move || proof.and_then(|proof| pushed(proof, &bytes))).await;
+        }
+        let index = self.index.clone();
+        match self.blocking(move || proof.and_then(|proof| proof.finish(&index))).await {
+            Ok(lie) => Ok(lie),
+            Err(error @ (IndexError::DigestMismatch { .. } | IndexError::LengthMismatch { .. })) => {
+                Err(self.unanswered(self.index.spans().len(), &error.to_string()))
+            }
+            Err(error) => Ok(Some(error.to_string())),
+        }
+    }
+
+    fn all_spans(self: &Arc<Self>) -> impl stream::Stream<Item = Outcome> + Unpin + use<'_> {
+        let spans = stream::iter(0..self.index.spans().len()).map(|span| self.span(span, Urgency::Background));
+        spans.buffered(self.options.background_spans.max(1))
+    }
+
+    /// Begins to fetch what the layer's maker wants at start-up, once.
+    pub fn prefetch_landmark(self: &Arc<Self>) {
+        let wanted = self.index.prefetch();
+        if wanted == 0 || self.prefetched.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let layer = self.clone();
-        self.blocking(move || layer.cache.commit()).await.map_err(|error| self.cache_error(&error))?;
-        self.refuse_quarantined()?;
-        tracing::info!(digest = %self.digest(), spans = self.index.spans().len(), "layer complete and proved");
-        Ok(())
+        self.runtime.spawn(async move {
+            let mut left = MAX_PREFETCH_BYTES;
+            let bounded = layer.index.spans().iter().take(wanted).take_while(|span| {
+                let fits = left.checked_sub(span.compressed.end - span.compressed.start);
+                left = fits.unwrap_or(0);
+                fits.is_some()
+            });
+            let spans = bounded.count();
+            // A failure is met again, and told, by the read that needs the span.
+            let fetches = stream::iter(0..spans).map(|span| layer.prefetch(span));
+            fetches.buffered(PREFETCH_FETCHES).for_each(|_| std::future::ready(())).await;
+            tracing::debug!(digest = %layer.digest(), spans, "prefetched what comes before the landmark");
+        });
     }
 
     fn refuse_quarantined(&self) -> Result<(), LazyError> {
@@ -376,7 +453,11 @@ impl LazyLayer {
     }
 
     async fn compressed(&self, span: usize, urgency: Urgency) -> Outcome {
-        let range = self.index.spans()[span].compressed.clone();
+        self.bounded_read(self.index.spans()[span].compressed.clone(), urgency, span).await
+    }
+
+    /// Bytes of the layer for a span (or, behind the last, for the proof of the whole).
+    async fn bounded_read(&self, range: Range<u64>, urgency: Urgency, span: usize) -> Outcome {
         let expected = range.end - range.start;
         let waited = match urgency {
             Urgency::Fault | Urgency::ReadAhead => self.options.deadline,
@@ -479,10 +560,14 @@ fn fingerprint(index: &Index) -> [u8; 32] {
     hasher.update(index.layer().as_bytes());
     hasher.update(index.diff_id().as_bytes());
     for span in index.spans() {
-        hasher.update(&span.output.end.to_le_bytes());
-        hasher.update(span.output_hash());
+        span.identify(&mut hasher);
     }
     *hasher.finalize().as_bytes()
+}
+
+fn pushed(mut proof: LayerProof, bytes: &[u8]) -> Result<LayerProof, IndexError> {
+    proof.push(bytes)?;
+    Ok(proof)
 }
 
 fn scanned(mut scanner: Scanner, bytes: &[u8]) -> Result<Scanner, TarError> {

@@ -5,7 +5,7 @@ use crate::limits::{MAX_NAME_BYTES, MAX_PATH_BYTES};
 /// `name` without `.` and empty components and with `..` resolved; the root is empty.
 ///
 /// A name that climbs above the root is an error: containerd clamps it to the root, which no honest builder relies on.
-pub(super) fn clean(name: &[u8]) -> Result<Vec<u8>, String> {
+pub(crate) fn clean(name: &[u8]) -> Result<Vec<u8>, String> {
     let mut components: Vec<&[u8]> = Vec::new();
     for component in name.split(|byte| *byte == b'/') {
         match component {

@@ -1,0 +1,176 @@
+//! Layers with tables of contents that other tools wrote: the first node of a cluster that pulls them starts them lazily.
+
+#![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lapwing_lab::image::{self, Layout};
+use lapwing_lab::tree::{self, Node};
+use lapwing_lab::{LapwingSettings, Machine, MachineOptions, Need, Site, check, lapwing_binary, require, wait};
+use serde_json::Value;
+
+const NEEDS: [Need; 9] = [
+    Need::Root,
+    Need::Disk,
+    Need::Fuse,
+    Need::Erofs,
+    Need::Tools,
+    Need::Program("docker-registry"),
+    Need::Program("skopeo"),
+    Need::Program("runc"),
+    Need::Program("tc"),
+];
+const SOON: Duration = Duration::from_secs(120);
+/// What converters add to the root of each layer.
+const CONVERTERS_FILES: [&str; 3] = [".no.prefetch.landmark", ".prefetch.landmark", "stargz.index.json"];
+
+/// A format by nerdctl's name for it, and Lapwing's.
+#[derive(Clone, Copy)]
+struct Format {
+    option: &'static str,
+    name: &'static str,
+}
+
+const ESTARGZ: Format = Format { option: "--estargz", name: "eStargz" };
+const ZSTD_CHUNKED: Format = Format { option: "--zstdchunked", name: "zstd:chunked" };
+
+/// A registry with an image that nerdctl converted, and the plain worker on which it did.
+struct Converted {
+    site: Site,
+    worker: Machine,
+    reference: String,
+}
+
+fn convert(name: &str, layout: &Layout, format: Format) -> Converted {
+    let site = Site::new(name, None).unwrap();
+    let original = site.registry.push(layout, "lab/image:1").unwrap();
+    let worker = Machine::start(&site.network, "converter", &site.registry, MachineOptions::plain()).unwrap();
+    worker.containerd.pull(&original, "overlayfs").unwrap();
+    let reference = original.replace(":1", ":converted");
+    let mut command = worker.containerd.nerdctl().unwrap();
+    check(command.args(["image", "convert", "--oci", format.option, &original, &reference])).unwrap();
+    let mut command = worker.containerd.ctr().unwrap();
+    check(command.args(["images", "push", "--plain-http", &reference])).unwrap();
+    Converted { site, worker, reference }
+}
+
+impl Converted {
+    fn settings(&self, complete_after: &str) -> LapwingSettings {
+        LapwingSettings::node(&[self.site.tracker.tracker_address()])
+            .with("lazy", &format!("complete_after = \"{complete_after}\""))
+            .with("snapshotter", "resolve_timeout = \"30s\"")
+    }
+
+    /// A worker that has pulled the image; every layer was claimed, and little came from the registry.
+    fn lazily_pulled(&self, name: &str, layers: usize, settings: LapwingSettings) -> Machine {
+        let machine = self.site.worker(name, None, settings).unwrap();
+        machine.containerd.pull(&self.reference, "lapwing").unwrap();
+        let node = machine.lapwing.as_ref().unwrap();
+        let claimed = node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
+        assert_eq!(claimed, layers as f64, "every layer is lazy: {}", node.log().unwrap());
+        machine
+    }
+}
+
+/// Mounts the image on its machine and reads all of it.
+fn walk(machine: &Machine, reference: &str, snapshotter: &str) -> BTreeMap<PathBuf, Node> {
+    let mount = machine.host.dir().join(format!("mount-{snapshotter}"));
+    std::fs::create_dir(&mount).unwrap();
+    let mut command = machine.containerd.ctr().unwrap();
+    check(command.args(["images", "mount", "--snapshotter", snapshotter, reference]).arg(&mount)).unwrap();
+    tree::digest_walk(&machine.host.path(&mount)).unwrap()
+}
+
+/// State and reason of the layers that `lapwing ls` shows.
+fn listed(machine: &Machine) -> Vec<(String, String)> {
+    let shown = machine.host.check(lapwing_binary().unwrap(), &["ls", "--json"]).unwrap();
+    let state: Value = serde_json::from_str(&shown).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    state["layers"].as_array().unwrap().iter().map(|layer| (text(&layer["state"]), text(&layer["reason"]))).collect()
+}
+
+/// An image of every oddity, lazily on the first node that pulls it: the same as unpacked, then proved.
+fn equals_what_is_unpacked(name: &str, format: Format) {
+    if !require(name, &NEEDS) {
+        return;
+    }
+    let layout = image::small().unwrap();
+    let converted = convert(name, &layout, format);
+    converted.worker.containerd.pull(&converted.reference, "overlayfs").unwrap();
+    let mut unpacked = walk(&converted.worker, &converted.reference, "overlayfs");
+
+    let node = converted.lazily_pulled("first", layout.layers.len(), converted.settings("0"));
+    let output = node.containerd.run(&converted.reference, "lapwing", "started", &[]).unwrap();
+    assert_eq!(output.trim(), image::SMALL_OUTPUT);
+    let shown = listed(&node);
+    let expected = ("pending".to_owned(), format!("by its {} table of contents", format.name));
+    assert_eq!(shown, vec![expected; layout.layers.len()]);
+    let mut lazy = walk(&node, &converted.reference, "lapwing");
+    for path in CONVERTERS_FILES {
+        assert!(lazy.remove(Path::new(path)).is_none(), "{path} is the converter's and not shown");
+        unpacked.remove(Path::new(path));
+    }
+    // No tar names the root; unpacked it is as old as the unpacking.
+    unpacked.get_mut(Path::new("")).unwrap().mtime = lazy[Path::new("")].mtime;
+    // The tables have whole seconds.
+    for (path, node) in &mut unpacked {
+        if let Some(lazy) = lazy.get(path)
+            && node.mtime.0 + i64::from(node.mtime.1 >= 500_000_000) == lazy.mtime.0
+        {
+            node.mtime = lazy.mtime;
+        }
+    }
+    assert_eq!(tree::differences(&unpacked, &lazy, 40), "", "left: overlayfs, right: lazily mounted");
+    assert!(lazy.len() > 80, "{} files were compared", lazy.len());
+
+    let node = converted.lazily_pulled("second", layout.layers.len(), converted.settings("1s"));
+    node.containerd.run(&converted.reference, "lapwing", "proved", &[]).unwrap();
+    wait::until_true("the layers to be proved", SOON, || listed(&node).iter().all(|(state, _)| state == "proved"))
+        .unwrap();
+}
+
+#[test]
+fn an_estargz_image_is_lazy_on_its_first_pull_and_the_same_as_unpacked() {
+    equals_what_is_unpacked("estargz", ESTARGZ);
+}
+
+#[test]
+fn a_zstd_chunked_image_is_lazy_on_its_first_pull_and_the_same_as_unpacked() {
+    equals_what_is_unpacked("zstd-chunked", ZSTD_CHUNKED);
+}
+
+/// Of a large image only what is read comes from the registry; a node that is started anew goes on from what it kept.
+fn fetches_only_what_is_read(name: &str, format: Format) {
+    if !require(name, &NEEDS) {
+        return;
+    }
+    let image = image::noise(61, &[40, 20]).unwrap();
+    let converted = convert(name, &image.layout, format);
+    let sent = converted.site.registry.sent_bytes().unwrap();
+    let mut node = converted.lazily_pulled("first", 2, converted.settings("0"));
+    let read_one = |node: &Machine, container: &str| {
+        let command = ["/bin/sh", "-c", "sha256sum /data/01-007"];
+        node.containerd.run(&converted.reference, "lapwing", container, &command).unwrap()
+    };
+    let expected = image.sums.lines().find(|line| line.ends_with("/data/01-007")).unwrap();
+    assert_eq!(read_one(&node, "one").trim(), expected);
+    let fetched = converted.site.registry.sent_bytes().unwrap() - sent;
+    assert!(fetched < 14 << 20, "{fetched} bytes of 60 MiB for a shell and one file");
+    println!("{}: {fetched} bytes for a start and one file of 1 MiB, of 60 MiB", format.name);
+
+    node.lapwing.as_mut().unwrap().restart().unwrap();
+    let output = node.containerd.run(&converted.reference, "lapwing", "again", &[]).unwrap();
+    assert_eq!(output, image.sums, "all of it, by the table that was kept");
+}
+
+#[test]
+fn of_a_large_estargz_image_only_what_is_read_is_fetched() {
+    fetches_only_what_is_read("estargz-large", ESTARGZ);
+}
+
+#[test]
+fn of_a_large_zstd_chunked_image_only_what_is_read_is_fetched() {
+    fetches_only_what_is_read("zstd-chunked-large", ZSTD_CHUNKED);
+}
