@@ -158,7 +158,7 @@ fn fetches_only_what_is_read(name: &str, format: Format) {
     assert_eq!(read_one(&node, "one").trim(), expected);
     let fetched = converted.site.registry.sent_bytes().unwrap() - sent;
     assert!(fetched < 14 << 20, "{fetched} bytes of 60 MiB for a shell and one file");
-    println!("{}: {fetched} bytes for a start and one file of 1 MiB, of 60 MiB", format.name);
+    eprintln!("{}: {fetched} bytes for a start and one file of 1 MiB, of 60 MiB", format.name);
 
     node.lapwing.as_mut().unwrap().restart().unwrap();
     let output = node.containerd.run(&converted.reference, "lapwing", "again", &[]).unwrap();
