@@ -27,7 +27,7 @@ async fn main() -> anyhow::Result<()> {
     let scratch = tempfile::tempdir_in(std::env::var_os("LAPWING_BENCH_DIR").unwrap_or_else(|| "/var/tmp".into()))?;
     let content = Content::make(&scratch.path().join("content"))?;
     let subjects = mounts::all(scratch.path(), &content).await?;
-    let mut taken: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+    let mut taken: BTreeMap<(&'static str, &'static str), Vec<f64>> = BTreeMap::new();
     for round in 0..ROUNDS {
         for measurement in Measurement::all() {
             for number in 0..subjects.len() {
@@ -52,8 +52,12 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn reported(measurement: &Measurement, subjects: &[Subject], taken: &BTreeMap<(&str, &str), Vec<f64>>) -> Value {
-    let of = |name: &str| &taken[&(measurement.name, name)];
+fn reported(
+    measurement: &Measurement,
+    subjects: &[Subject],
+    taken: &BTreeMap<(&'static str, &'static str), Vec<f64>>,
+) -> Value {
+    let of = |name: &'static str| &taken[&(measurement.name, name)];
     let rows = subjects.iter().map(|subject| {
         let ratios: Vec<f64> =
             of(subject.name).iter().zip(of(YARDSTICK)).map(|(rate, yardstick)| rate / yardstick).collect();
