@@ -188,6 +188,7 @@ mod tests {
             repo: "library/x".parse().unwrap(),
             manifest: Some(Digest::of(b"m")),
             toc: None,
+            soci: None,
         }
     }
 

@@ -24,7 +24,7 @@ mod units;
 
 pub(crate) use containerd::Containerd;
 pub(crate) use identity::Identity;
-pub(crate) use lazy::{Lazy, LazyBackend, LazyFormat};
+pub(crate) use lazy::{Formats, Lazy, LazyBackend, LazyFormat};
 pub(crate) use limits::LimitsTable;
 pub(crate) use proxy::{Proxy, ProxyAction};
 pub(crate) use tracker::Tracker;

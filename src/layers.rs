@@ -27,13 +27,14 @@ use lapwing_snapshotter::source::LayerSource;
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, LayerRecord, chain_id};
-use crate::config::LazyFormat;
+use crate::config::Formats;
 use crate::profiles::Profiles;
 
 pub(crate) mod build;
 mod contents;
 mod kept;
 mod label;
+mod soci;
 mod source;
 
 pub(crate) use kept::KeptIndexes;
@@ -77,7 +78,7 @@ pub(crate) struct Layers {
     mounts: Option<Arc<LazyMounts>>,
     kept: KeptIndexes,
     /// Tables of contents that are used.
-    formats: Vec<LazyFormat>,
+    formats: Formats,
     /// Layers that wait for their background completion, or are in it.
     completing: Mutex<HashSet<Digest>>,
     /// Keeps the blob of a mounted layer in the store until all of it is in the layer's own file.
@@ -99,7 +100,7 @@ impl Layers {
         origins: Arc<Origins>,
         lazy: Lazy,
         kept: KeptIndexes,
-        formats: Vec<LazyFormat>,
+        formats: Formats,
         complete_after: Option<Duration>,
     ) -> Arc<Self> {
         let runtime = tokio::runtime::Handle::current();
@@ -217,6 +218,13 @@ impl Layers {
                     self.node.refute(statement).await;
                     wrong = Some(format!("index {}: {message}", object.digest()));
                 }
+            }
+        }
+        match self.by_soci(mounts, record).await {
+            Ok(Some(knowledge)) => return knowledge,
+            Ok(None) => {}
+            Err(message) => {
+                tracing::info!(digest = %layer, reason = message, "the image's SOCI index is not used");
             }
         }
         wrong.map_or_else(

@@ -139,7 +139,7 @@ fn assemble(config: &Config, root: &Path, node: Arc<Node>, admin: &mut Admin) ->
         Arc::clone(&origins),
         start_lazy(config, metrics),
         KeptIndexes::new(root),
-        config.lazy.formats.clone(),
+        config.lazy.formats(),
         complete_after,
     );
     let containerd = Containerd::at(&config.containerd.socket).context("configuration key containerd.socket")?;

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use lapwing_lab::image::{self, Layout};
 use lapwing_lab::tree::{self, Node};
-use lapwing_lab::{LapwingSettings, Machine, MachineOptions, Need, Site, check, lapwing_binary, require, wait};
-use serde_json::Value;
+use lapwing_lab::{
+    LapwingSettings, Machine, MachineOptions, Need, Site, check, lapwing_binary, require, soci_ztoc, wait,
+};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 const NEEDS: [Need; 9] = [
     Need::Root,
@@ -96,7 +99,7 @@ fn equals_what_is_unpacked(name: &str, format: Format) {
     if !require(name, &NEEDS) {
         return;
     }
-    let layout = image::small().unwrap();
+    let layout = image::small_in_utf8().unwrap();
     let converted = convert(name, &layout, format);
     converted.worker.containerd.pull(&converted.reference, "overlayfs").unwrap();
     let mut unpacked = walk(&converted.worker, &converted.reference, "overlayfs");
@@ -161,6 +164,12 @@ fn fetches_only_what_is_read(name: &str, format: Format) {
     eprintln!("{}: {fetched} bytes for a start and one file of 1 MiB, of 60 MiB", format.name);
 
     node.lapwing.as_mut().unwrap().restart().unwrap();
+    // containerd tries a snapshotter that was away again after a while.
+    wait::until_true("containerd to find the snapshotter again", SOON, || {
+        let mut command = node.containerd.ctr().unwrap();
+        check(command.args(["snapshots", "--snapshotter", "lapwing", "ls"])).is_ok()
+    })
+    .unwrap();
     let output = node.containerd.run(&converted.reference, "lapwing", "again", &[]).unwrap();
     assert_eq!(output, image.sums, "all of it, by the table that was kept");
 }
@@ -173,4 +182,143 @@ fn of_a_large_estargz_image_only_what_is_read_is_fetched() {
 #[test]
 fn of_a_large_zstd_chunked_image_only_what_is_read_is_fetched() {
     fetches_only_what_is_read("zstd-chunked-large", ZSTD_CHUNKED);
+}
+
+#[test]
+fn a_layer_whose_table_cannot_hold_its_names_is_pulled_whole() {
+    const NAME: &str = "a_layer_whose_table_cannot_hold_its_names_is_pulled_whole";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let converted = convert("estargz-names", &image::small().unwrap(), ESTARGZ);
+    let node = converted.site.worker("first", None, converted.settings("0")).unwrap();
+    node.containerd.pull(&converted.reference, "lapwing").unwrap();
+    let output = node.containerd.run(&converted.reference, "lapwing", "whole", &[]).unwrap();
+    assert_eq!(output.trim(), image::SMALL_OUTPUT);
+    let log = node.lapwing.as_ref().unwrap().log().unwrap();
+    assert!(log.contains("a name that is not UTF-8"), "{log}");
+    let mount = walk(&node, &converted.reference, "lapwing");
+    assert!(mount.keys().any(|path| path.to_str().is_none()), "the name is as it was");
+}
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const REPOSITORY: &str = "lab/image";
+
+fn sha256(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// Pushes the image, and a SOCI index of the given version for its layers: zTOCs by SOCI's own library, the manifest around them after its
+/// description. Gives the digest of the index, and of the image's manifest.
+fn push_soci(site: &Site, layout: &Layout, version: u8) -> (Vec<u8>, String) {
+    site.registry.push(layout, "lab/image:1").unwrap();
+    let push = |bytes: &[u8]| {
+        site.registry.push_blob(REPOSITORY, &sha256(bytes), bytes.len() as u64, bytes).unwrap();
+        json!({ "mediaType": "application/octet-stream", "digest": sha256(bytes), "size": bytes.len() })
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let mut ztocs = Vec::new();
+    for layer in &layout.layers {
+        let output = scratch.path().join("ztoc");
+        let mut command = std::process::Command::new(soci_ztoc().unwrap());
+        check(command.args(["gzip", "4194304"]).arg(layout.blob_path(layer)).arg(&output)).unwrap();
+        let mut ztoc = push(&std::fs::read(output).unwrap());
+        ztoc["annotations"] = json!({
+            "com.amazon.soci.image-layer-digest": layer.digest,
+            "com.amazon.soci.image-layer-mediaType": image::LAYER,
+        });
+        ztocs.push(ztoc);
+    }
+    let mut config = push(b"{}");
+    config["mediaType"] = format!("application/vnd.amazon.soci.index.v{version}+json").into();
+    let mut index = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": ztocs });
+    if version == 1 {
+        index["subject"] =
+            json!({ "mediaType": MANIFEST, "digest": layout.manifest.digest, "size": layout.manifest.size });
+    }
+    let bytes = serde_json::to_vec(&index).unwrap();
+    site.registry.push_manifest(REPOSITORY, &sha256(&bytes), MANIFEST, &bytes).unwrap();
+    (bytes, layout.manifest.digest.clone())
+}
+
+/// A worker that pulls the image; gives it with the number of layers that it claimed.
+fn pulled(site: &Site, name: &str, reference: &str, line: &str, complete_after: &str) -> (Machine, f64) {
+    let settings = LapwingSettings::node(&[site.tracker.tracker_address()])
+        .with("lazy", &format!("complete_after = \"{complete_after}\""))
+        .with("lazy", line)
+        .with("snapshotter", "resolve_timeout = \"30s\"");
+    let machine = site.worker(name, None, settings).unwrap();
+    machine.containerd.pull(reference, "lapwing").unwrap();
+    let claimed = machine.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
+    (machine, claimed)
+}
+
+#[test]
+fn an_image_with_a_soci_index_is_lazy_on_its_first_pull_and_the_same_as_unpacked() {
+    const NAME: &str = "an_image_with_a_soci_index_is_lazy_on_its_first_pull_and_the_same_as_unpacked";
+    if !require(NAME, &[&NEEDS[..], &[Need::Soci]].concat()) {
+        return;
+    }
+    let layout = image::small().unwrap();
+    let site = Site::new("soci", None).unwrap();
+    let (index, _) = push_soci(&site, &layout, 2);
+    let mut manifest: Value =
+        serde_json::from_slice(&std::fs::read(layout.blob_path(&layout.manifest)).unwrap()).unwrap();
+    manifest["annotations"] = json!({ "com.amazon.soci.index-digest": sha256(&index) });
+    site.registry.push_manifest(REPOSITORY, "soci", MANIFEST, &serde_json::to_vec(&manifest).unwrap()).unwrap();
+    let reference = format!("{}/{REPOSITORY}:soci", site.registry.name());
+
+    let plain = Machine::start(&site.network, "plain", &site.registry, MachineOptions::plain()).unwrap();
+    plain.containerd.pull(&reference, "overlayfs").unwrap();
+    let mut unpacked = walk(&plain, &reference, "overlayfs");
+    let (node, claimed) = pulled(&site, "first", &reference, "build_indexes = false", "0");
+    assert_eq!(claimed, 2.0, "every layer is lazy: {}", node.lapwing.as_ref().unwrap().log().unwrap());
+    assert_eq!(node.containerd.run(&reference, "lapwing", "started", &[]).unwrap().trim(), image::SMALL_OUTPUT);
+    let expected = ("pending".to_owned(), "by its SOCI table of contents".to_owned());
+    assert_eq!(listed(&node), vec![expected; 2]);
+    let lazy = walk(&node, &reference, "lapwing");
+    unpacked.get_mut(Path::new("")).unwrap().mtime = lazy[Path::new("")].mtime;
+    assert_eq!(tree::differences(&unpacked, &lazy, 40), "", "left: overlayfs, right: lazily mounted");
+
+    let (node, claimed) = pulled(&site, "second", &reference, "build_indexes = false", "1s");
+    assert_eq!(claimed, 2.0);
+    node.containerd.run(&reference, "lapwing", "proved", &[]).unwrap();
+    wait::until_true("the layers to be proved", SOON, || listed(&node).iter().all(|(state, _)| state == "proved"))
+        .unwrap();
+}
+
+#[test]
+fn a_soci_index_that_refers_to_an_image_counts_only_where_that_is_configured() {
+    const NAME: &str = "a_soci_index_that_refers_to_an_image_counts_only_where_that_is_configured";
+    if !require(NAME, &[&NEEDS[..], &[Need::Soci]].concat()) {
+        return;
+    }
+    let image = image::noise(62, &[20]).unwrap();
+    let site = Site::new("soci-referrers", None).unwrap();
+    let (index, manifest) = push_soci(&site, &image.layout, 1);
+    // The registry has no referrers; a tag stands for them.
+    let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [{
+        "mediaType": MANIFEST,
+        "artifactType": "application/vnd.amazon.soci.index.v1+json",
+        "digest": sha256(&index),
+        "size": index.len(),
+    }] });
+    let tag = manifest.replace(':', "-");
+    site.registry.push_manifest(REPOSITORY, &tag, INDEX, &serde_json::to_vec(&list).unwrap()).unwrap();
+    let reference = format!("{}/{REPOSITORY}:1", site.registry.name());
+
+    let sent = site.registry.sent_bytes().unwrap();
+    let (node, claimed) = pulled(&site, "believing", &reference, "soci_referrers = true", "0");
+    assert_eq!(claimed, 1.0, "{}", node.lapwing.as_ref().unwrap().log().unwrap());
+    let command = ["/bin/sh", "-c", "sha256sum /data/00-013"];
+    let output = node.containerd.run(&reference, "lapwing", "one", &command).unwrap();
+    assert_eq!(output.trim(), image.sums.lines().find(|line| line.ends_with("/data/00-013")).unwrap());
+    let fetched = site.registry.sent_bytes().unwrap() - sent;
+    assert!(fetched < 12 << 20, "{fetched} bytes of 20 MiB for a shell and one file");
+    drop(node);
+
+    let (_, claimed) = pulled(&site, "doubting", &reference, "build_indexes = false", "0");
+    assert_eq!(claimed, 0.0, "by default nobody looks for what refers to an image");
 }

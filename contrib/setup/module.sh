@@ -3,12 +3,15 @@
 #
 #   contrib/setup/module.sh containerd17   containerd 1.7, its runc shim and ctr
 #   contrib/setup/module.sh dockerd        a dockerd that keeps images in containerd
+#   contrib/setup/module.sh soci           soci-ztoc, which writes SOCI's tables by soci-snapshotter's library (C compiler, zlib's headers)
 #
 # Builds what is missing, and prints the directory of the programs. The directory's name holds a hash of the pins and of Go's version.
 # Exit 3: no Go here. Tests that need the programs then skip by name.
 set -eu
 
 name=${1:-}
+cgo=0
+what=tool
 case $name in
 containerd17)
     path=github.com/containerd/containerd
@@ -20,8 +23,19 @@ dockerd)
     variable=$path/dockerversion.Version
     tags=osusergo,netgo
     ;;
+soci)
+    path=github.com/awslabs/soci-snapshotter
+    variable=main.version
+    tags=osusergo,netgo
+    cgo=1
+    what=.
+    if ! command -v cc >/dev/null 2>&1 || ! [ -e /usr/include/zlib.h ]; then
+        echo "module.sh: soci needs a C compiler and zlib's headers; install gcc and zlib1g-dev" >&2
+        exit 3
+    fi
+    ;;
 *)
-    echo "usage: module.sh containerd17 | dockerd" >&2
+    echo "usage: module.sh containerd17 | dockerd | soci" >&2
     exit 2
     ;;
 esac
@@ -33,7 +47,7 @@ if ! command -v go >/dev/null 2>&1; then
     exit 3
 fi
 
-key=$( (cat "$module/go.mod" "$module/go.sum" && go env GOVERSION GOARCH) | sha256sum | cut -c1-16)
+key=$( (cat "$module/go.mod" "$module/go.sum" "$module"/*.go 2>/dev/null || true; go env GOVERSION GOARCH) | sha256sum | cut -c1-16)
 dir=$cache/tools/$name-$key
 bin=$dir/bin
 
@@ -43,8 +57,8 @@ flock 9
 if [ ! -e "$dir/complete" ]; then
     version=$(cd "$module" && go list -mod=readonly -m -f '{{.Version}}' "$path")
     echo "module.sh: building $name $version into $bin (minutes, once)" >&2
-    (cd "$module" && CGO_ENABLED=0 nice go build -mod=readonly -trimpath -p "${LAPWING_BUILD_JOBS:-$(nproc)}" \
-        -ldflags "-s -w -X $variable=$version" -tags "$tags" -o "$bin.part/" tool) >&2
+    (cd "$module" && CGO_ENABLED=$cgo nice go build -mod=readonly -trimpath -p "${LAPWING_BUILD_JOBS:-$(nproc)}" \
+        -ldflags "-s -w -X $variable=$version" -tags "$tags" -o "$bin.part/" "$what") >&2
     rm -rf "$bin"
     mv "$bin.part" "$bin"
     touch "$dir/complete"

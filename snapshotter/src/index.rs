@@ -66,6 +66,7 @@
 use std::ops::Range;
 
 use lapwing_p2p::digest::Digest;
+use sha2::{Digest as _, Sha256};
 
 use crate::tree::Entry;
 
@@ -109,6 +110,8 @@ pub enum Form {
     EStargz,
     /// Taken from the layer's zstd:chunked table of contents.
     ZstdChunked,
+    /// Taken from a SOCI index that stands beside the image.
+    Soci,
 }
 
 impl Form {
@@ -123,6 +126,7 @@ impl Form {
             Self::Built => "index",
             Self::EStargz => "eStargz",
             Self::ZstdChunked => "zstd:chunked",
+            Self::Soci => "SOCI",
         }
     }
 }
@@ -140,6 +144,8 @@ pub(crate) struct Checkpoint {
 pub(crate) enum Recipe {
     /// From a checkpoint; BLAKE3 of both sides is known.
     Built { checkpoint: Checkpoint, compressed_hash: blake3::Hash, output_hash: blake3::Hash },
+    /// From a checkpoint that somebody else made; only the SHA-256 of the compressed bytes is known.
+    Measured { checkpoint: Checkpoint, compressed_hash: [u8; 32] },
     /// Chunks out of whole members or frames, in the order of these; what lies between them reads as zeros.
     Chunks(Vec<Chunk>),
 }
@@ -159,7 +165,7 @@ impl Span {
     pub fn output_hash(&self) -> Option<&[u8; 32]> {
         match &self.recipe {
             Recipe::Built { output_hash, .. } => Some(output_hash.as_bytes()),
-            Recipe::Chunks(_) => None,
+            Recipe::Measured { .. } | Recipe::Chunks(_) => None,
         }
     }
 
@@ -169,6 +175,10 @@ impl Span {
         match &self.recipe {
             Recipe::Built { output_hash, .. } => {
                 hasher.update(output_hash.as_bytes());
+            }
+            Recipe::Measured { checkpoint, compressed_hash } => {
+                hasher.update(compressed_hash);
+                hasher.update(&checkpoint.window);
             }
             Recipe::Chunks(chunks) => {
                 for chunk in chunks {
@@ -182,7 +192,7 @@ impl Span {
     fn chunks(&self) -> &[Chunk] {
         match &self.recipe {
             Recipe::Chunks(chunks) => chunks,
-            Recipe::Built { .. } => &[],
+            Recipe::Built { .. } | Recipe::Measured { .. } => &[],
         }
     }
 }
@@ -269,23 +279,30 @@ impl Index {
         let wrong = |problem| SpanError::WrongIndex { layer, span, problem };
         let length = usize::try_from(described.output.end - described.output.start)
             .map_err(|_| wrong("longer than memory".to_owned()))?;
-        let (checkpoint, compressed_hash, output_hash) = match &described.recipe {
-            Recipe::Built { checkpoint, compressed_hash, output_hash } => (checkpoint, compressed_hash, output_hash),
+        let (checkpoint, is_input, output_hash) = match &described.recipe {
+            Recipe::Built { checkpoint, compressed_hash, output_hash } => {
+                (checkpoint, blake3::hash(compressed) == *compressed_hash, Some(output_hash))
+            }
+            Recipe::Measured { checkpoint, compressed_hash } => {
+                (checkpoint, Sha256::digest(compressed)[..] == *compressed_hash, None)
+            }
             Recipe::Chunks(chunks) => {
                 return chunk::decode(self.compression, chunks, compressed, length)
                     .map_err(|problem| SpanError::WrongChunk { layer, span, problem });
             }
         };
-        if blake3::hash(compressed) != *compressed_hash {
+        if !is_input {
             return Err(SpanError::WrongInput { layer, span });
         }
         let output = match self.compression {
-            Compression::None => Ok(compressed.to_vec()),
+            // A table may end before the layer does, behind whose end nothing is read.
+            Compression::None => Ok(compressed.get(..length).unwrap_or(compressed).to_vec()),
             Compression::Gzip => gzip::inflate(checkpoint, compressed, length),
             Compression::Zstd => zstd::decompress(compressed, length),
         };
         let output = output.map_err(wrong)?;
-        if output.len() != length || blake3::hash(&output) != *output_hash {
+        let is_output = output_hash.is_none_or(|expected| blake3::hash(&output) == *expected);
+        if output.len() != length || !is_output {
             return Err(wrong("its output has another digest".to_owned()));
         }
         Ok(output)

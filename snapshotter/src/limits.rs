@@ -65,6 +65,8 @@ pub const MAX_INDEX_BYTES: usize = 512 << 20;
 pub const MAX_TOC_STORED_BYTES: u64 = 64 << 20;
 /// Longest table of contents itself, in bytes: several hundred thousand files.
 pub const MAX_TOC_BYTES: usize = 256 << 20;
+/// Longest zTOC of SOCI, in bytes: of a layer whose tar has some 30 GB, with spans of 4 MiB.
+pub const MAX_ZTOC_BYTES: u64 = 256 << 20;
 /// Most chunks that one table of contents may name.
 pub const MAX_TOC_CHUNKS: usize = 1 << 20;
 /// Longest description that is kept with a table, in bytes.

@@ -6,7 +6,10 @@
 //!   skippable frame. Annotations have its place and the SHA-256 of its compressed form. stargz-snapshotter's converter writes
 //!   them under an older name.
 //!
-//! Both list entries and, for each file, *chunks*: where its gzip member or zstd frame begins, and the SHA-256 of the
+//! * *SOCI* (soci-snapshotter): an artifact of its own beside the image, with a *zTOC* for each larger layer: checkpoints of an ordinary gzip
+//!   stream, a SHA-256 for the compressed bytes of each span, and the entries. Its device is the tar.
+//!
+//! The first two list entries and, for each file, *chunks*: where its gzip member or zstd frame begins, and the SHA-256 of the
 //! contents. Headers of the tar have no digest there. So the device that files are mounted from is not the tar but the
 //! contents of the files alone, each at a multiple of 512 bytes ([`layout`]): every byte of it is covered by a digest, and
 //! the table's own is in the manifest.
@@ -25,7 +28,7 @@
 //!
 //! ```text
 //! LAPWTOC1 <layer> <length of the layer> <diffID> <start and end of the table in the layer> <announcement>\n
-//! estargz <digest>  |  zstd-chunked <digest> <length of the JSON>
+//! estargz <digest>  |  zstd-chunked <digest> <offset> <length> <length of the JSON>  |  soci <digest of the zTOC>
 //! ```
 
 use std::ops::Range;
@@ -33,16 +36,18 @@ use std::ops::Range;
 use lapwing_p2p::digest::Digest;
 
 use crate::index::{Compression, Form, Index};
-use crate::limits::{MAX_TOC_BYTES, MAX_TOC_DESCRIPTION_BYTES, MAX_TOC_STORED_BYTES};
+use crate::limits::{MAX_TOC_BYTES, MAX_TOC_DESCRIPTION_BYTES, MAX_TOC_STORED_BYTES, MAX_ZTOC_BYTES};
 use crate::tree::{Entry, Kind};
 
 mod announced;
 mod estargz;
+mod flatbuffer;
 mod json;
 mod layout;
 mod listed;
 mod rfc3339;
 mod zstd_chunked;
+mod ztoc;
 
 pub use announced::{Announced, ESTARGZ_ANNOTATION};
 
@@ -82,8 +87,17 @@ pub struct Toc {
     layer: Digest,
     layer_length: u64,
     diff_id: Digest,
-    announced: Announced,
+    table: Table,
     range: Range<u64>,
+}
+
+/// Which table it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    /// In the layer.
+    Own(Announced),
+    /// Beside it; a zTOC with this digest.
+    Beside(Digest),
 }
 
 impl Toc {
@@ -121,23 +135,44 @@ impl Toc {
         if range.end - range.start > MAX_TOC_STORED_BYTES {
             return Err(TocError::Unsupported(format!("{} bytes of it in the layer", range.end - range.start)));
         }
-        Ok(Self { layer, layer_length, diff_id, announced, range })
+        Ok(Self { layer, layer_length, diff_id, table: Table::Own(announced), range })
     }
 
-    /// Where the table lies in the layer.
+    /// The zTOC of a layer, which is `length` bytes long.
+    ///
+    /// # Errors
+    ///
+    /// When it is too long.
+    pub fn ztoc(
+        layer: Digest,
+        layer_length: u64,
+        diff_id: Digest,
+        ztoc: Digest,
+        length: u64,
+    ) -> Result<Self, TocError> {
+        if !(1..=MAX_ZTOC_BYTES).contains(&length) {
+            return Err(TocError::Unsupported(format!("a zTOC of {length} bytes")));
+        }
+        Ok(Self { layer, layer_length, diff_id, table: Table::Beside(ztoc), range: 0..length })
+    }
+
+    /// Where the table lies in the layer, or in the zTOC: all of it.
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// Makes an index of the table as it is stored in the layer. Blocking work on the processor.
+    /// Makes an index of the table as it is stored. Blocking work on the processor.
     ///
     /// # Errors
     ///
     /// When it is another than the manifest's, malformed, or beyond what can be mounted.
     pub fn index(&self, stored: &[u8]) -> Result<Index, TocError> {
-        let (json, compression, form) = match self.announced {
-            Announced::EStargz { digest } => (estargz::json(stored, digest)?, Compression::Gzip, Form::EStargz),
-            Announced::ZstdChunked { digest, json_length, .. } => {
+        let (json, compression, form) = match self.table {
+            Table::Beside(digest) => return self.index_of_ztoc(stored, digest),
+            Table::Own(Announced::EStargz { digest }) => {
+                (estargz::json(stored, digest)?, Compression::Gzip, Form::EStargz)
+            }
+            Table::Own(Announced::ZstdChunked { digest, json_length, .. }) => {
                 let json = zstd_chunked::json(stored, digest, json_length)?;
                 (json, Compression::Zstd, Form::ZstdChunked)
             }
@@ -158,10 +193,33 @@ impl Toc {
         })
     }
 
+    fn index_of_ztoc(&self, stored: &[u8], expected: Digest) -> Result<Index, TocError> {
+        let actual = Digest::of(stored);
+        if actual != expected {
+            return Err(TocError::Digest { expected, actual });
+        }
+        let read = ztoc::read(stored, self.layer_length)?;
+        Ok(Index {
+            form: Form::Soci,
+            layer: self.layer,
+            layer_length: self.layer_length,
+            diff_id: self.diff_id,
+            tar_length: read.tar_length,
+            compression: read.compression,
+            spans: read.spans,
+            entries: read.entries,
+            prefetch: 0,
+        })
+    }
+
     /// The bytes that [`Toc::load`] makes the same index of.
     pub fn keep(&self, stored: &[u8]) -> Vec<u8> {
-        let Self { layer, layer_length, diff_id, announced, range } = self;
-        let line = format!("{layer} {layer_length} {diff_id} {} {} {announced}\n", range.start, range.end);
+        let Self { layer, layer_length, diff_id, table, range } = self;
+        let table = match table {
+            Table::Own(announced) => announced.to_string(),
+            Table::Beside(ztoc) => format!("soci {ztoc}"),
+        };
+        let line = format!("{layer} {layer_length} {diff_id} {} {} {table}\n", range.start, range.end);
         [MAGIC, line.as_bytes(), stored].concat()
     }
 
@@ -186,12 +244,17 @@ impl Toc {
         let layer_length = word()?.parse().map_err(|_| wrong())?;
         let diff_id = word()?.parse().map_err(|_| wrong())?;
         let range = word()?.parse().map_err(|_| wrong())?..word()?.parse().map_err(|_| wrong())?;
-        let announced = word()?.parse().map_err(|_| wrong())?;
+        let table = word()?;
+        let table = match table.strip_prefix("soci ") {
+            Some(ztoc) => Table::Beside(ztoc.parse().map_err(|_| wrong())?),
+            None => Table::Own(table.parse().map_err(|_| wrong())?),
+        };
         let stored = &rest[end + 1..];
-        if range.is_empty() || range.end > layer_length || range.end - range.start != stored.len() as u64 {
+        let most = if matches!(table, Table::Own(_)) { layer_length } else { MAX_ZTOC_BYTES };
+        if range.is_empty() || range.end > most || range.end - range.start != stored.len() as u64 {
             return Err(wrong());
         }
-        Self { layer, layer_length, diff_id, announced, range }.index(stored)
+        Self { layer, layer_length, diff_id, table, range }.index(stored)
     }
 }
 

@@ -53,7 +53,7 @@ fn prove(index: &Index, layer: &[u8]) -> Option<String> {
             return Some(error.to_string());
         }
     }
-    proof.finish(index).unwrap_or_else(|error| Some(error.to_string()))
+    proof.finish(index).map_or_else(|error| Some(error.to_string()), Result::err)
 }
 
 fn items() -> Vec<Item> {

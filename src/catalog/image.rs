@@ -1,5 +1,7 @@
 //! From a manifest and its config to the chain ids of an image.
 
+use std::collections::HashMap;
+
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::limits::MAX_BLOB_LENGTH;
 use lapwing_plugins::registry::{RegistryName, RepositoryName};
@@ -9,6 +11,8 @@ use serde::Deserialize;
 
 use super::LayerRecord;
 
+/// SOCI's index of the image, in the manifests that `soci convert` writes.
+const SOCI_ANNOTATION: &str = "com.amazon.soci.index-digest";
 /// Most layers of an image; overlayfs mounts fewer.
 const MAX_LAYERS: usize = 512;
 
@@ -20,6 +24,8 @@ pub(crate) struct Image {
     pub config: Digest,
     /// Length of the config in bytes.
     pub config_length: u64,
+    /// The SOCI index that the manifest names.
+    soci: Option<Digest>,
     /// Base first.
     layers: Vec<Layer>,
     /// Base first; empty until the config is known.
@@ -70,6 +76,7 @@ impl Image {
             manifest: Digest::of(manifest),
             config: digest(parsed.config()).map_err(wrong)?,
             config_length: parsed.config().size(),
+            soci: annotation(parsed.annotations().as_ref(), SOCI_ANNOTATION).and_then(|digest| digest.parse().ok()),
             layers,
             diff_ids: Vec::new(),
             arguments: Vec::new(),
@@ -118,6 +125,7 @@ impl Image {
                     repo: self.repo.clone(),
                     manifest: Some(self.manifest),
                     toc: layer.toc,
+                    soci: self.soci,
                 }
             })
             .collect()
@@ -137,9 +145,12 @@ fn layer(descriptor: &Descriptor) -> Result<Layer, String> {
     if length > MAX_BLOB_LENGTH {
         return Err(format!("layer {digest} of {length} bytes is longer than the limit of {MAX_BLOB_LENGTH}"));
     }
-    let annotations = descriptor.annotations().as_ref();
-    let toc = Announced::of(|name| annotations?.get(name).map(String::as_str));
+    let toc = Announced::of(|name| annotation(descriptor.annotations().as_ref(), name));
     Ok(Layer { digest, length, media_type: descriptor.media_type().to_string(), toc })
+}
+
+fn annotation<'a>(annotations: Option<&'a HashMap<String, String>>, name: &str) -> Option<&'a str> {
+    annotations?.get(name).map(String::as_str)
 }
 
 fn digest(descriptor: &Descriptor) -> Result<Digest, String> {
@@ -237,6 +248,7 @@ mod tests {
         });
         let mut with_toc = manifest.clone();
         let digest = Digest::of(b"toc");
+        with_toc["annotations"] = json!({ "com.amazon.soci.index-digest": digest.to_string() });
         with_toc["layers"][0]["annotations"] =
             json!({ lapwing_snapshotter::toc::ESTARGZ_ANNOTATION: digest.to_string() });
         let announced = parse(&with_toc).unwrap().with_config(&config).unwrap().records();
@@ -245,10 +257,12 @@ mod tests {
             [Some(Announced::EStargz { digest }), None]
         );
 
+        assert!(announced.iter().all(|record| record.soci == Some(digest)));
+
         let image = parse(&manifest).unwrap().with_config(&config).unwrap();
         let records = image.records();
         assert_eq!(records.len(), 2);
-        assert_eq!(records[0].toc, None);
+        assert_eq!((records[0].toc, records[0].soci), (None, None));
         assert_eq!((records[0].chain_id.clone(), records[0].parent_chain.clone()), (sha("d1"), None));
         let chain = Digest::of(format!("{} {}", sha("d1"), sha("d2")).as_bytes()).to_string();
         assert_eq!((records[1].chain_id.clone(), records[1].parent_chain.clone()), (chain, Some(sha("d1"))));

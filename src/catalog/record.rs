@@ -28,6 +28,8 @@ pub(crate) struct LayerRecord {
     pub manifest: Option<Digest>,
     /// The layer's own table of contents, if the manifest announces one.
     pub toc: Option<Announced>,
+    /// The SOCI index that the image's manifest names.
+    pub soci: Option<Digest>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -44,6 +46,8 @@ struct Written {
     manifest: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     toc: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    soci: Option<String>,
 }
 
 impl LayerRecord {
@@ -59,6 +63,7 @@ impl LayerRecord {
             repo: self.repo.to_string(),
             manifest: self.manifest.map(|digest| digest.to_string()),
             toc: self.toc.map(|toc| toc.to_string()),
+            soci: self.soci.map(|digest| digest.to_string()),
         };
         serde_json::to_vec(&written).expect("strings and numbers have a JSON form")
     }
@@ -77,6 +82,7 @@ impl LayerRecord {
             repo: written.repo.parse().ok()?,
             manifest: written.manifest.and_then(|digest| digest.parse().ok()),
             toc: written.toc.and_then(|toc| toc.parse().ok()),
+            soci: written.soci.and_then(|digest| digest.parse().ok()),
         })
     }
 }
@@ -94,7 +100,7 @@ mod tests {
         let record = LayerRecord::decode(former.as_bytes()).unwrap();
         assert_eq!((record.length, record.toc), (7, None));
         assert_eq!(record.encode(), former.as_bytes(), "and former versions read what has no table");
-        let record = LayerRecord { toc: Some(Announced::EStargz { digest }), ..record };
+        let record = LayerRecord { toc: Some(Announced::EStargz { digest }), soci: Some(digest), ..record };
         assert_eq!(LayerRecord::decode(&record.encode()), Some(record));
     }
 }

@@ -12,6 +12,7 @@ pub(crate) struct Lazy {
     pub backend: LazyBackend,
     pub build_indexes: bool,
     pub formats: Vec<LazyFormat>,
+    pub soci_referrers: bool,
     pub read_deadline: Span,
     pub complete_after: Span,
     pub record_for: Span,
@@ -35,6 +36,21 @@ pub(crate) enum LazyFormat {
     #[serde(rename = "estargz")]
     EStargz,
     ZstdChunked,
+    Soci,
+}
+
+/// Which of them are used.
+#[derive(Debug, Clone)]
+pub(crate) struct Formats {
+    pub used: Vec<LazyFormat>,
+    /// Whether a SOCI index is also looked for among what refers to an image.
+    pub soci_referrers: bool,
+}
+
+impl Lazy {
+    pub(crate) fn formats(&self) -> Formats {
+        Formats { used: self.formats.clone(), soci_referrers: self.soci_referrers }
+    }
 }
 
 impl LazyFormat {
@@ -53,7 +69,8 @@ impl Default for Lazy {
             enabled: true,
             backend: LazyBackend::Auto,
             build_indexes: true,
-            formats: vec![LazyFormat::EStargz, LazyFormat::ZstdChunked],
+            formats: vec![LazyFormat::EStargz, LazyFormat::ZstdChunked, LazyFormat::Soci],
+            soci_referrers: false,
             read_deadline: Span::seconds(60),
             complete_after: Span::seconds(30),
             record_for: Span::seconds(30),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use lapwing_snapshotter::index::Index;
 use lapwing_snapshotter::lazy::LazyMounts;
 use lapwing_snapshotter::source::{LayerSource, Urgency};
-use lapwing_snapshotter::toc::{Announced, Toc};
+use lapwing_snapshotter::toc::{Announced, Toc, TocError};
 
 use super::kept::KeptKind;
 use super::{Knowledge, Layers, SwarmLayer, absent};
@@ -18,7 +18,7 @@ use crate::catalog::LayerRecord;
 use crate::config::LazyFormat;
 
 /// How long reading a table may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Layers {
     /// What the layer's own table of contents makes of it, or why that is nothing.
@@ -41,7 +41,7 @@ impl Layers {
             }
             None => {}
         }
-        let announced = record.toc.filter(|announced| self.formats.contains(&LazyFormat::of(announced)));
+        let announced = record.toc.filter(|announced| self.formats.used.contains(&LazyFormat::of(announced)));
         let announced = announced.ok_or("its manifest names no table of contents")?;
         let (index, kept) = self.read_contents(record, announced).await?;
         Ok(self.take_up(mounts, record, index, Some(&kept)).await)
@@ -59,12 +59,17 @@ impl Layers {
         };
         let read = tokio::time::timeout(DEADLINE, reading).await;
         let (toc, stored) = read.map_err(|_| format!("nothing came within {} s", DEADLINE.as_secs()))??;
-        let made = tokio::task::spawn_blocking(move || Ok((Arc::new(toc.index(&stored)?), toc.keep(&stored)))).await;
-        made.map_err(|error| error.to_string())?.map_err(|error: lapwing_snapshotter::toc::TocError| error.to_string())
+        index(toc, stored).await
     }
 }
 
-async fn read(source: &SwarmLayer, range: Range<u64>) -> Result<Bytes, String> {
+/// The index of a table, and what is to be kept of it.
+pub(super) async fn index(toc: Toc, stored: Bytes) -> Result<(Arc<Index>, Vec<u8>), String> {
+    let made = tokio::task::spawn_blocking(move || Ok((Arc::new(toc.index(&stored)?), toc.keep(&stored)))).await;
+    made.map_err(|error| error.to_string())?.map_err(|error: TocError| error.to_string())
+}
+
+pub(super) async fn read(source: &SwarmLayer, range: Range<u64>) -> Result<Bytes, String> {
     if range.is_empty() {
         return Ok(Bytes::new());
     }

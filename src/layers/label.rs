@@ -29,6 +29,7 @@ pub(super) fn record(target: &Target<'_>) -> Option<LayerRecord> {
         manifest: None,
         // It would have to be held against a diffID, and labels name none.
         toc: None,
+        soci: None,
     })
 }
 

@@ -5,14 +5,20 @@ use std::sync::Arc;
 
 use crate::catalog::LayerRecord;
 use crate::outage::{Outage, Place};
+use axum::http::HeaderValue;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Node, Priority};
 use lapwing_p2p::origin::Origin;
-use lapwing_plugins::registry::{Credential, Denied, Registries, RegistryName, RepositoryName};
+use lapwing_plugins::registry::{
+    Credential, Denied, ForwardMethod, ForwardRequest, Reference, Registries, RegistryName, RepositoryName, Resource,
+};
 use lapwing_snapshotter::source::{LayerSource, SourceError, Urgency};
+
+const MANIFEST_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.index.v1+json"];
 
 /// Where blobs were published, with this node's own credentials.
 pub(crate) struct Origins {
@@ -43,6 +49,47 @@ impl Origins {
                 Ok(LayerRecord { length, ..record.clone() })
             }
             Err(denied) => Err(("not_readable", format!("this node cannot read the layer by itself: {denied}"))),
+        }
+    }
+
+    /// A manifest, with its digest checked.
+    pub(crate) async fn manifest(&self, record: &LayerRecord, digest: Digest) -> Result<Bytes, String> {
+        let body = self.ask(record, Resource::Manifest(Reference::Digest(digest))).await?;
+        let body = body.ok_or_else(|| format!("the registry has no manifest {digest}"))?;
+        if Digest::of(&body) == digest {
+            Ok(body)
+        } else {
+            Err(format!("the registry has another manifest for {digest}"))
+        }
+    }
+
+    /// What refers to a manifest (OCI distribution 1.1, "Listing Referrers", with the tags of registries that have none).
+    pub(crate) async fn referrers(&self, record: &LayerRecord, subject: Digest) -> Result<Option<Bytes>, String> {
+        match self.ask(record, Resource::Referrers(subject)).await? {
+            Some(body) => Ok(Some(body)),
+            None => {
+                let tag = format!("sha256-{}", subject.hex()).parse().map_err(|error| format!("{error}"))?;
+                self.ask(record, Resource::Manifest(tag)).await
+            }
+        }
+    }
+
+    /// A body, or none where the registry has nothing of that name.
+    async fn ask(&self, record: &LayerRecord, resource: Resource) -> Result<Option<Bytes>, String> {
+        let request = ForwardRequest {
+            method: ForwardMethod::Get,
+            registry: record.registry.clone(),
+            repository: record.repo.clone(),
+            resource,
+            query: None,
+            accept: MANIFEST_TYPES.map(HeaderValue::from_static).into(),
+            credential: Credential::Configured,
+        };
+        let answer = self.registries.forward(&request).await.map_err(|error| error.to_string())?;
+        match answer.status.as_u16() {
+            200 => Ok(Some(answer.body)),
+            404 => Ok(None),
+            status => Err(format!("registry {} answers HTTP {status}", record.registry)),
         }
     }
 

@@ -39,18 +39,27 @@ pub struct IndexBuilder {
     stage: Stage,
     /// Whose beginnings are to be noted, in the place of making spans.
     members: Option<Members>,
+    /// How much of the tar's start is to be hashed.
+    start: u64,
+}
+
+/// What a builder has learnt beside the index.
+pub(super) struct Beside {
+    pub(super) members: Members,
+    /// BLAKE3 of the start of the tar.
+    pub(super) start_hash: blake3::Hash,
 }
 
 impl IndexBuilder {
     /// For the layer with this digest and length, as its descriptor in the manifest gives them.
     pub fn new(layer: Digest, layer_length: u64) -> Self {
         let (hash, stage) = (Sha256::new(), Stage::Magic(Vec::new()));
-        Self { layer, layer_length, received: 0, hash, stage, members: None }
+        Self { layer, layer_length, received: 0, hash, stage, members: None, start: 0 }
     }
 
-    /// The same for who wants to know where these members begin, and no spans.
-    pub(super) fn of_members(layer: Digest, layer_length: u64, members: Members) -> Self {
-        Self { members: Some(members), ..Self::new(layer, layer_length) }
+    /// The same for who wants to know where these members begin and how the tar begins, and no spans.
+    pub(super) fn of_members(layer: Digest, layer_length: u64, members: Members, start: u64) -> Self {
+        Self { members: Some(members), start, ..Self::new(layer, layer_length) }
     }
 
     /// Takes the next bytes of the layer.
@@ -95,7 +104,7 @@ impl IndexBuilder {
             _ => (Reader::Plain, MAX_SPAN_BYTES),
         };
         let mut ledger = Box::new(match self.members.take() {
-            Some(members) => Ledger::of_members(self.layer, members),
+            Some(members) => Ledger::of_members(self.layer, members, self.start),
             None => Ledger::new(self.layer, longest),
         });
         read(&mut reader, &mut ledger, start)?;
@@ -105,10 +114,10 @@ impl IndexBuilder {
 
     /// Checks the length, the digest and the end of the stream and of the tar, and gives the index.
     pub fn finish(self) -> Result<Index, IndexError> {
-        self.finish_with_members().map(|(index, _)| index)
+        self.finish_beside().map(|(index, _)| index)
     }
 
-    pub(super) fn finish_with_members(mut self) -> Result<(Index, Members), IndexError> {
+    pub(super) fn finish_beside(mut self) -> Result<(Index, Beside), IndexError> {
         if let Stage::Failed(error) = self.stage {
             return Err(error);
         }
@@ -148,7 +157,7 @@ impl IndexBuilder {
             entries: account.entries,
             prefetch: 0,
         };
-        Ok((index, account.members))
+        Ok((index, Beside { members: account.members, start_hash: account.start_hash }))
     }
 
     fn wrong_length(&self) -> IndexError {

@@ -154,7 +154,9 @@ impl Index {
 fn built(span: &Span) -> (&Checkpoint, &blake3::Hash, &blake3::Hash) {
     match &span.recipe {
         Recipe::Built { checkpoint, compressed_hash, output_hash } => (checkpoint, compressed_hash, output_hash),
-        Recipe::Chunks(_) => panic!("an index that was not built from its layer has no encoded form"),
+        Recipe::Measured { .. } | Recipe::Chunks(_) => {
+            panic!("an index that was not built from its layer has no encoded form")
+        }
     }
 }
 

@@ -59,6 +59,9 @@ pub(super) struct Ledger {
     span_bytes: u64,
     longest_span: u64,
     members: Members,
+    /// Hashes the first bytes of the tar, of which so many are still to come.
+    start_hash: blake3::Hasher,
+    start_left: u64,
     consumed: u64,
     produced: u64,
     tar_hash: Sha256,
@@ -75,6 +78,8 @@ pub(super) struct Account {
     pub(super) spans: Vec<Span>,
     pub(super) entries: Vec<Entry>,
     pub(super) members: Members,
+    /// BLAKE3 of the first bytes of the tar that were asked for.
+    pub(super) start_hash: blake3::Hash,
 }
 
 impl Ledger {
@@ -84,6 +89,8 @@ impl Ledger {
             span_bytes: SPAN_BYTES,
             longest_span,
             members: Members::default(),
+            start_hash: blake3::Hasher::new(),
+            start_left: 0,
             consumed: 0,
             produced: 0,
             tar_hash: Sha256::new(),
@@ -94,9 +101,10 @@ impl Ledger {
         }
     }
 
-    /// One that makes a single span of the whole layer, however long, and notes where these members begin.
-    pub(super) fn of_members(layer: Digest, members: Members) -> Self {
-        Self { span_bytes: u64::MAX, members, ..Self::new(layer, u64::MAX / 2) }
+    /// One that makes a single span of the whole layer, however long, notes where these members begin, and hashes the first
+    /// `start` bytes of the tar.
+    pub(super) fn of_members(layer: Digest, members: Members, start: u64) -> Self {
+        Self { span_bytes: u64::MAX, members, start_left: start, ..Self::new(layer, u64::MAX / 2) }
     }
 
     pub(super) fn layer(&self) -> Digest {
@@ -151,6 +159,9 @@ impl Ledger {
             return Err(self.span_too_long());
         }
         self.tar_hash.update(output);
+        let start = usize::try_from(self.start_left).map_or(output.len(), |left| left.min(output.len()));
+        self.start_hash.update(&output[..start]);
+        self.start_left -= start as u64;
         self.tar.push(output).map_err(|error| IndexError::from_tar(self.layer, error))
     }
 
@@ -215,6 +226,7 @@ impl Ledger {
             spans: self.spans,
             entries,
             members: self.members,
+            start_hash: self.start_hash.finalize(),
         })
     }
 }

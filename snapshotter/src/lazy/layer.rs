@@ -23,7 +23,7 @@ use super::common::Common;
 use super::readahead::ReadAhead;
 use super::{LazyError, Options};
 use crate::erofs::device_length;
-use crate::index::{Index, IndexError, LayerProof};
+use crate::index::{Form, Index, IndexError, LayerProof};
 use crate::limits::{MAX_PREFETCH_BYTES, MAX_READ_AHEAD_BYTES};
 use crate::source::{LayerSource, SourceError, Urgency};
 use crate::tar::{Scanner, TarError};
@@ -247,7 +247,7 @@ impl LazyLayer {
             return Ok(());
         }
         let right =
-            if self.index.form().is_virtual() { self.complete_device().await? } else { self.complete_tar().await? };
+            if self.index.form() == Form::Built { self.complete_tar().await? } else { self.complete_device().await? };
         self.cache.set_proof(if right { Proof::Proved } else { Proof::Quarantined });
         let layer = self.clone();
         self.blocking(move || layer.cache.commit()).await.map_err(|error| self.cache_error(&error))?;
@@ -270,12 +270,16 @@ impl LazyLayer {
         Ok(is_tar && is_table)
     }
 
-    /// Holds a layer whose device is made of chunks against its table, then brings all of these, each of which is checked.
+    /// Holds a layer against the table that its index came from, then brings all of its spans, each of which is checked.
     async fn complete_device(self: &Arc<Self>) -> Result<bool, LazyError> {
-        if let Some(lie) = self.prove_by_layer().await? {
-            tracing::error!(digest = %self.digest(), lie, "a layer is not what its table of contents says");
-            return Ok(false);
-        }
+        let expected = match self.prove_by_layer().await? {
+            Ok(expected) => expected,
+            Err(lie) => {
+                tracing::error!(digest = %self.digest(), lie, "a layer is not what its table of contents says");
+                return Ok(false);
+            }
+        };
+        let mut hasher = blake3::Hasher::new();
         let mut spans = self.all_spans();
         while let Some(bytes) = spans.next().await {
             match bytes {
@@ -284,14 +288,26 @@ impl LazyLayer {
                     tracing::error!(digest = %self.digest(), %error, "a table of contents has a wrong digest");
                     return Ok(false);
                 }
-                bytes => drop(bytes?),
+                bytes => {
+                    let bytes = bytes?;
+                    hasher = self
+                        .blocking(move || {
+                            hasher.update(&bytes);
+                            hasher
+                        })
+                        .await;
+                }
             }
         }
-        Ok(true)
+        let right = self.index.form().is_virtual() || *hasher.finalize().as_bytes() == expected;
+        if !right {
+            tracing::error!(digest = %self.digest(), "checkpoints of a table of contents give other bytes than the layer's");
+        }
+        Ok(right)
     }
 
-    /// Reads the whole compressed layer; gives what the table says wrongly of it, if anything.
-    async fn prove_by_layer(self: &Arc<Self>) -> Result<Option<String>, LazyError> {
+    /// Reads the whole compressed layer; gives what the table says wrongly of it, or the hash of a device that is the tar.
+    async fn prove_by_layer(self: &Arc<Self>) -> Result<Result<[u8; 32], String>, LazyError> {
         let length = self.index.layer_length();
         let mut proof = Ok(LayerProof::new(&self.index));
         for start in (0..length).step_by(PROOF_READ_BYTES as usize) {
@@ -301,11 +317,11 @@ impl LazyLayer {
         }
         let index = self.index.clone();
         match self.blocking(move || proof.and_then(|proof| proof.finish(&index))).await {
-            Ok(lie) => Ok(lie),
+            Ok(verdict) => Ok(verdict),
             Err(error @ (IndexError::DigestMismatch { .. } | IndexError::LengthMismatch { .. })) => {
                 Err(self.unanswered(self.index.spans().len(), &error.to_string()))
             }
-            Err(error) => Ok(Some(error.to_string())),
+            Err(error) => Ok(Err(error.to_string())),
         }
     }
 

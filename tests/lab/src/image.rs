@@ -13,7 +13,7 @@ pub use layout::{Blob, ImageConfig, LAYER, LAYER_ZSTD, Layout, LayoutWriter};
 pub use noise::{Noise, noise};
 pub use pause::pause;
 pub use real::{FULL_OUTPUT, FULL_SCRIPT, MAIN_OUTPUT, real};
-pub use small::{SMALL_OUTPUT, small};
+pub use small::{SMALL_OUTPUT, small, small_in_utf8};
 pub use tar::{Entry, EntryKind, TarWriter};
 
 /// A short name for what an image is built from: another recipe is another image.

@@ -21,6 +21,8 @@ pub enum Need {
     Containerd17,
     /// A dockerd that keeps images in containerd (built by `contrib/setup/module.sh`, which needs Go).
     Dockerd,
+    /// What writes SOCI's tables (built by `contrib/setup/module.sh`, which needs Go, a C compiler and zlib's headers).
+    Soci,
     /// An S3-compatible server (built by `contrib/setup/s3.sh`, which needs Go).
     S3,
     /// A program on the PATH.
@@ -49,6 +51,7 @@ impl Need {
                 tools::containerd17_dir().err().map(|error| format!("needs containerd 1.7: {error:#}"))
             }
             Self::Dockerd => tools::dockerd_dir().err().map(|error| format!("needs a newer dockerd: {error:#}")),
+            Self::Soci => tools::soci_ztoc().err().map(|error| format!("needs SOCI's library: {error:#}")),
             Self::S3 => tools::s3_dir().err().map(|error| format!("needs an S3-compatible server: {error:#}")),
             Self::Program(name) => tools::on_path(name)
                 .is_none()

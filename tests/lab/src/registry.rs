@@ -107,6 +107,12 @@ impl Registry {
             .within(|| blob::push(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), repository, digest, length, content))
     }
 
+    /// Pushes a manifest of this media type as a tag or digest of `repository`, over the host's loopback.
+    pub fn push_manifest(&self, repository: &str, reference: &str, media_type: &str, manifest: &[u8]) -> Result<()> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
+        self.host.within(|| blob::push_manifest(address, repository, reference, media_type, manifest))
+    }
+
     /// Bytes sent to the network by the registry's host.
     pub fn sent_bytes(&self) -> Result<u64> {
         self.host.sent_bytes()

@@ -26,6 +26,12 @@ pub(crate) fn dockerd_dir() -> Result<PathBuf> {
     once(&FOUND, || built_by("contrib/setup/module.sh", &["dockerd"]))
 }
 
+/// `soci-ztoc`, which writes the table that soci-snapshotter's library makes of a layer, likewise.
+pub fn soci_ztoc() -> Result<PathBuf> {
+    static FOUND: Found = Found::new();
+    once(&FOUND, || Ok(built_by("contrib/setup/module.sh", &["soci"])?.join("soci-ztoc")))
+}
+
 /// What was found, or why not: once for all that ask.
 type Found = OnceLock<Result<PathBuf, String>>;
 

@@ -45,12 +45,27 @@ pub(super) fn busybox() -> Result<Vec<u8>> {
 /// The small image: busybox, hard and symbolic links, extended attributes, devices, a pipe, setuid and sticky bits, names that are long or
 /// not UTF-8, a file mostly of zeros, incompressible content, and a second layer with whiteouts and an opaque directory.
 pub fn small() -> Result<Layout> {
+    built("small", Names::Any)
+}
+
+/// The same without the name that is not UTF-8, for formats that cannot hold it.
+pub fn small_in_utf8() -> Result<Layout> {
+    built("small-utf8", Names::Utf8)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    Any,
+    Utf8,
+}
+
+fn built(name: &str, names: Names) -> Result<Layout> {
     let busybox = busybox()?;
     let sources: [&[u8]; 3] = [include_bytes!("small.rs"), include_bytes!("tar.rs"), include_bytes!("layout.rs")];
-    let key = super::recipe_key("small", &[&[&busybox[..]], &sources[..]].concat());
+    let key = super::recipe_key(name, &[&[&busybox[..]], &sources[..]].concat());
     let dir = built_once("images", &key, |dir| {
         let mut image = LayoutWriter::new(dir)?;
-        image.layer(|out| lower(out, &busybox))?;
+        image.layer(|out| lower(out, &busybox, names))?;
         image.layer(upper)?;
         let config = ImageConfig {
             entrypoint: &["/bin/sh", "-c"],
@@ -63,7 +78,7 @@ pub fn small() -> Result<Layout> {
     Layout::open(&dir)
 }
 
-fn lower(out: &mut dyn Write, busybox: &[u8]) -> Result<()> {
+fn lower(out: &mut dyn Write, busybox: &[u8], names: Names) -> Result<()> {
     let mut tar = TarWriter::new(out);
     for (dir, mode) in DIRECTORIES {
         tar.add(&Entry::new(format!("{dir}/").as_bytes(), EntryKind::Directory).mode(mode))?;
@@ -76,7 +91,7 @@ fn lower(out: &mut dyn Write, busybox: &[u8]) -> Result<()> {
     let passwd = b"root:x:0:0:root:/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n";
     tar.add(&Entry::new(b"etc/passwd", EntryKind::File(passwd)))?;
     tar.add(&Entry::new(b"etc/greeting", EntryKind::File(b"lapwing small image: first layer\n")))?;
-    odd_names(&mut tar)?;
+    odd_names(&mut tar, names)?;
     odd_kinds(&mut tar)?;
     odd_attributes(&mut tar)?;
     contents(&mut tar)?;
@@ -86,7 +101,7 @@ fn lower(out: &mut dyn Write, busybox: &[u8]) -> Result<()> {
     tar.finish().map(drop)
 }
 
-fn odd_names<W: Write>(tar: &mut TarWriter<W>) -> Result<()> {
+fn odd_names<W: Write>(tar: &mut TarWriter<W>, names: Names) -> Result<()> {
     let long = format!("odd/{}", "long-name-".repeat(24));
     tar.add(&Entry::new(long.as_bytes(), EntryKind::File(b"a name of 240 bytes\n")))?;
     let deep = format!("odd/{}", "directory/".repeat(30));
@@ -94,7 +109,9 @@ fn odd_names<W: Write>(tar: &mut TarWriter<W>) -> Result<()> {
         tar.add(&Entry::new(&deep.as_bytes()[..end], EntryKind::Directory))?;
     }
     tar.add(&Entry::new(format!("{deep}file").as_bytes(), EntryKind::File(b"deep\n")))?;
-    tar.add(&Entry::new(b"odd/not-utf8-\xff\xfe", EntryKind::File(b"bytes\n")))?;
+    if names == Names::Any {
+        tar.add(&Entry::new(b"odd/not-utf8-\xff\xfe", EntryKind::File(b"bytes\n")))?;
+    }
     tar.add(&Entry::new("odd/\u{e9}t\u{e9} \u{2603}".as_bytes(), EntryKind::File(b"UTF-8\n")))?;
     tar.add(&Entry::new(b"odd/with space and \\ and \"", EntryKind::File(b"quoted\n")))
 }

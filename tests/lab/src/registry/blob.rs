@@ -37,6 +37,30 @@ pub(super) fn push(
     Ok(())
 }
 
+/// Pushes a manifest.
+pub(super) fn push_manifest(
+    address: SocketAddr,
+    repository: &str,
+    reference: &str,
+    media_type: &str,
+    manifest: &[u8],
+) -> Result<()> {
+    let mut stream = TcpStream::connect(address).context("connecting to the registry")?;
+    write!(
+        stream,
+        "PUT /v2/{repository}/manifests/{reference} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Length: {}\r\nContent-Type: {media_type}\r\n\r\n",
+        manifest.len()
+    )?;
+    stream.write_all(manifest)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    if !answer.starts_with("HTTP/1.1 201") {
+        bail!("the registry did not take the manifest {reference}: {answer}");
+    }
+    Ok(())
+}
+
 /// The head of an answer without body.
 fn head(stream: &mut TcpStream) -> Result<String> {
     let mut head = Vec::new();
