@@ -318,7 +318,7 @@ async fn mounts_of_an_unknown_version_are_left_alone() {
     let device = fuse::open_device().unwrap();
     fuse::mount_at(device.as_fd(), &data).unwrap();
     let record = lab.dir().join("record");
-    std::fs::write(&record, [&b"LWFUSE\x02\0"[..], &[0; 32]].concat()).unwrap();
+    std::fs::write(&record, [&b"LWFUSE\x63\0"[..], &[0; 32]].concat()).unwrap();
     let record = std::fs::File::open(&record).unwrap().into();
     let program = lapwing_binary().unwrap();
     let arguments = ["hold-descriptors".to_owned()];
@@ -332,7 +332,7 @@ async fn mounts_of_an_unknown_version_are_left_alone() {
     let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
     let error = started.unwrap_err();
     assert!(matches!(error, MountError::Former { .. }), "{error}");
-    assert!(error.to_string().contains("its format is 2") && error.to_string().contains("lapwing detach"), "{error}");
+    assert!(error.to_string().contains("its format is 99") && error.to_string().contains("lapwing detach"), "{error}");
     assert!(still_there, "what is used is not taken away");
     assert!(ended.success(), "the holder ends with its mount: {ended}");
     LazyMounts::start(&root, Options::default()).unwrap().shutdown().await;
