@@ -14,6 +14,7 @@ use lapwing_lab::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+const ALL_FORMATS: &str = "formats = [\"estargz\", \"zstd-chunked\", \"soci\"]";
 const NEEDS: [Need; 9] = [
     Need::Root,
     Need::Disk,
@@ -63,6 +64,7 @@ impl Converted {
     fn settings(&self, complete_after: &str) -> LapwingSettings {
         LapwingSettings::node(&[self.site.tracker.tracker_address()])
             .with("lazy", &format!("complete_after = \"{complete_after}\""))
+            .with("lazy", ALL_FORMATS)
             .with("snapshotter", "resolve_timeout = \"30s\"")
     }
 
@@ -185,6 +187,20 @@ fn of_a_large_zstd_chunked_image_only_what_is_read_is_fetched() {
 }
 
 #[test]
+fn tables_of_contents_count_only_where_that_is_configured() {
+    const NAME: &str = "tables_of_contents_count_only_where_that_is_configured";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let converted = convert("estargz-off", &image::small_in_utf8().unwrap(), ESTARGZ);
+    let settings = LapwingSettings::node(&[converted.site.tracker.tracker_address()]);
+    let node = converted.site.worker("first", None, settings).unwrap();
+    node.containerd.pull(&converted.reference, "lapwing").unwrap();
+    let claimed = node.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
+    assert_eq!(claimed, 0.0, "their diffIDs are not known to be right before all of them is here");
+}
+
+#[test]
 fn a_layer_whose_table_cannot_hold_its_names_is_pulled_whole() {
     const NAME: &str = "a_layer_whose_table_cannot_hold_its_names_is_pulled_whole";
     if !require(NAME, &NEEDS) {
@@ -247,6 +263,7 @@ fn push_soci(site: &Site, layout: &Layout, version: u8) -> (Vec<u8>, String) {
 fn pulled(site: &Site, name: &str, reference: &str, line: &str, complete_after: &str) -> (Machine, f64) {
     let settings = LapwingSettings::node(&[site.tracker.tracker_address()])
         .with("lazy", &format!("complete_after = \"{complete_after}\""))
+        .with("lazy", ALL_FORMATS)
         .with("lazy", line)
         .with("snapshotter", "resolve_timeout = \"30s\"");
     let machine = site.worker(name, None, settings).unwrap();

@@ -69,7 +69,7 @@ impl Default for Lazy {
             enabled: true,
             backend: LazyBackend::Auto,
             build_indexes: true,
-            formats: vec![LazyFormat::EStargz, LazyFormat::ZstdChunked, LazyFormat::Soci],
+            formats: Vec::new(),
             soci_referrers: false,
             read_deadline: Span::seconds(60),
             complete_after: Span::seconds(30),
