@@ -42,6 +42,11 @@ bench-files: ## Reading files of a lazily mounted layer, by EROFS and by FUSE, a
 	@mkdir -p target/bench
 	cargo run --release --quiet --package lapwing-bench --bin files | tee target/bench/files.json
 
+.PHONY: bench-lazy
+bench-lazy: packages tools release ## Starts of real images against plain containerd (IMAGES="python tensorflow"; the first run fetches 700 MB); writes target/bench/lazy.json
+	contrib/setup/image.sh real learning
+	LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" cargo run --release --quiet --package lapwing-bench --bin lazy -- $(IMAGES)
+
 .PHONY: bench-swarm
 bench-swarm: packages release ## Swarms of real nodes against the bound (SCENARIOS="cold8 ...", REPEAT=3); writes target/bench/swarm.json
 	cargo run --release --quiet --package lapwing-bench --bin swarm -- $(SCENARIOS)

@@ -12,7 +12,7 @@ pub(crate) use layout::hex;
 pub use layout::{Blob, ImageConfig, LAYER, LAYER_ZSTD, Layout, LayoutWriter};
 pub use noise::{Noise, noise};
 pub use pause::pause;
-pub use real::{FULL_OUTPUT, FULL_SCRIPT, MAIN_OUTPUT, real};
+pub use real::{FULL_OUTPUT, FULL_SCRIPT, LEARNING_OUTPUTS, MAIN_OUTPUT, learning, real};
 pub use small::{SMALL_OUTPUT, small, small_in_utf8};
 pub use tar::{Entry, EntryKind, TarWriter};
 

@@ -15,6 +15,8 @@ const EPOCH: &str = "1700000000";
 const SUITE: &str = "bookworm";
 const PACKAGES: &str = "python3-minimal,python3,ca-certificates";
 const REQUIREMENTS: &str = include_str!("requirements.txt");
+/// With hashes: one of the wheels has 640 MB. x86-64.
+const LEARNING: &str = include_str!("learning.txt");
 /// The Python of that suite, and the wheels' platform.
 const PYTHON: &str = "3.11";
 const SITE: &str = "usr/lib/python3/dist-packages";
@@ -42,10 +44,48 @@ print('lapwing: numpy sum %d, determinant %d' % (values.sum(), round(determinant
 /// What that program prints.
 pub const FULL_OUTPUT: &str = "lapwing: numpy sum 499999500000, determinant 256";
 
+const LEARN: &str = "\
+print('lapwing: first output', flush=True)
+import numpy
+import tensorflow
+total = tensorflow.reduce_sum(tensorflow.constant(numpy.arange(1000)))
+print('lapwing: ready, tensorflow %s, sum %d' % (tensorflow.__version__, int(total)), flush=True)
+";
+/// What the image of a large library prints when its interpreter runs, and what the last line begins with that it prints once the library has
+/// been loaded and has computed something.
+pub const LEARNING_OUTPUTS: [&str; 2] = ["lapwing: first output", "lapwing: ready"];
+
+/// The image of a large library: Debian, Python, numpy and TensorFlow, above 700 MB compressed. The first call on a machine takes some
+/// minutes and some GB of disk.
+pub fn learning() -> Result<Layout> {
+    let base = base_tar()?;
+    let libraries = libraries_tar(LEARNING)?;
+    let sources: [&[u8]; 2] = [LEARN.as_bytes(), include_bytes!("layout.rs")];
+    let parts = [base.as_os_str().as_encoded_bytes(), libraries.as_os_str().as_encoded_bytes()];
+    let key = super::recipe_key("learning", &[&sources[..], &parts[..]].concat());
+    let dir = built_once("images", &key, |dir| {
+        eprintln!("building the image of a large library: compressing its layers");
+        let mut image = LayoutWriter::new(dir)?;
+        image.layer_from_file(&base)?;
+        image.layer_from_file(&libraries)?;
+        image.layer_from_file(&app_tar(dir, &[("main.py", LEARN)])?)?;
+        std::fs::remove_dir_all(dir.join("work"))?;
+        image.finish(&PYTHON_CONFIG).map(drop)
+    })?;
+    Layout::open(&dir)
+}
+
+const PYTHON_CONFIG: ImageConfig<'static> = ImageConfig {
+    entrypoint: &["/usr/bin/python3"],
+    cmd: &["/app/main.py"],
+    env: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONUNBUFFERED=1", "LANG=C.UTF-8"],
+    working_dir: "/app",
+};
+
 /// The realistic image: above 200 MB compressed, more than 15,000 files. The first call on a machine takes some minutes.
 pub fn real() -> Result<Layout> {
     let base = base_tar()?;
-    let libraries = libraries_tar()?;
+    let libraries = libraries_tar(REQUIREMENTS)?;
     let sources: [&[u8]; 2] = [include_bytes!("real.rs"), include_bytes!("layout.rs")];
     let parts = [base.as_os_str().as_encoded_bytes(), libraries.as_os_str().as_encoded_bytes()];
     let key = super::recipe_key("real", &[&sources[..], &parts[..]].concat());
@@ -54,19 +94,9 @@ pub fn real() -> Result<Layout> {
         let mut image = LayoutWriter::new(dir)?;
         image.layer_from_file(&base)?;
         image.layer_from_file(&libraries)?;
-        image.layer_from_file(&app_tar(dir)?)?;
+        image.layer_from_file(&app_tar(dir, &[("main.py", MAIN), ("full.py", FULL)])?)?;
         std::fs::remove_dir_all(dir.join("work"))?;
-        let config = ImageConfig {
-            entrypoint: &["/usr/bin/python3"],
-            cmd: &["/app/main.py"],
-            env: &[
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "PYTHONUNBUFFERED=1",
-                "LANG=C.UTF-8",
-            ],
-            working_dir: "/app",
-        };
-        image.finish(&config).map(drop)
+        image.finish(&PYTHON_CONFIG).map(drop)
     })?;
     Layout::open(&dir)
 }
@@ -91,13 +121,13 @@ fn debian_sources() -> Option<&'static str> {
     known.into_iter().find(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains(SUITE)))
 }
 
-fn libraries_tar() -> Result<PathBuf> {
+fn libraries_tar(requirements: &str) -> Result<PathBuf> {
     let key =
-        super::recipe_key("python", &[REQUIREMENTS.as_bytes(), PYTHON.as_bytes(), SITE.as_bytes(), EPOCH.as_bytes()]);
+        super::recipe_key("python", &[requirements.as_bytes(), PYTHON.as_bytes(), SITE.as_bytes(), EPOCH.as_bytes()]);
     let dir = built_once("layers", &key, |dir| {
-        eprintln!("building the realistic image: Python libraries (about a minute)");
+        eprintln!("building an image of Python libraries: fetching them (a minute or more)");
         let (wheels, root) = (dir.join("wheels"), dir.join("root"));
-        download_wheels(dir, &wheels)?;
+        download_wheels(requirements, dir, &wheels)?;
         let site = root.join(SITE);
         std::fs::create_dir_all(&site)?;
         for wheel in std::fs::read_dir(&wheels)? {
@@ -111,9 +141,9 @@ fn libraries_tar() -> Result<PathBuf> {
     Ok(dir.join("libraries.tar"))
 }
 
-fn download_wheels(dir: &Path, wheels: &Path) -> Result<()> {
+fn download_wheels(requirements: &str, dir: &Path, wheels: &Path) -> Result<()> {
     let list = dir.join("requirements.txt");
-    std::fs::write(&list, REQUIREMENTS)?;
+    std::fs::write(&list, requirements)?;
     let mut command = Command::new("python3");
     command.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation=cp"]);
     command.args(["--python-version", PYTHON, "--abi=cp311", "--abi=abi3", "--abi=none"]);
@@ -149,11 +179,12 @@ fn compile(site: &Path) -> Result<()> {
     crate::process::output(command.arg(site).arg(site)).map(drop)
 }
 
-fn app_tar(dir: &Path) -> Result<PathBuf> {
+fn app_tar(dir: &Path, programs: &[(&str, &str)]) -> Result<PathBuf> {
     let root = dir.join("work/root");
     std::fs::create_dir_all(root.join("app"))?;
-    std::fs::write(root.join("app/main.py"), MAIN)?;
-    std::fs::write(root.join("app/full.py"), FULL)?;
+    for (name, program) in programs {
+        std::fs::write(root.join("app").join(name), program)?;
+    }
     let tar = dir.join("work/app.tar");
     tar_of(&root, &tar)?;
     Ok(tar)

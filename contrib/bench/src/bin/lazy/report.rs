@@ -1,0 +1,121 @@
+//! The numbers, for a person and for a program.
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+/// One start.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    pub(crate) image: &'static str,
+    pub(crate) way: &'static str,
+    pub(crate) image_bytes: u64,
+    pub(crate) pulled_s: f64,
+    pub(crate) first_s: f64,
+    pub(crate) ready_s: f64,
+    pub(crate) fetched_bytes: u64,
+    pub(crate) fetched_bytes_in_all: u64,
+    pub(crate) read_bytes: Option<u64>,
+    pub(crate) layers_lazy: Option<f64>,
+    pub(crate) reads_that_waited: Option<f64>,
+    pub(crate) spans_prefetched: Option<f64>,
+    pub(crate) spans_prefetched_and_read: Option<f64>,
+}
+
+impl Row {
+    pub(crate) fn summary(&self) -> String {
+        let Self { way, pulled_s, first_s, ready_s, .. } = self;
+        let mb = self.fetched_bytes as f64 / 1e6;
+        format!("{way}: pulled {pulled_s:.2} s, first output {first_s:.2} s, ready {ready_s:.2} s, {mb:.1} MB")
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) rows: Vec<Row>,
+}
+
+const LEGEND: [(&str, &str); 12] = [
+    ("plain", "containerd's own pull from the registry into overlayfs"),
+    (
+        "first_pull",
+        "Lapwing, the first node of the cluster with this image: no index yet, layers pulled whole and unpacked by containerd",
+    ),
+    ("whole", "Lapwing with lazy mounts off, layers from the first node and the registry, unpacked by containerd"),
+    (
+        "lazy",
+        "layers mounted lazily, no profile yet: what is read is fetched when it is read, or ahead of a sequential reader",
+    ),
+    ("lazy_profile", "layers mounted lazily, what the profile of the start before lists is fetched from the pull on"),
+    ("pulled_s", "seconds from the beginning of the pull to the end of the client's pull"),
+    (
+        "first_s, ready_s",
+        "seconds from the beginning of the pull until the container printed its first line, and that it is ready",
+    ),
+    ("image_bytes", "compressed layers, configuration and manifest"),
+    (
+        "fetched_bytes",
+        "on the worker's interface until it was ready, headers and the manifest included; ..._in_all: until the container ended",
+    ),
+    (
+        "read_bytes",
+        "what the start read of the layers' decompressed tars, of each span from the first to the last byte read",
+    ),
+    ("layers_lazy", "layers that containerd did not fetch"),
+    ("reads_that_waited", "reads of lazily mounted layers that had to wait for the swarm"),
+];
+
+impl Report {
+    /// `target/bench/lazy.json`.
+    pub(crate) fn write(&self) -> Result<()> {
+        let directory = Path::new("target/bench");
+        std::fs::create_dir_all(directory).context("target/bench")?;
+        let document = serde_json::json!({
+            "what": "start of a container of an image that the machine does not have; registry 100 Mbit/s, each worker 400 Mbit/s, once each",
+            "meaning": BTreeMap::from(LEGEND),
+            "rows": self.rows,
+        });
+        std::fs::write(directory.join("lazy.json"), serde_json::to_string_pretty(&document)? + "\n")
+            .context("target/bench/lazy.json")
+    }
+
+    pub(crate) fn print(&self) -> Result<()> {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header([
+            "IMAGE",
+            "WAY",
+            "PULLED S",
+            "FIRST S",
+            "OF PLAIN",
+            "READY S",
+            "OF PLAIN",
+            "FETCHED MB",
+            "WAITED",
+        ]);
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        for row in &self.rows {
+            let plain = self.rows.iter().find(|other| other.image == row.image && other.way == "plain");
+            let share =
+                |of: fn(&Row) -> f64| plain.map_or_else(String::new, |plain| format!("{:.3}", of(row) / of(plain)));
+            table.add_row([
+                row.image.to_owned(),
+                row.way.to_owned(),
+                format!("{:.2}", row.pulled_s),
+                format!("{:.2}", row.first_s),
+                share(|row| row.first_s),
+                format!("{:.2}", row.ready_s),
+                share(|row| row.ready_s),
+                format!("{:.1}", row.fetched_bytes as f64 / 1e6),
+                row.reads_that_waited.map_or_else(String::new, |reads| reads.to_string()),
+            ]);
+        }
+        writeln!(std::io::stdout(), "{table}")?;
+        Ok(())
+    }
+}
