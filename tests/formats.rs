@@ -194,10 +194,56 @@ fn tables_of_contents_count_only_where_that_is_configured() {
     }
     let converted = convert("estargz-off", &image::small_in_utf8().unwrap(), ESTARGZ);
     let settings = LapwingSettings::node(&[converted.site.tracker.tracker_address()]);
+    // Otherwise the second layer may be lazy by an index that was made while the first one was unpacked.
+    let settings = settings.with("lazy", "build_indexes = false");
     let node = converted.site.worker("first", None, settings).unwrap();
     node.containerd.pull(&converted.reference, "lapwing").unwrap();
     let claimed = node.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
     assert_eq!(claimed, 0.0, "their diffIDs are not known to be right before all of them is here");
+}
+
+impl Converted {
+    /// JSON that the converter's containerd holds.
+    fn content(&self, digest: &Value) -> Value {
+        let mut command = self.worker.containerd.ctr().unwrap();
+        serde_json::from_str(&check(command.args(["content", "get", digest.as_str().unwrap()])).unwrap()).unwrap()
+    }
+
+    /// The converted image's manifest.
+    fn manifest(&self) -> Value {
+        let mut command = self.worker.containerd.ctr().unwrap();
+        let listed = check(command.args(["images", "ls", &format!("name=={}", self.reference)])).unwrap();
+        let digest = listed.split_whitespace().find(|word| word.starts_with("sha256:")).unwrap();
+        let found = self.content(&digest.into());
+        if found["manifests"].is_array() { self.content(&found["manifests"][0]["digest"]) } else { found }
+    }
+}
+
+/// Layers are shared between images by what their configurations say of them.
+#[test]
+fn a_layer_under_the_diff_id_of_another_is_found_out() {
+    const NAME: &str = "a_layer_under_the_diff_id_of_another_is_found_out";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let converted = convert("estargz-lie", &image::noise(64, &[4]).unwrap().layout, ESTARGZ);
+    let registry = &converted.site.registry;
+    let mut manifest = converted.manifest();
+    let mut config = converted.content(&manifest["config"]["digest"]);
+    config["rootfs"]["diff_ids"][0] = sha256(b"the tar of another image's layer").into();
+    let config = serde_json::to_vec(&config).unwrap();
+    registry.push_blob(REPOSITORY, &sha256(&config), config.len() as u64, &config[..]).unwrap();
+    manifest["config"]["digest"] = sha256(&config).into();
+    manifest["config"]["size"] = config.len().into();
+    registry.push_manifest(REPOSITORY, "lie", MANIFEST, &serde_json::to_vec(&manifest).unwrap()).unwrap();
+    let reference = converted.reference.replace(":converted", ":lie");
+
+    let node = converted.site.worker("first", None, converted.settings("1s")).unwrap();
+    node.containerd.pull(&reference, "lapwing").unwrap();
+    wait::until_true("the lie to be found out", SOON, || listed(&node).iter().any(|(state, _)| state == "quarantined"))
+        .unwrap();
+    let read = node.containerd.run(&reference, "lapwing", "lie", &[]);
+    assert!(read.is_err(), "it is not shown any more: {read:?}");
 }
 
 #[test]

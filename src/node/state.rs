@@ -2,7 +2,7 @@
 
 use lapwing_p2p::node::Node;
 use lapwing_snapshotter::index::Form;
-use lapwing_snapshotter::lazy::Proof;
+use lapwing_snapshotter::lazy::{LazyError, Proof};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Catalog;
@@ -45,12 +45,11 @@ impl NodeState {
                     Knowledge::Indexed => {
                         ("whole", "pulled before there was an index; there is one now, for the next pull".to_owned())
                     }
-                    Knowledge::Ready { form, .. }
-                        if progress.as_ref().is_some_and(|progress| progress.proof == Proof::Proved) =>
-                    {
-                        ("proved", by(form))
-                    }
-                    Knowledge::Ready { form, .. } => ("pending", by(form)),
+                    Knowledge::Ready { form, .. } => match progress.as_ref().map(|progress| progress.proof) {
+                        Some(Proof::Proved) => ("proved", by(form)),
+                        Some(Proof::Quarantined) => ("quarantined", LazyError::Quarantined(layer).to_string()),
+                        Some(Proof::Pending) | None => ("pending", by(form)),
+                    },
                 };
                 LayerState {
                     digest: layer.to_string(),
@@ -99,7 +98,8 @@ pub(crate) struct LayerState {
     pub digest: String,
     /// Registry and repository it was seen in.
     pub image: String,
-    /// `searching`, `whole`, `pending` (mounted lazily, not complete), `proved` (complete, and its index is right).
+    /// `searching`, `whole`, `pending` (mounted lazily, not complete), `proved` (complete, and its index is right),
+    /// `quarantined` (complete, and its index is wrong: reads of it fail).
     pub state: String,
     /// Stretches of the uncompressed layer, each fetched and checked as one.
     pub spans: usize,
