@@ -42,7 +42,7 @@ const LEGEND: [(&str, &str); 12] = [
     ("plain", "containerd's own pull from the registry into overlayfs"),
     (
         "first_pull",
-        "Lapwing, the first node of the cluster with this image: no index yet, layers pulled whole and unpacked by containerd",
+        "Lapwing, the first node of the cluster with this image: no index yet; a layer whose index is built before containerd asks for it is lazy already (layers_lazy), others are unpacked by containerd",
     ),
     ("whole", "Lapwing with lazy mounts off, layers from the first node and the registry, unpacked by containerd"),
     (
