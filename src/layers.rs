@@ -24,7 +24,7 @@ use lapwing_snapshotter::index::{Form, Index};
 use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyMounts, MountError, Proof};
 use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Started, Target};
 use lapwing_snapshotter::source::LayerSource;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::catalog::{Catalog, LayerRecord, chain_id};
 use crate::config::Formats;
@@ -211,7 +211,7 @@ impl Layers {
             match decode(record, bytes.clone()).await {
                 Ok(index) => {
                     self.node.accept(statement).await;
-                    return self.take_up(mounts, record, index, Some(&bytes)).await;
+                    return self.take_up(mounts, record, index, Some(bytes)).await;
                 }
                 // The next vote may be for a right one.
                 Err(message) => {
@@ -239,18 +239,27 @@ impl Layers {
         mounts: &Arc<LazyMounts>,
         record: &LayerRecord,
         index: Arc<Index>,
-        encoded: Option<&[u8]>,
+        encoded: Option<bytes::Bytes>,
     ) -> Knowledge {
-        let (diff_id, form) = (index.diff_id(), index.form());
         let source = Arc::new(self.source(record, index.layer_length()));
-        let added = mounts.add(index, source).await.map_err(|error| error.to_string());
-        let kept = added.and_then(|added| match encoded {
-            // What is mounted with one device cannot go on with another.
-            _ if added.index().form() != form => Err("it is known by another index already".to_owned()),
-            Some(encoded) => self.kept.keep(&record.layer, encoded),
-            None => Ok(()),
+        let added = match mounts.add(Arc::clone(&index), source).await {
+            Ok(added) => added,
+            Err(error) => return absent("not_mountable", error.to_string()),
+        };
+        let (known, layer) = (Arc::clone(added.index()), record.layer);
+        let (diff_id, form) = (known.diff_id(), known.form());
+        // What is mounted with one device cannot go on with another.
+        if form != index.form() {
+            return absent("not_mountable", "it is known by another index already".to_owned());
+        }
+        let Some(encoded) = encoded else { return Knowledge::Ready { diff_id, form } };
+        let kept = self.kept.clone();
+        let keeping = tokio::task::spawn_blocking(move || {
+            // Nor by another than the one that is kept of it.
+            let same = Arc::ptr_eq(&known, &index) || known == index;
+            if same { kept.keep(&layer, &encoded) } else { Ok(()) }
         });
-        match kept {
+        match keeping.await.map_err(|error| error.to_string()).and_then(|kept| kept) {
             Ok(()) => Knowledge::Ready { diff_id, form },
             Err(message) => absent("not_mountable", message),
         }
@@ -458,10 +467,21 @@ const fn index_statement(subject: Digest, object: Digest, length: u64) -> Statem
     Statement { subject, kind: StatementKind::LayerIndex, object, length }
 }
 
+/// Decodes an index, or what one is made of: half a gigabyte may come of it, so only a few at once.
+async fn decoding<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    static AT_ONCE: Semaphore = Semaphore::const_new(2);
+    let permit = AT_ONCE.acquire().await.map_err(|error| error.to_string())?;
+    let done = tokio::task::spawn_blocking(move || {
+        // Until the work is done, though nobody may wait for it any more.
+        let _permit = permit;
+        work()
+    });
+    done.await.map_err(|error| error.to_string())
+}
+
 /// An index of that layer, or why the bytes are none.
 async fn decode(record: &LayerRecord, encoded: bytes::Bytes) -> Result<Arc<Index>, String> {
-    let decoded = tokio::task::spawn_blocking(move || Index::decode(&encoded)).await;
-    let index = decoded.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    let index = decoding(move || Index::decode(&encoded)).await?.map_err(|error| error.to_string())?;
     if index.layer() != record.layer {
         return Err(format!("it is of {}", index.layer()));
     }

@@ -13,7 +13,7 @@ use lapwing_snapshotter::source::{LayerSource, Urgency};
 use lapwing_snapshotter::toc::{Announced, Toc, TocError};
 
 use super::kept::KeptKind;
-use super::{Knowledge, Layers, SwarmLayer, absent};
+use super::{Knowledge, Layers, SwarmLayer, absent, decoding};
 use crate::catalog::LayerRecord;
 use crate::config::LazyFormat;
 
@@ -33,8 +33,8 @@ impl Layers {
             Some(KeptKind::Index) => return Err("an index of it is kept here".to_owned()),
             Some(KeptKind::Table) => {
                 let (kept, layer) = (self.kept.clone(), record.layer);
-                let loaded = tokio::task::spawn_blocking(move || kept.load(&layer)).await;
-                return match loaded.map_err(|error| error.to_string()).and_then(|loaded| loaded) {
+                let loaded = decoding(move || kept.load(&layer)).await;
+                return match loaded.and_then(|loaded| loaded) {
                     Ok(index) => Ok(self.take_up(mounts, record, Arc::new(index), None).await),
                     Err(message) => Ok(absent("not_mountable", message)),
                 };
@@ -44,7 +44,7 @@ impl Layers {
         let announced = record.toc.filter(|announced| self.formats.used.contains(&LazyFormat::of(announced)));
         let announced = announced.ok_or("its manifest names no table of contents")?;
         let (index, kept) = self.read_contents(record, announced).await?;
-        Ok(self.take_up(mounts, record, index, Some(&kept)).await)
+        Ok(self.take_up(mounts, record, index, Some(kept.into())).await)
     }
 
     /// The index, and what is to be kept of it.
@@ -65,8 +65,8 @@ impl Layers {
 
 /// The index of a table, and what is to be kept of it.
 pub(super) async fn index(toc: Toc, stored: Bytes) -> Result<(Arc<Index>, Vec<u8>), String> {
-    let made = tokio::task::spawn_blocking(move || Ok((Arc::new(toc.index(&stored)?), toc.keep(&stored)))).await;
-    made.map_err(|error| error.to_string())?.map_err(|error: TocError| error.to_string())
+    let made = decoding(move || Ok((Arc::new(toc.index(&stored)?), toc.keep(&stored)))).await?;
+    made.map_err(|error: TocError| error.to_string())
 }
 
 pub(super) async fn read(source: &SwarmLayer, range: Range<u64>) -> Result<Bytes, String> {

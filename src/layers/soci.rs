@@ -67,7 +67,7 @@ impl Layers {
         };
         let found = tokio::time::timeout(DEADLINE, finding).await;
         match found.map_err(|_| format!("nothing came within {} s", DEADLINE.as_secs()))?? {
-            Some((index, kept)) => Ok(Some(self.take_up(mounts, record, index, Some(&kept)).await)),
+            Some((index, kept)) => Ok(Some(self.take_up(mounts, record, index, Some(kept.into())).await)),
             None => Ok(None),
         }
     }

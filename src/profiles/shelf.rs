@@ -4,6 +4,7 @@
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lapwing_p2p::digest::Digest;
@@ -17,11 +18,11 @@ const MAX_FILES: usize = 512;
 const KEPT_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// See the module's documentation.
-pub(super) struct Shelf(PathBuf);
+pub(super) struct Shelf(PathBuf, Mutex<()>);
 
 impl Shelf {
     pub(super) fn new(root: &Path) -> Self {
-        Self(root.join("profiles"))
+        Self(root.join("profiles"), Mutex::default())
     }
 
     /// The profile of an image.
@@ -40,6 +41,7 @@ impl Shelf {
 
     /// Keeps a profile in the place of the former one.
     pub(super) fn put(&self, profile: &Profile) -> io::Result<()> {
+        let _alone = self.1.lock().unwrap_or_else(PoisonError::into_inner);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         replace_file(&self.0.join(profile.chain.hex()), &profile.encode())?;
         self.forget_some(SystemTime::now())

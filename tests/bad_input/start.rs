@@ -3,9 +3,11 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
-use lapwing_lab::{Host, Lapwing, LapwingSettings, Machine, MachineOptions, Need, image, lapwing_binary, require};
+use lapwing_lab::{
+    Host, Lapwing, LapwingSettings, Machine, MachineOptions, Need, image, lapwing_binary, require, wait,
+};
 
-use super::{NEEDS, layer_bytes, logged, mirrored_bytes, network, registry, small};
+use super::{NEEDS, PATIENCE, layer_bytes, logged, mirrored_bytes, network, registry, small};
 
 /// Runs a daemon that must end by itself, and gives what it said.
 fn refused(host: &Host, command: &str, config: &str) -> String {
@@ -82,21 +84,24 @@ fn what_a_running_node_uses_is_not_taken_from_it() {
     assert_eq!(first.admin("/readyz").unwrap().status, 200);
 }
 
-/// EROFS cannot lie on tmpfs. The node says so once, and containerd pulls whole through it.
+/// EROFS cannot lie on tmpfs. The node says so once; FUSE alone shows lazy layers, and where only EROFS may, containerd pulls whole.
 #[test]
-fn a_root_on_tmpfs_still_pulls_whole() {
-    if !require("a_root_on_tmpfs_still_pulls_whole", &NEEDS) {
+fn a_root_on_tmpfs_is_told_and_served() {
+    if !require("a_root_on_tmpfs_is_told_and_served", &NEEDS) {
         return;
     }
     let network = network("tmpfs");
     let registry = registry(&network);
     let reference = small(&registry);
-    let host = network.host("w1", None).unwrap();
-    let root = host.dir().join("lapwing");
-    std::fs::create_dir(&root).unwrap();
-    host.check("mount", &["-t", "tmpfs", "-o", "size=200m,mode=700", "lab", root.to_str().unwrap()]).unwrap();
-    let settings = LapwingSettings::up().with("store", "free_floor = \"16MiB\"");
-    let machine = Machine::start_on(&host, &registry, MachineOptions::lapwing(settings)).unwrap();
+    let start = |name: &str, settings: LapwingSettings| {
+        let host = network.host(name, None).unwrap();
+        let root = host.dir().join("lapwing");
+        std::fs::create_dir(&root).unwrap();
+        host.check("mount", &["-t", "tmpfs", "-o", "size=200m,mode=700", "lab", root.to_str().unwrap()]).unwrap();
+        let settings = settings.with("store", "free_floor = \"16MiB\"");
+        (Machine::start_on(&host, &registry, MachineOptions::lapwing(settings)).unwrap(), root)
+    };
+    let (machine, root) = start("w1", LapwingSettings::up().with("lazy", "backend = \"erofs\""));
     let node = machine.lapwing.as_ref().unwrap();
     logged(node, &["WARN", "layers cannot be mounted lazily here", root.to_str().unwrap(), "ext4"]);
     machine.containerd.pull(&reference, "lapwing").unwrap();
@@ -105,4 +110,16 @@ fn a_root_on_tmpfs_still_pulls_whole() {
     assert!(mirrored_bytes(node) >= layer_bytes(&image::small().unwrap()), "the layers came through the mirror");
     let reasons = node.metric("lapwing_snapshot_fallbacks_total", "reason=\"unsupported\"").unwrap();
     assert!(reasons >= 1.0, "the fallback is counted");
+
+    let layers = image::small().unwrap().layers.len();
+    let indexed = || node.log().unwrap().matches("built the index of a layer").count() >= layers;
+    wait::until_true("the layers to be indexed", PATIENCE, indexed).unwrap();
+    let tracker = node.tracker_address();
+    let (other, root) = start("w2", LapwingSettings::node(&[tracker]));
+    let node = other.lapwing.as_ref().unwrap();
+    logged(node, &["WARN", "FUSE alone does", root.to_str().unwrap(), "ext4"]);
+    other.containerd.pull(&reference, "lapwing").unwrap();
+    assert_eq!(node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap(), layers as f64);
+    let output = other.containerd.run(&reference, "lapwing", "lazy", &[]).unwrap();
+    assert_eq!(output.trim(), image::SMALL_OUTPUT);
 }

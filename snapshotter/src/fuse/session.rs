@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
@@ -18,6 +19,8 @@ use crate::limits::{MAX_READ_BYTES, MAX_READS_IN_FLIGHT};
 
 /// Larger than any request: nothing is ever written, and names end at 1024 bytes. The kernel demands 8 KiB.
 const REQUEST_BUFFER: usize = 16 << 10;
+/// How long reads that were begun may take, where nobody can be asked for them again, before a process that ends fails them.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// The kernel sends INIT while it mounts.
 const INIT_PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
@@ -115,9 +118,18 @@ impl Session {
 
     /// Leaves the connection to the next process: what is not answered by now, or fails from now on, because this process
     /// is ending, stays without an answer until that one asks for it again.
+    ///
+    /// Where the kernel cannot ask again (before 6.9), what was taken is answered by this process, for as long as it may take
+    /// to end.
     pub fn leave(self) {
-        self.shared.connection.left.store(true, Ordering::Release);
+        let in_flight = Arc::clone(&self.shared.in_flight);
+        let resends = self.shared.terms.resends();
+        self.shared.connection.left.store(resends, Ordering::Release);
         self.stop();
+        let began = Instant::now();
+        while !resends && in_flight.available_permits() < MAX_READS_IN_FLIGHT && began.elapsed() < LAST_ANSWERS {
+            std::thread::sleep(LAST_ANSWERS / 100);
+        }
     }
 
     /// Ends the threads; requests that are with tasks are still answered. Blocks for as long as one request takes that

@@ -43,6 +43,7 @@ const FLAGS: u64 = 0x80_4244_8001;
 const TREE_FLAGS: u64 = 0x100_0192_6000;
 const NO_OPEN_SUPPORT: u64 = 1 << 17;
 const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
+const HAS_RESEND: u64 = 1 << 39;
 const INIT_EXT: u64 = 1 << 30;
 /// Smaller than a page: nothing is ever written.
 const MAX_WRITE: u32 = 4096;
@@ -177,6 +178,11 @@ impl Terms {
     /// Whether the kernel does without OPEN, for good, once it was told that there is no such thing.
     pub(super) const fn spares_open(&self) -> bool {
         self.flags & NO_OPEN_SUPPORT != 0
+    }
+
+    /// Whether the kernel sends again what a process had taken and not answered (Linux 6.9).
+    pub(super) const fn resends(&self) -> bool {
+        self.flags & HAS_RESEND != 0
     }
 
     /// The same for OPENDIR.

@@ -82,6 +82,11 @@ impl Layers {
         &self.common
     }
 
+    /// `<root>/trees`.
+    pub(super) fn links(&self) -> PathBuf {
+        self.directory.with_file_name("trees")
+    }
+
     pub(super) fn directory(&self, digest: &Digest) -> PathBuf {
         self.directory.join(digest.hex())
     }

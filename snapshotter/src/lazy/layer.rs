@@ -309,19 +309,23 @@ impl LazyLayer {
     /// Reads the whole compressed layer; gives what the table says wrongly of it, or the hash of a device that is the tar.
     async fn prove_by_layer(self: &Arc<Self>) -> Result<Result<[u8; 32], String>, LazyError> {
         let length = self.index.layer_length();
-        let mut proof = Ok(LayerProof::new(&self.index));
+        let (mut hasher, mut proof) = (Sha256::new(), Ok(LayerProof::new(&self.index)));
         for start in (0..length).step_by(PROOF_READ_BYTES as usize) {
             let range = start..length.min(start + PROOF_READ_BYTES);
             let bytes = self.bounded_read(range, Urgency::Background, self.index.spans().len()).await?;
-            proof = self.blocking(move || proof.and_then(|proof| pushed(proof, &bytes))).await;
+            let pushed = move || (hasher.chain_update(&bytes), proof.and_then(|proof| pushed(proof, &bytes)));
+            (hasher, proof) = self.blocking(pushed).await;
         }
+        // Only of the right bytes anything can be said: the swarm mends wrong ones, and they are asked for again.
+        let is_layer = Digest::from_bytes(hasher.finalize().into()) == self.digest();
         let index = self.index.clone();
         match self.blocking(move || proof.and_then(|proof| proof.finish(&index))).await {
             Ok(verdict) => Ok(verdict),
-            Err(error @ (IndexError::DigestMismatch { .. } | IndexError::LengthMismatch { .. })) => {
-                Err(self.unanswered(self.index.spans().len(), &error.to_string()))
+            Err(IndexError::BadGzip { .. } | IndexError::BadZstd { .. } | IndexError::BadTar { .. }) if is_layer => {
+                Ok(Err("the layer cannot be unpacked".to_owned()))
             }
-            Err(error) => Ok(Err(error.to_string())),
+            // Wrong bytes, or right ones beyond a limit, of which nothing can be said.
+            Err(error) => Err(self.unanswered(self.index.spans().len(), &error.to_string())),
         }
     }
 
@@ -362,7 +366,8 @@ impl LazyLayer {
     /// Counts and, while containers start, takes down that somebody reads `range`, which lies in `spans`.
     fn note_read(&self, spans: Range<usize>, range: &Range<u64>) {
         let recorder = self.common.recorder();
-        let now = recorder.is_running().then(Instant::now);
+        // Offsets of a device that is not the tar mean nothing to nodes that have another index.
+        let now = (recorder.is_running() && !self.index.form().is_virtual()).then(Instant::now);
         for span in spans {
             if self.unread.take(span) {
                 self.options.metrics.count_hit();

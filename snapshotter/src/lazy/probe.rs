@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_core::future::BoxFuture;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::cache::replace_file;
@@ -38,6 +39,9 @@ pub enum Unsupported {
     /// The kernel is too old.
     #[error("kernel {0} mounts no EROFS over files; 6.12.2 or newer is needed")]
     Kernel(String),
+    /// The kernel is too old for FUSE trees, too.
+    #[error("kernel {0} has no openat2; 5.6 or newer is needed")]
+    Old(String),
     /// A filesystem is not there.
     #[error("the kernel has no {0}; load the module of that name")]
     Filesystem(&'static str),
@@ -98,6 +102,11 @@ pub fn probe(directory: &Path) -> Result<Support, Unsupported> {
 pub fn probe_trees() -> Result<(), Unsupported> {
     if !has_filesystem("fuse") {
         return Err(Unsupported::Filesystem("fuse"));
+    }
+    // Linux 5.6: what a layer inherits from those below is looked up by it.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    if rustix::fs::openat2(CWD, "/", flags, Mode::empty(), ResolveFlags::IN_ROOT).err() == Some(Errno::NOSYS) {
+        return Err(Unsupported::Old(rustix::system::uname().release().to_string_lossy().into_owned()));
     }
     fuse::open_device().map(drop).map_err(|cause| Unsupported::Trial { what: "open /dev/fuse", cause })
 }

@@ -5,19 +5,18 @@
 //! node id: TREE (1 bit) | first bits of the image's name (36) | number of the inode in the image (27)
 //! ```
 //!
-//! After a restart the image that a number belongs to is found among those of all layers.
+//! Which image a number belongs to is kept in `<root>/trees`, a symbolic link for each: whoever came first has it, also after a
+//! restart, and an image whose name begins with the same bits is not shown.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
-use futures_util::future::try_join_all;
 use lapwing_p2p::digest::Digest;
 use rustix::io::Errno;
 
@@ -30,8 +29,6 @@ use crate::fuse::{Attributes, Listed, Node, TREE, Trees};
 /// Bits of an inode's number: images are at most 4 GiB long, and inodes lie in units of 32 bytes.
 const INODE_BITS: u32 = 27;
 const _: () = assert!(crate::limits::MAX_IMAGE_BYTES / 32 <= 1 << INODE_BITS);
-/// How soon images are looked for again when a number belongs to none of them.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// An image that is shown as a tree.
 #[derive(Debug)]
@@ -47,7 +44,6 @@ struct Image {
 #[derive(Debug, Default)]
 pub(super) struct Images {
     known: RwLock<HashMap<u64, Arc<Image>>>,
-    looked: Mutex<Option<Instant>>,
 }
 
 /// The part of an image's name that is in its node ids.
@@ -88,13 +84,14 @@ impl Image {
 impl Layers {
     /// Shows the image at `path` as a tree from now on; gives its name in the FUSE mount.
     pub(super) fn show(&self, layer: &Digest, path: &Path) -> Result<String, MountError> {
-        let superblock = File::open(path).and_then(|file| View(&file).superblock()).map_err(system("read", path))?;
+        let superblock = superblock_at(path).map_err(system("read", path))?;
         let part = part_of(&superblock);
         let mut known = self.images.known.write().unwrap_or_else(PoisonError::into_inner);
         match known.get(&part) {
             Some(shown) if shown.superblock == superblock && shown.layer == *layer => {}
             Some(_) => return Err(MountError::Collision(*layer)),
             None => {
+                self.claim(layer, part, path)?;
                 let number = self.common().files.number();
                 let image = Image { layer: *layer, path: path.to_owned(), number, superblock };
                 known.insert(part, Arc::new(image));
@@ -103,10 +100,34 @@ impl Layers {
         Ok(name_of(part))
     }
 
+    /// Sees to it that the number stands for the image at `path`, for as long as the layer is here.
+    fn claim(&self, layer: &Digest, part: u64, path: &Path) -> Result<(), MountError> {
+        let links = self.links();
+        std::fs::create_dir_all(&links).map_err(system("make directory", &links))?;
+        let link = links.join(name_of(part));
+        for _ in 0..2 {
+            match std::os::unix::fs::symlink(path, &link) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => return made.map_err(system("make link", &link)),
+            }
+            let known = std::fs::read_link(&link).map_err(system("read link", &link))?;
+            if known == path {
+                return Ok(());
+            }
+            let is_shown = superblock_at(&known).is_ok_and(|superblock| part_of(&superblock) == part);
+            if is_shown {
+                break;
+            }
+            // Of a layer that is gone.
+            std::fs::remove_file(&link).map_err(system("delete", &link))?;
+        }
+        Err(MountError::Collision(*layer))
+    }
+
     /// The names under which images of a layer can be shown.
     pub(super) fn tree_names(&self, layer: &Digest) -> Vec<String> {
         let images = images_in(&self.directory(layer));
-        let parts = images.filter_map(|path| Some(part_of(&View(&File::open(path).ok()?).superblock().ok()?)));
+        let parts = images.filter_map(|path| Some(part_of(&superblock_at(&path).ok()?)));
         parts.map(name_of).collect()
     }
 
@@ -116,6 +137,8 @@ impl Layers {
             let keep = image.layer != *layer;
             if !keep {
                 self.common().files.close(image.number);
+                // What is left of it would be replaced.
+                let _ = std::fs::remove_file(self.links().join(name_of(part_of(&image.superblock))));
             }
             keep
         });
@@ -126,25 +149,19 @@ impl Layers {
         if let Some(image) = known() {
             return Ok(image);
         }
-        {
-            let mut looked = self.images.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            if known().is_none() && looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN) {
-                self.look();
-                *looked = Some(Instant::now());
-            }
-        }
+        self.show_again(part)?;
         known().ok_or(Errno::STALE)
     }
 
-    /// Finds the images of all layers.
-    fn look(&self) {
-        for layer in self.on_disk() {
-            for path in images_in(&self.directory(&layer)) {
-                if let Err(error) = self.show(&layer, &path) {
-                    tracing::debug!(%layer, path = %path.display(), %error, "an image that cannot be shown as a tree");
-                }
-            }
-        }
+    /// Shows the image that a former process showed under this number.
+    fn show_again(&self, part: u64) -> Result<(), Errno> {
+        let target = std::fs::read_link(self.links().join(name_of(part))).map_err(|_| Errno::STALE)?;
+        let layer = target.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        let layer: Option<Digest> = layer.and_then(|hex| format!("sha256:{hex}").parse().ok());
+        let (Some(layer), Some(name)) = (layer, target.file_name()) else { return Err(Errno::STALE) };
+        let path = self.directory(&layer).join(name);
+        let shown = self.show(&layer, &path).is_ok_and(|shown| shown == name_of(part));
+        if shown { Ok(()) } else { Err(Errno::STALE) }
     }
 
     /// Does something with the image and the inode that a node id means.
@@ -179,6 +196,10 @@ impl Layers {
             self.with(file, |image, view, inode| Ok((image.layer, view.stretches(inode, range)?)))?;
         Ok((self.find_layer(&digest).ok_or(Errno::STALE)?, stretches))
     }
+}
+
+fn superblock_at(path: &Path) -> io::Result<Superblock> {
+    View(&File::open(path)?).superblock()
 }
 
 /// The images of the layer in this directory, of whichever stack.
@@ -241,20 +262,27 @@ impl Trees for Layers {
     }
 
     fn read(&self, file: u64, range: Range<u64>) -> BoxFuture<'static, Result<Bytes, Errno>> {
+        let length = (range.end - range.start) as usize;
         let found = self.stretches(file, range);
         Box::pin(async move {
             let (layer, stretches) = found?;
-            let parts = stretches.into_iter().map(|stretch| {
-                let layer = Arc::clone(&layer);
-                async move {
-                    match stretch.tar {
-                        Some(at) => layer.read(at..at + stretch.length).await.map_err(|_| Errno::IO),
-                        None => Ok(vec![0; stretch.length as usize].into()),
+            if let [Stretch { tar: Some(at), length }] = stretches[..] {
+                return layer.read(at..at + length).await.map_err(|_| Errno::IO);
+            }
+            // One after the other, and copied: a read gives a part of a whole span, and a sparse file may be of thousands.
+            let mut bytes = BytesMut::with_capacity(length);
+            for stretch in stretches {
+                let part = stretch.tar.map(|at| at..at + stretch.length);
+                match part.as_ref().map(|part| layer.read_cached(part.clone())) {
+                    None => bytes.resize(bytes.len() + stretch.length as usize, 0),
+                    Some(Some(cached)) => bytes.extend_from_slice(&cached),
+                    Some(None) => {
+                        let read = layer.read(part.unwrap_or_default()).await.map_err(|_| Errno::IO)?;
+                        bytes.extend_from_slice(&read);
                     }
                 }
-            });
-            let mut parts = try_join_all(parts).await?;
-            if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { Ok(parts.concat().into()) }
+            }
+            Ok(bytes.freeze())
         })
     }
 }

@@ -3,12 +3,13 @@
 //! `plugins/snapshots/overlay/overlay.go`: no parents: a bind mount of the snapshot's own directory; a view of one
 //! parent: a read-only bind mount of the parent's; else an overlay, nearest parent first.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::directories::Directories;
 use super::idmap::IdMapping;
 use super::proto::Mount;
-use crate::graph::{Kind, Snapshot};
+use crate::graph::{Ancestor, Kind, Snapshot};
 
 /// Options that every overlay mount gets on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +50,11 @@ pub(crate) fn mounts(
         let options = mapped().chain([mode.to_owned(), "rbind".to_owned()]).collect();
         vec![Mount { r#type: "bind".to_owned(), source: files(id), target: String::new(), options }]
     };
-    let places = match (snapshot.kind, snapshot.ancestors.as_slice()) {
+    // A layer that comes twice adds nothing below itself, and overlayfs refuses one directory twice, which two mounts of a FUSE tree are.
+    let mut named = HashSet::new();
+    let is_first = |ancestor: &&Ancestor| ancestor.layer.is_none_or(|layer| named.insert(layer));
+    let ancestors: Vec<&Ancestor> = snapshot.ancestors.iter().filter(is_first).collect();
+    let places = match (snapshot.kind, ancestors.as_slice()) {
         (Kind::Active, []) => return bind(snapshot.id, "rw"),
         (_, []) => return bind(snapshot.id, "ro"),
         (Kind::Active, _) => {
@@ -58,7 +63,7 @@ pub(crate) fn mounts(
         (_, [parent]) => return bind(parent.id, "ro"),
         _ => Vec::new(),
     };
-    let lower: Vec<_> = snapshot.ancestors.iter().map(|ancestor| files(ancestor.id)).collect();
+    let lower: Vec<_> = ancestors.iter().map(|ancestor| files(ancestor.id)).collect();
     let mut options: Vec<_> = mapped().chain(places).collect();
     options.push(format!("lowerdir={}", lower.join(":")));
     options.extend_from_slice(&overlay.0);
@@ -68,8 +73,6 @@ pub(crate) fn mounts(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Ancestor;
-
     fn options_of(kind: Kind, ancestors: &[u64], mapping: Option<&IdMapping>) -> (String, Vec<String>) {
         let root = tempfile::tempdir().unwrap();
         let directories = Directories::open(root.path()).unwrap();
@@ -99,6 +102,23 @@ mod tests {
             let found = options_of(kind, ancestors, mapping.as_ref());
             assert_eq!(found.1.join(" "), format!("uidmap=0:7:9 gidmap=0:7:9 {options}"));
         }
+    }
+
+    #[test]
+    fn a_layer_that_comes_twice_is_mounted_once() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = Directories::open(root.path()).unwrap();
+        let [empty, other] = [b"empty", b"other"].map(|name| Some(lapwing_p2p::digest::Digest::of(name)));
+        let lowers = |kind: Kind, layers: &[Option<lapwing_p2p::digest::Digest>]| {
+            let ancestors = layers.iter().enumerate().map(|(id, layer)| Ancestor { id: id as u64, layer: *layer });
+            let snapshot = Snapshot { id: 9, kind, ancestors: ancestors.collect() };
+            let mount = mounts(&directories, &snapshot, &OverlayOptions(Vec::new()), None).remove(0);
+            let top = format!("{}/", directories.top().display());
+            let lower = mount.options.iter().find_map(|option| option.strip_prefix("lowerdir=")).map(str::to_owned);
+            lower.unwrap_or(mount.source).replace(&top, "")
+        };
+        assert_eq!(lowers(Kind::Active, &[empty, other, empty, None, None]), "0/fs:1/fs:3/fs:4/fs");
+        assert_eq!(lowers(Kind::View, &[empty, empty]), "0/fs");
     }
 
     #[test]

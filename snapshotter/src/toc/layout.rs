@@ -115,6 +115,10 @@ impl Cutter {
             let device_end = next.map_or(length, |next| next.device);
             let reach = last.skip.checked_add(last.length).filter(|reach| *reach <= self.longest);
             let reach = reach.ok_or_else(|| TocError::Unsupported(format!("a chunk beyond {}", self.longest)))?;
+            // Contents of a member stand further apart in the device than in the member.
+            if device_end - first.device > MAX_SPAN_BYTES {
+                return Err(TocError::Unsupported(format!("a member for more than {MAX_SPAN_BYTES} bytes")));
+            }
             let member_end = next.map_or(self.end, |next| next.member).min(first.member + most_compressed(reach));
             let fits = open.as_ref().is_some_and(|open| {
                 let same_side =

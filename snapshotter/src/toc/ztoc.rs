@@ -152,15 +152,18 @@ fn spans<'a>(
     Ok(spans)
 }
 
+/// What a record costs beside its strings, in bytes.
+const RECORD_BYTES: usize = 64;
+
 fn entries(contents: &Table<'_>, tar_length: u64) -> Result<Vec<Entry>, TocError> {
     let files = contents.vector(0)?;
     if files.len() > MAX_ENTRIES {
         return Err(TocError::Unsupported(format!("more than {MAX_ENTRIES} entries")));
     }
-    let (mut entries, mut bytes) = (Vec::new(), 0);
+    let (mut entries, mut bytes, mut effort) = (Vec::new(), 0, MAX_TABLE_BYTES);
     for file in files.tables() {
         let file = file?;
-        let Some(mut entry) = listed(&file)?.entry()? else { continue };
+        let Some(mut entry) = listed(&file, &mut effort)?.entry()? else { continue };
         if let Kind::File { size, extents } = &mut entry.kind
             && *size > 0
         {
@@ -180,12 +183,21 @@ fn entries(contents: &Table<'_>, tar_length: u64) -> Result<Vec<Entry>, TocError
     Ok(entries)
 }
 
-fn listed<'a>(file: &Table<'a>) -> Result<Listed<'a>, TocError> {
+/// `effort`: bytes that may still be looked at, in all. Offsets can point to the same string or table again and again, so a short zTOC may
+/// speak of more than there is time for.
+fn listed<'a>(file: &Table<'a>, effort: &mut usize) -> Result<Listed<'a>, TocError> {
+    let mut spend = |bytes: usize| {
+        *effort =
+            effort.checked_sub(bytes).ok_or_else(|| TocError::Unsupported("a file table without end".to_owned()))?;
+        Ok::<_, TocError>(())
+    };
+    spend(RECORD_BYTES + file.bytes(0)?.len() + file.bytes(4)?.len())?;
     let text = |field| std::str::from_utf8(file.bytes(field)?).map_err(|_| malformed("a type or time that is no text"));
     let (mut xattrs, mut bytes) = (Vec::new(), 0);
     for record in file.vector(13)?.tables() {
         let record = record?;
         let (key, value) = (record.bytes(0)?, record.bytes(1)?);
+        spend(RECORD_BYTES + key.len() + value.len())?;
         if key.starts_with(b"GNU.sparse.") {
             return Err(TocError::Unsupported("a sparse file".to_owned()));
         }
