@@ -91,6 +91,7 @@ mod tests {
         (any::<[u8; 32]>(), any::<[u8; 32]>(), kinds, 1_u64..1_000_000, standings).prop_map(
             |(subject, object, kind, length, standing)| {
                 let (subject, object) = (Digest::from_bytes(subject), Digest::from_bytes(object));
+                let length = length.min(kind.max_length());
                 (Statement { subject, kind, object, length }, standing)
             },
         )
