@@ -1,4 +1,4 @@
-//! Spans that were fetched before anybody read them, because a profile said that somebody would.
+//! Spans that were fetched before anybody read them, because a profile, or the layer's maker, said that somebody would.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ impl LazyMetrics {
     /// Registers `lazy_prefetched_spans_total`, `lazy_prefetched_bytes_total`, `lazy_prefetch_hits_total` and
     /// `lazy_waited_reads_total`.
     pub fn register(&self, registry: &mut Registry) {
-        let spans = "Spans of lazy layers fetched because a profile names them, before anybody read them";
+        let spans = "Spans of lazy layers fetched because a profile or landmark names them, before anybody read them";
         registry.register("lazy_prefetched_spans", spans, self.prefetched_spans.clone());
         let bytes = "Compressed bytes of those spans";
         registry.register("lazy_prefetched_bytes", bytes, self.prefetched_bytes.clone());

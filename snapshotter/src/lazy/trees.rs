@@ -91,7 +91,7 @@ impl Layers {
             Some(shown) if shown.superblock == superblock && shown.layer == *layer => {}
             Some(_) => return Err(MountError::Collision(*layer)),
             None => {
-                self.claim(layer, part, path)?;
+                self.claim(layer, &superblock, path)?;
                 let number = self.common().files.number();
                 let image = Image { layer: *layer, path: path.to_owned(), number, superblock };
                 known.insert(part, Arc::new(image));
@@ -101,8 +101,8 @@ impl Layers {
     }
 
     /// Sees to it that the number stands for the image at `path`, for as long as the layer is here.
-    fn claim(&self, layer: &Digest, part: u64, path: &Path) -> Result<(), MountError> {
-        let links = self.links();
+    fn claim(&self, layer: &Digest, superblock: &Superblock, path: &Path) -> Result<(), MountError> {
+        let (links, part) = (self.links(), part_of(superblock));
         std::fs::create_dir_all(&links).map_err(system("make directory", &links))?;
         let link = links.join(name_of(part));
         for _ in 0..2 {
@@ -111,15 +111,13 @@ impl Layers {
                 made => return made.map_err(system("make link", &link)),
             }
             let known = std::fs::read_link(&link).map_err(system("read link", &link))?;
-            if known == path {
-                return Ok(());
+            match superblock_at(&known) {
+                // This one, or the same under another name: what a stack gives a layer may be what it has without.
+                Ok(shown) if shown == *superblock => return Ok(()),
+                Ok(shown) if part_of(&shown) == part => break,
+                // Of a layer that is gone, or was written anew.
+                _ => std::fs::remove_file(&link).map_err(system("delete", &link))?,
             }
-            let is_shown = superblock_at(&known).is_ok_and(|superblock| part_of(&superblock) == part);
-            if is_shown {
-                break;
-            }
-            // Of a layer that is gone.
-            std::fs::remove_file(&link).map_err(system("delete", &link))?;
         }
         Err(MountError::Collision(*layer))
     }
@@ -284,5 +282,45 @@ impl Trees for Layers {
             }
             Ok(bytes.freeze())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Options;
+    use super::*;
+    use crate::erofs::write_image;
+
+    /// An image at `name` in the directory of a layer, with its superblock.
+    fn image(layers: &Layers, layer: &Digest, name: &str) -> (PathBuf, Superblock) {
+        let path = layers.directory(layer).join(name);
+        std::fs::create_dir_all(layers.directory(layer)).unwrap();
+        std::fs::write(&path, write_image(&[], 0, layer.as_bytes(), &|_| None).unwrap()).unwrap();
+        let superblock = superblock_at(&path).unwrap();
+        (path, superblock)
+    }
+
+    #[tokio::test]
+    async fn a_number_stays_with_the_image_that_had_it_first() {
+        let root = tempfile::tempdir().unwrap();
+        let layers = || Layers::new(root.path(), Options::default());
+        let [one, two] = [b"one", b"two"].map(|name| Digest::of(name));
+        let (first, superblock) = image(&layers(), &one, "erofs");
+        let name = layers().show(&one, &first).unwrap();
+        // Another process, which is asked for the same image in the place of a stack.
+        let (same, _) = image(&layers(), &one, "erofs-stack");
+        assert_eq!(layers().show(&one, &same).unwrap(), name);
+        let again = layers();
+        assert_eq!(again.root(name.as_bytes()).unwrap().id, Image::id(part_of(&superblock), superblock.root));
+
+        // One whose name begins with the same bits, as somebody may have sought it.
+        let (second, other) = image(&layers(), &two, "erofs");
+        let mut id = superblock.id;
+        id[15] ^= 1;
+        let met = Superblock { id, ..other };
+        assert_eq!(part_of(&met), part_of(&superblock));
+        assert!(matches!(layers().claim(&two, &met, &second), Err(MountError::Collision(layer)) if layer == two));
+        std::fs::remove_dir_all(layers().directory(&one)).unwrap();
+        layers().claim(&two, &met, &second).unwrap();
     }
 }
