@@ -11,17 +11,7 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const NEEDS: [Need; 9] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-    Need::Program("tc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(90);
 /// Far below the small image's size, above what manifests, configurations and chatter need.
 const ALMOST_NOTHING_BYTES: u64 = 200_000;

@@ -7,15 +7,7 @@ use std::time::Duration;
 use lapwing_lab::image::{self, Noise};
 use lapwing_lab::{Machine, Mbit, Need, Process, Site, require};
 
-const NEEDS: [Need; 7] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-];
+const NEEDS: [Need; 7] = Need::LAZY_PULLS;
 /// How the nodes speak with each other.
 #[derive(Clone, Copy)]
 enum Wire {

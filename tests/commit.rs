@@ -9,16 +9,7 @@ use lapwing_lab::{
     wait,
 };
 
-const NEEDS: [Need; 8] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(90);
 /// Far below the small image's size, above what manifests, configurations and chatter need.
 const ALMOST_NOTHING_BYTES: u64 = 200_000;

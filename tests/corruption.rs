@@ -12,15 +12,7 @@ use lapwing_lab::wait::{self, Poll};
 use lapwing_lab::{Lapwing, Machine, Mbit, Need, Registry, Response, Site, require};
 use lapwing_p2p::digest::Digest;
 
-const NEEDS: [Need; 7] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-];
+const NEEDS: [Need; 7] = Need::LAZY_PULLS;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Every piece of every blob here is longer.
 const STEP_BYTES: u64 = 32 << 10;

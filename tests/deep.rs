@@ -8,16 +8,7 @@ use std::time::Duration;
 use lapwing_lab::image::{Entry, EntryKind, ImageConfig, Layout, LayoutWriter, TarWriter};
 use lapwing_lab::{LapwingSettings, Machine, Need, Site, check, require, wait};
 
-const NEEDS: [Need; 8] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(240);
 const LAYERS: usize = 128;
 

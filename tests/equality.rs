@@ -8,29 +8,10 @@ use std::time::Duration;
 
 use lapwing_lab::image::{Entry, EntryKind, ImageConfig, Layout, LayoutWriter, TarWriter};
 use lapwing_lab::tree::{self, Node};
-use lapwing_lab::{Machine, Need, Site, check, image, require, wait};
+use lapwing_lab::{Need, Site, image, require, wait};
 
-const NEEDS: [Need; 9] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-    Need::Program("tc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(180);
-
-/// Mounts the image on its machine and reads all of it.
-fn walk(machine: &Machine, reference: &str, snapshotter: &str) -> BTreeMap<PathBuf, Node> {
-    let mount = machine.host.dir().join(format!("mount-{snapshotter}"));
-    std::fs::create_dir(&mount).unwrap();
-    let mut command = machine.containerd.ctr().unwrap();
-    check(command.args(["images", "mount", "--snapshotter", snapshotter, reference]).arg(&mount)).unwrap();
-    tree::digest_walk(&machine.host.path(&mount)).unwrap()
-}
 
 /// Compares both root filesystems of `layout`, but for the times of those of `undated`, and gives the lazy one.
 fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeMap<PathBuf, Node> {
@@ -39,7 +20,7 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeM
     let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
     let first = site.worker("first", None, settings.clone()).unwrap();
     first.containerd.pull(&reference, "overlayfs").unwrap();
-    let mut unpacked = walk(&first, &reference, "overlayfs");
+    let mut unpacked = first.walk_image(&reference, "overlayfs").unwrap();
     let node = first.lapwing.as_ref().unwrap();
     let different: BTreeSet<_> = layout.layers.iter().map(|layer| &layer.digest).collect();
     wait::until_true("the layers to be indexed", SOON, || {
@@ -55,7 +36,7 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeM
         let node = machine.lapwing.as_ref().unwrap();
         let claimed = node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
         assert_eq!(claimed, layout.layers.len() as f64, "every layer is lazy");
-        shown = walk(&machine, &reference, "lapwing");
+        shown = machine.walk_image(&reference, "lapwing").unwrap();
         // A directory that the uppermost tar with something in it does not name is as old as the unpacking, an accident of each pull; no
         // tar of these images names the root. Lazily it has the time that a lower layer gives it, else 1970.
         for path in [""].iter().chain(undated) {

@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use lapwing_lab::image::{self, Layout};
-use lapwing_lab::tree::{self, Node};
+use lapwing_lab::tree;
 use lapwing_lab::{
     LapwingSettings, Machine, MachineOptions, Need, Site, check, lapwing_binary, require, soci_ztoc, wait,
 };
@@ -15,17 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 const ALL_FORMATS: &str = "formats = [\"estargz\", \"zstd-chunked\", \"soci\"]";
-const NEEDS: [Need; 9] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-    Need::Program("tc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(120);
 /// What converters add to the root of each layer.
 const CONVERTERS_FILES: [&str; 3] = [".no.prefetch.landmark", ".prefetch.landmark", "stargz.index.json"];
@@ -79,15 +68,6 @@ impl Converted {
     }
 }
 
-/// Mounts the image on its machine and reads all of it.
-fn walk(machine: &Machine, reference: &str, snapshotter: &str) -> BTreeMap<PathBuf, Node> {
-    let mount = machine.host.dir().join(format!("mount-{snapshotter}"));
-    std::fs::create_dir(&mount).unwrap();
-    let mut command = machine.containerd.ctr().unwrap();
-    check(command.args(["images", "mount", "--snapshotter", snapshotter, reference]).arg(&mount)).unwrap();
-    tree::digest_walk(&machine.host.path(&mount)).unwrap()
-}
-
 /// State and reason of the layers that `lapwing ls` shows.
 fn listed(machine: &Machine) -> Vec<(String, String)> {
     let shown = machine.host.check(lapwing_binary().unwrap(), &["ls", "--json"]).unwrap();
@@ -104,7 +84,7 @@ fn equals_what_is_unpacked(name: &str, format: Format) {
     let layout = image::small_in_utf8().unwrap();
     let converted = convert(name, &layout, format);
     converted.worker.containerd.pull(&converted.reference, "overlayfs").unwrap();
-    let mut unpacked = walk(&converted.worker, &converted.reference, "overlayfs");
+    let mut unpacked = converted.worker.walk_image(&converted.reference, "overlayfs").unwrap();
 
     let node = converted.lazily_pulled("first", layout.layers.len(), converted.settings("0"));
     let output = node.containerd.run(&converted.reference, "lapwing", "started", &[]).unwrap();
@@ -112,7 +92,7 @@ fn equals_what_is_unpacked(name: &str, format: Format) {
     let shown = listed(&node);
     let expected = ("pending".to_owned(), format!("by its {} table of contents", format.name));
     assert_eq!(shown, vec![expected; layout.layers.len()]);
-    let mut lazy = walk(&node, &converted.reference, "lapwing");
+    let mut lazy = node.walk_image(&converted.reference, "lapwing").unwrap();
     for path in CONVERTERS_FILES {
         assert!(lazy.remove(Path::new(path)).is_none(), "{path} is the converter's and not shown");
         unpacked.remove(Path::new(path));
@@ -259,7 +239,7 @@ fn a_layer_whose_table_cannot_hold_its_names_is_pulled_whole() {
     assert_eq!(output.trim(), image::SMALL_OUTPUT);
     let log = node.lapwing.as_ref().unwrap().log().unwrap();
     assert!(log.contains("a name that is not UTF-8"), "{log}");
-    let mount = walk(&node, &converted.reference, "lapwing");
+    let mount = node.walk_image(&converted.reference, "lapwing").unwrap();
     assert!(mount.keys().any(|path| path.to_str().is_none()), "the name is as it was");
 }
 
@@ -335,13 +315,13 @@ fn an_image_with_a_soci_index_is_lazy_on_its_first_pull_and_the_same_as_unpacked
 
     let plain = Machine::start(&site.network, "plain", &site.registry, MachineOptions::plain()).unwrap();
     plain.containerd.pull(&reference, "overlayfs").unwrap();
-    let mut unpacked = walk(&plain, &reference, "overlayfs");
+    let mut unpacked = plain.walk_image(&reference, "overlayfs").unwrap();
     let (node, claimed) = pulled(&site, "first", &reference, "build_indexes = false", "0");
     assert_eq!(claimed, 2.0, "every layer is lazy: {}", node.lapwing.as_ref().unwrap().log().unwrap());
     assert_eq!(node.containerd.run(&reference, "lapwing", "started", &[]).unwrap().trim(), image::SMALL_OUTPUT);
     let expected = ("pending".to_owned(), "by its SOCI table of contents".to_owned());
     assert_eq!(listed(&node), vec![expected; 2]);
-    let lazy = walk(&node, &reference, "lapwing");
+    let lazy = node.walk_image(&reference, "lapwing").unwrap();
     unpacked.get_mut(Path::new("")).unwrap().mtime = lazy[Path::new("")].mtime;
     assert_eq!(tree::differences(&unpacked, &lazy, 40), "", "left: overlayfs, right: lazily mounted");
 

@@ -11,15 +11,7 @@ use lapwing_lab::image::{self, Noise};
 use lapwing_lab::wait::{self, Poll};
 use lapwing_lab::{Machine, Mbit, Need, Site, check, require};
 
-const NEEDS: [Need; 7] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-];
+const NEEDS: [Need; 7] = Need::LAZY_PULLS;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// A pull of the larger image takes about so long.
 const PULL: Duration = Duration::from_millis(1500);

@@ -14,16 +14,7 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const NEEDS: [Need; 8] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(90);
 /// Of `/odd/noise` in the small image, and of what the container writes.
 const NOISE_BYTES: u64 = 3 << 20;

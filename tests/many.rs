@@ -12,15 +12,7 @@ use std::time::{Duration, Instant};
 
 use lapwing_lab::{Machine, Need, Site, image, require, wait};
 
-const NEEDS: [Need; 7] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-];
+const NEEDS: [Need; 7] = Need::LAZY_PULLS;
 const DEADLINE: Duration = Duration::from_secs(300);
 const NODES: usize = 5;
 const LAYERS: usize = 10;

@@ -7,17 +7,7 @@ use std::time::{Duration, Instant};
 
 use lapwing_lab::{LapwingSettings, Machine, MachineOptions, Need, Site, image, require, wait};
 
-const NEEDS: [Need; 9] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-    Need::Program("tc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(90);
 
 /// Longer than this test lets anything wait: who waits for the connection fails it.

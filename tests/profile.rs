@@ -6,16 +6,7 @@ use std::time::Duration;
 
 use lapwing_lab::{Machine, Need, Site, check, image, lapwing_binary, require, wait};
 
-const NEEDS: [Need; 8] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(120);
 const LAYERS: [usize; 2] = [12, 12];
 /// Three files of 24, in another order than they lie in.

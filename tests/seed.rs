@@ -10,15 +10,7 @@ use lapwing_lab::{Lapwing, LapwingSettings, Machine, Mbit, Need, ObjectStore, Pr
 use lapwing_p2p::bitfield::Bitfield;
 use lapwing_p2p::layout::{PieceIndex, PieceLayout};
 
-const NEEDS: [Need; 7] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-];
+const NEEDS: [Need; 7] = Need::LAZY_PULLS;
 const DEADLINE: Duration = Duration::from_secs(180);
 const MIB: u64 = 1 << 20;
 /// What may be fetched again besides what is counted: configs, and transfers that were cut.

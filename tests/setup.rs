@@ -12,16 +12,7 @@ use lapwing_lab::{
     require, wait,
 };
 
-const NEEDS: [Need; 8] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(90);
 
 fn settings(site: &Site) -> LapwingSettings {

@@ -19,16 +19,7 @@ use lapwing_lab::{
 };
 use lapwing_p2p::digest::Digest;
 
-const NEEDS: [Need; 8] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(120);
 /// Of a file of the noise images.
 const FILE_BYTES: u64 = 1 << 20;

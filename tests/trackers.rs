@@ -11,15 +11,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::verify::piece_hash;
 use rustix::process::Signal;
 
-const NEEDS: [Need; 7] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-];
+const NEEDS: [Need; 7] = Need::LAZY_PULLS;
 const DEADLINE: Duration = Duration::from_secs(180);
 const WORKERS: usize = 3;
 const LAYER_MIB: usize = 20;

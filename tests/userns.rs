@@ -7,17 +7,7 @@ use std::time::Duration;
 
 use lapwing_lab::{Machine, MachineOptions, Need, Site, image, require, wait};
 
-const NEEDS: [Need; 9] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-    Need::Program("runc"),
-    Need::Program("tc"),
-];
+const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(90);
 /// The namespace's root is this outside.
 const ROOT: u32 = 100_000;

@@ -7,15 +7,7 @@ use lapwing_lab::image::Noise;
 use lapwing_lab::wait::{self, Poll};
 use lapwing_lab::{Lapwing, LapwingSettings, Machine, Need, Site, check};
 
-pub(crate) const NEEDS: [Need; 7] = [
-    Need::Root,
-    Need::Disk,
-    Need::Fuse,
-    Need::Erofs,
-    Need::Tools,
-    Need::Program("docker-registry"),
-    Need::Program("skopeo"),
-];
+pub(crate) const NEEDS: [Need; 7] = Need::LAZY_PULLS;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 /// What a container does: it reads all there is, again and again, and says so when it fails or comes out otherwise.
 const LOOP: &str = "right=$(sha256sum /data/*); while :; do \

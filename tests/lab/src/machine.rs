@@ -4,8 +4,11 @@ use crate::containerd::{Containerd, ContainerdOptions, Flavour, RegistryHosts};
 use crate::host::Host;
 use crate::lapwing::{Lapwing, LapwingSettings};
 use crate::network::{Mbit, Network};
+use crate::process::check;
 use crate::registry::Registry;
+use crate::tree::{self, Node};
 use anyhow::Result;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -65,6 +68,15 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Mounts an image that was pulled here, and reads all of it. Once for each snapshotter.
+    pub fn walk_image(&self, reference: &str, snapshotter: &str) -> Result<BTreeMap<PathBuf, Node>> {
+        let mount = self.host.dir().join(format!("mount-{snapshotter}"));
+        std::fs::create_dir(&mount)?;
+        let mut command = self.containerd.ctr()?;
+        check(command.args(["images", "mount", "--snapshotter", snapshotter, reference]).arg(&mount))?;
+        tree::digest_walk(&self.host.path(&mount))
+    }
+
     /// A new host called `name` on `network` with everything running. Images come from `registry`; Lapwing, where it is set up, is told of it
     /// and asked first.
     pub fn start(network: &Network, name: &str, registry: &Registry, options: MachineOptions) -> Result<Self> {

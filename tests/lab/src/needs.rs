@@ -30,6 +30,30 @@ pub enum Need {
 }
 
 impl Need {
+    /// For lazy pulls by containerd from the laboratory's registry.
+    pub const LAZY_PULLS: [Self; 7] = [
+        Self::Root,
+        Self::Disk,
+        Self::Fuse,
+        Self::Erofs,
+        Self::Tools,
+        Self::Program("docker-registry"),
+        Self::Program("skopeo"),
+    ];
+
+    /// For containers that run on what was pulled so, on links of a given rate.
+    pub const LAZY_STARTS: [Self; 9] = [
+        Self::Root,
+        Self::Disk,
+        Self::Fuse,
+        Self::Erofs,
+        Self::Tools,
+        Self::Program("docker-registry"),
+        Self::Program("skopeo"),
+        Self::Program("runc"),
+        Self::Program("tc"),
+    ];
+
     /// Why the need is not met, if it is not.
     fn missing(self) -> Option<String> {
         let filesystems = || std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
