@@ -22,20 +22,23 @@ use lapwing_p2p::node::{Blob, Node};
 use lapwing_p2p::store::Hold;
 use lapwing_snapshotter::index::{Form, Index};
 use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyMounts, MountError, Proof};
-use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Started, Target};
+use lapwing_snapshotter::remote::{Fallback, Fetched, RemoteLayers, Started, Target};
 use lapwing_snapshotter::source::LayerSource;
 use tokio::sync::{Semaphore, watch};
 
 use crate::catalog::{Catalog, LayerRecord, chain_id};
 use crate::config::Formats;
 use crate::profiles::Profiles;
+use build::Builder;
 
 pub(crate) mod build;
 mod contents;
+mod fetched;
 mod kept;
 mod label;
 mod soci;
 mod source;
+pub(crate) mod sweep;
 
 pub(crate) use kept::KeptIndexes;
 pub(crate) use source::{Origins, SwarmLayer};
@@ -91,6 +94,9 @@ pub(crate) struct Layers {
     known: Mutex<HashMap<Digest, watch::Receiver<Knowledge>>>,
     /// None where nothing is mounted lazily.
     profiles: OnceLock<Arc<Profiles>>,
+    /// None where this node builds no indexes.
+    builder: OnceLock<Arc<Builder>>,
+    interest: sweep::Interest,
 }
 
 impl Layers {
@@ -120,6 +126,8 @@ impl Layers {
             unsupported,
             known: Mutex::default(),
             profiles: OnceLock::new(),
+            builder: OnceLock::new(),
+            interest: sweep::Interest::default(),
         })
     }
 
@@ -127,6 +135,12 @@ impl Layers {
     pub(crate) fn tell(&self, profiles: Arc<Profiles>) {
         // Said once, at the start.
         let _ = self.profiles.set(profiles);
+    }
+
+    /// Who builds indexes that nobody has.
+    pub(crate) fn build_by(&self, builder: Arc<Builder>) {
+        // Said once, at the start.
+        let _ = self.builder.set(builder);
     }
 
     /// An image passed the mirror: its layers, base first, and what it is started with.
@@ -140,6 +154,7 @@ impl Layers {
     /// A layer will probably be asked for: its index is searched for now, unless that is known already.
     pub(crate) fn expect(&self, record: &LayerRecord) -> watch::Receiver<Knowledge> {
         let layer = record.layer;
+        self.interest.asked(layer);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(knowledge) = known.get(&layer)
             && !is_stale(knowledge)
@@ -165,6 +180,11 @@ impl Layers {
             sender.send_replace(found);
         });
         receiver
+    }
+
+    /// Nothing is kept of this layer any more: whoever asks for it next searches again.
+    fn forget(&self, layer: &Digest) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(layer);
     }
 
     /// What is known of each layer, for `lapwing ls`.
@@ -193,7 +213,6 @@ impl Layers {
             return absent("unsupported", reason.clone());
         }
         let Some(mounts) = &self.mounts else { return absent("unsupported", String::new()) };
-        let mut wrong = None;
         match self.by_contents(mounts, record).await {
             Ok(knowledge) => return knowledge,
             Err(message) if record.toc.is_some() => {
@@ -201,6 +220,23 @@ impl Layers {
             }
             Err(_) => {}
         }
+        let found = self.by_swarm(mounts, record).await;
+        if matches!(found, Knowledge::Ready { .. }) {
+            return found;
+        }
+        match self.by_soci(mounts, record).await {
+            Ok(Some(knowledge)) => return knowledge,
+            Ok(None) => {}
+            Err(message) => {
+                tracing::info!(digest = %layer, reason = message, "the image's SOCI index is not used");
+            }
+        }
+        found
+    }
+
+    /// What an index that nodes have built makes of the layer.
+    async fn by_swarm(&self, mounts: &Arc<LazyMounts>, record: &LayerRecord) -> Knowledge {
+        let (layer, mut wrong) = (record.layer, None);
         for _ in 0..MAX_CANDIDATES {
             let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else { break };
             let bytes = match whole(&object).await {
@@ -218,13 +254,6 @@ impl Layers {
                     self.node.refute(statement).await;
                     wrong = Some(format!("index {}: {message}", object.digest()));
                 }
-            }
-        }
-        match self.by_soci(mounts, record).await {
-            Ok(Some(knowledge)) => return knowledge,
-            Ok(None) => {}
-            Err(message) => {
-                tracing::info!(digest = %layer, reason = message, "the image's SOCI index is not used");
             }
         }
         wrong.map_or_else(
@@ -404,11 +433,16 @@ impl RemoteLayers for Layers {
         .boxed()
     }
 
+    fn fetched<'a>(&'a self, layer: &'a Digest, length: u64) -> BoxFuture<'a, Result<Fetched, Fallback>> {
+        self.make_ready(*layer, length).boxed()
+    }
+
     fn mount(&self, layer: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), String> {
         let mounts = self.mounts.as_ref().ok_or_else(|| self.unsupported.clone().unwrap_or_default())?;
         mounts.reopen(layer).map_err(|error| error.to_string())?;
         mounts.mount(layer, at, lowers).map_err(|error| error.to_string())?;
         self.hold(mounts, *layer, at);
+        self.interest.mounted(layer);
         if let Some(mounted) = mounts.layer(layer) {
             mounted.prefetch_landmark();
         }
@@ -434,6 +468,7 @@ impl RemoteLayers for Layers {
         {
             tracing::warn!(mount = %at.display(), %error, "a lazily mounted layer could not be unmounted");
         }
+        self.interest.unmounted();
     }
 }
 

@@ -21,7 +21,7 @@ use lapwing_plugins::registry::Registries;
 use lapwing_snapshotter::fuse::HolderProgram;
 use lapwing_snapshotter::lazy::{self, Backend, LazyMetrics, LazyMounts, Unsupported};
 use lapwing_snapshotter::remote::RemoteLayers;
-use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
+use lapwing_snapshotter::service::{Diffs, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +32,7 @@ use crate::config::{Config, LazyBackend, StoreKind};
 use crate::held;
 use crate::hydrate::{self, Hydration};
 use crate::layers::build::Builder;
-use crate::layers::{KeptIndexes, Layers, Lazy, Origins};
+use crate::layers::{KeptIndexes, Layers, Lazy, Origins, sweep};
 use crate::membership::Membership;
 use crate::memory;
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
@@ -107,7 +107,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     parts.layers.serve_former()?;
     let mut serving = JoinSet::new();
     if config.snapshotter.enabled {
-        serving.spawn(start_snapshotter(&config, &parts.layers, &mut admin, &shutdown).await?);
+        serving.spawn(start_snapshotter(&config, &parts, &mut admin, &shutdown).await?);
     }
     start_mirror(&config, &root, &parts, &mut admin, &mut serving, &shutdown).await?;
     start_admin(&config, &parts, admin, &shutdown).await?;
@@ -165,6 +165,9 @@ async fn start_mirror(
     let told = Arc::clone(&parts.layers);
     let builder = Builder::new(Arc::clone(&parts.node), Box::new(move |layer| told.built(layer)));
     let builder = config.lazy.build_indexes.then(|| Arc::new(builder));
+    if let Some(builder) = &builder {
+        parts.layers.build_by(Arc::clone(builder));
+    }
     let observer = Arc::new(observer::Observer::new(Arc::clone(&parts.catalog), Arc::clone(&parts.layers), builder));
     let default_registry = config.mirror.default_registry.parse();
     let mirror = mirror::Mirror::new(
@@ -385,7 +388,7 @@ fn lazy_backend(config: &Config) -> Result<Backend, Unsupported> {
 
 async fn start_snapshotter(
     config: &Config,
-    layers: &Arc<Layers>,
+    parts: &Parts,
     admin: &mut Admin,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
@@ -393,12 +396,14 @@ async fn start_snapshotter(
         resolve_timeout: config.snapshotter.resolve_timeout.0,
         ..SnapshotterConfig::new(&config.root)
     };
-    let remote: Arc<dyn RemoteLayers> = Arc::clone(layers) as _;
+    let remote: Arc<dyn RemoteLayers> = Arc::clone(&parts.layers) as _;
     let metrics = SnapshotMetrics::default();
     metrics.register(admin.lapwing());
     let snapshotter = Snapshotter::open(settings, Some(remote), metrics)?;
     snapshotter.restore().await?;
+    tokio::spawn(sweep::run(Arc::clone(&parts.layers), snapshotter.clone(), shutdown.clone()));
     let socket = Socket::bind(&config.snapshotter.socket).context("configuration key snapshotter.socket")?;
-    let serving = socket.serve(snapshotter, shutdown.clone().cancelled_owned());
+    let diffs = Diffs::new(snapshotter.clone(), Arc::new(parts.containerd.clone()));
+    let serving = socket.serve(snapshotter, diffs, shutdown.clone().cancelled_owned());
     Ok(async move { serving.await.context("the snapshotter's socket") })
 }

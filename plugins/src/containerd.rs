@@ -1,8 +1,9 @@
-//! containerd's own services, over its socket: what it holds ([`content`]), what it lacks ([`image`]), and what it starts ([`container`]).
+//! containerd's own services, over its socket: what it holds ([`content`]), what it lacks ([`image`]), what it starts ([`container`]), and
+//! its unpacking of layers (`unpack`).
 //!
 //! One connection, made when it is needed and made again after containerd was restarted. Nothing here waits longer than
 //! [`CALL`](crate::limits::CONTAINERD_CALL) for an answer, but for the stream of events, which is silent as long as nothing
-//! happens.
+//! happens, and for unpacking.
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ pub mod container;
 pub mod content;
 pub mod image;
 mod proto;
+mod unpack;
 
 /// containerd on this machine.
 #[derive(Debug, Clone)]

@@ -10,6 +10,7 @@
 //! * [`files`]: which layer is which file of the FUSE mount; brings those back that a former process had
 //! * [`trees`]: layers as directory trees, where the kernel cannot mount them by itself
 //! * [`former`]: what a former process left
+//! * [`collect`]: takes away what nothing names and nothing uses any more
 //! * [`erofs_mount`]: one EROFS mount
 //! * [`inherit`]: attributes of directories that only lower layers describe
 //! * [`probe`]: whether this kernel can do it
@@ -22,6 +23,7 @@
 
 mod ahead;
 mod cache;
+mod collect;
 mod common;
 mod erofs_mount;
 mod files;
@@ -36,6 +38,7 @@ mod trees;
 
 pub use ahead::LazyMetrics;
 pub use cache::replace_file;
+pub use collect::Named;
 pub use common::Common;
 pub use files::KeptLayers;
 pub use layer::{LazyLayer, Progress, Proof};

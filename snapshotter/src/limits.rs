@@ -113,3 +113,5 @@ pub const MAX_PREFETCH_SHARE: u64 = 2;
 pub const MIN_PREFETCH_BYTES: u64 = 32 << 20;
 /// Most compressed bytes that are fetched before what comes next in the profile's order, to have them in one row.
 pub const MAX_PREFETCH_RUN_BYTES: u64 = 4 << 20;
+/// Most layers that are being unpacked at once by containerd on behalf of its own requests.
+pub(crate) const MAX_UNPACKS: usize = 1024;

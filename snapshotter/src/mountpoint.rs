@@ -8,6 +8,10 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+mod namespaces;
+
+pub(crate) use namespaces::mounts_of_all;
+
 /// Mounts that may be stacked on one directory before [`detach`] gives up.
 const MAX_STACKED: usize = 16;
 
@@ -65,7 +69,7 @@ pub(crate) fn release(path: &Path) -> bool {
     rustix::mount::unmount(path, UnmountFlags::NOFOLLOW).is_ok()
 }
 
-/// One mount of this process's namespace.
+/// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
     /// Where.
@@ -78,6 +82,8 @@ pub(crate) struct Mount {
     pub(crate) kind: Vec<u8>,
     /// What was mounted: for an image, its file.
     pub(crate) source: PathBuf,
+    /// The filesystem's own options, as they were given, separated by commas.
+    pub(crate) options: Vec<u8>,
 }
 
 /// All mounts, in the order in which they were made: of those at one directory the last is to be seen.
@@ -108,6 +114,7 @@ fn parse_line(fields: &[&[u8]]) -> Option<Mount> {
         device: (major.parse().ok()?, minor.parse().ok()?),
         kind: fields.get(end + 1)?.to_vec(),
         source: unescape(fields.get(end + 2)?),
+        options: fields.get(end + 3).map(|options| options.to_vec()).unwrap_or_default(),
     })
 }
 
@@ -147,7 +154,8 @@ mod tests {
         let points: Vec<_> = found.iter().map(|mount| mount.at.to_str().unwrap()).collect();
         assert_eq!(points, ["/", "/srv/a b/7/fs", "/srv/a b/7/fs/proc", "/srv/a bc"]);
         let (at, root, source) = ("/srv/a b/7/fs".into(), "/".into(), "/srv/a b/erofs".into());
-        assert_eq!(found[1], Mount { at, root, device: (0, 30), kind: b"erofs".to_vec(), source });
+        let (kind, options) = (b"erofs".to_vec(), b"ro".to_vec());
+        assert_eq!(found[1], Mount { at, root, device: (0, 30), kind, source, options });
     }
 
     #[test]

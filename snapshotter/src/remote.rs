@@ -49,6 +49,15 @@ pub struct Started {
     pub key: String,
 }
 
+/// A layer that containerd has fetched and need not unpack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetched {
+    /// SHA-256 of its tar, to be held against the image's configuration by containerd.
+    pub diff_id: Digest,
+    /// Length of its tar, in bytes.
+    pub tar_length: u64,
+}
+
 /// Why a layer cannot be mounted now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} ({reason})")]
@@ -68,6 +77,11 @@ pub struct Fallback {
 pub trait RemoteLayers: Send + Sync + 'static {
     /// The layer that turns the target's parent into its chain id, provided that it can be mounted now.
     fn resolve<'a>(&'a self, target: &'a Target<'a>) -> BoxFuture<'a, Result<Digest, Fallback>>;
+
+    /// Makes a layer ready that containerd has fetched, `length` bytes, and is about to unpack: may wait for its index to be
+    /// built, for as long as unpacking would take. After `Ok`, `mount` works as after `resolve`, though nobody else had the
+    /// layer any more.
+    fn fetched<'a>(&'a self, layer: &'a Digest, length: u64) -> BoxFuture<'a, Result<Fetched, Fallback>>;
 
     /// Mounts `layer` read-only at the directory `at`, in place of what a former process left there unless that is the layer
     /// and in working order, over the layers with the roots `lowers`, the uppermost first: what

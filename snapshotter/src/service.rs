@@ -1,10 +1,12 @@
-//! containerd's snapshots service (`containerd.services.snapshots.v1`) on a unix socket.
+//! containerd's snapshots service (`containerd.services.snapshots.v1`) on a unix socket, and the half of its diff service
+//! (`containerd.services.diff.v1`) that unpacks.
 //!
 //! Used for ordinary snapshots it behaves like containerd's own overlayfs snapshotter; layers that need no unpacking
 //! come in through [`crate::remote`].
 //!
 //! * [`Snapshotter`]: opens the root, restores mounts after a restart; the requests themselves are in `rpc`
 //! * `directories`, `mounts`, `mountpoint`, `usage`, `idmap`: what is on disk, and how it is mounted
+//! * [`Diffs`]: layers that containerd has fetched, mounted where they would be unpacked (`adopt`)
 //! * [`Socket::serve`]: the socket
 //!
 //! containerd holds locks during most requests and sets no deadline, so each is answered from local state. A request
@@ -22,9 +24,12 @@ use lapwing_p2p::digest::Digest;
 
 use crate::filter::FilterError;
 use crate::graph::{Ancestor, Graph, GraphError, RemoteSnapshot};
+use crate::lazy::Named;
 use crate::remote::{MountedLayers, RemoteLayers};
 
+mod adopt;
 mod convert;
+mod diff;
 mod directories;
 mod idmap;
 mod metrics;
@@ -35,6 +40,7 @@ mod rpc;
 mod socket;
 mod usage;
 
+pub use diff::{Diffs, Unpacker};
 pub use metrics::SnapshotMetrics;
 pub use socket::{ServeError, Socket};
 
@@ -137,6 +143,11 @@ impl Snapshotter {
     /// To be called once, before [`Socket::serve`]. What fails here is logged, and tried again when a container needs it.
     pub async fn restore(&self) -> Result<usize, SnapshotError> {
         blocking(&self.0, Shared::restore).await
+    }
+
+    /// Everything that snapshots name, active ones too: it must be kept.
+    pub async fn named(&self) -> Result<Named, SnapshotError> {
+        blocking(&self.0, |shared| Ok(shared.graph.named()?)).await
     }
 
     /// The remote snapshots: their layers must stay mountable.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::index::{Index, IndexBuilder};
-use lapwing_snapshotter::lazy::{Backend, Common, LazyError, LazyLayer, LazyMounts, MountError, Options, Proof};
+use lapwing_snapshotter::lazy::{Backend, Common, LazyError, LazyLayer, LazyMounts, MountError, Named, Options, Proof};
 use lapwing_snapshotter::source::Urgency;
 use support::{Layer, Scratch, Source, drop_caches, noise, on_both_backends, options, pack, wait_for};
 
@@ -27,6 +27,7 @@ on_both_backends! {
     after_a_restart_dead_mounts_are_replaced_and_spans_are_kept,
     adding_is_idempotent_and_removing_waits_for_unmounting,
     a_large_real_layer_reads_right_and_only_where_it_is_read,
+    what_nothing_names_or_uses_is_collected,
 }
 
 /// A layer of noise: `count` files, file `i` of `i * 31,337` bytes.
@@ -333,6 +334,71 @@ async fn adding_is_idempotent_and_removing_waits_for_unmounting(backend: Backend
     mounts.remove(&digest).unwrap();
     assert!(matches!(mounts.mount(&digest, &at, &[]), Err(MountError::Unknown(_))));
     assert!(!scratch.path().join("root/layers").join(digest.hex()).exists());
+    mounts.shutdown().await;
+}
+
+/// Another mount namespace, with all that is mounted now.
+struct Elsewhere(std::process::Child);
+
+impl Elsewhere {
+    fn new() -> Self {
+        let mut command = Command::new("unshare");
+        let mut child =
+            command.args(["--mount", "sh", "-c", "echo; exec sleep 100"]).stdout(Stdio::piped()).spawn().unwrap();
+        // It is in its namespace when it says something.
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn what_nothing_names_or_uses_is_collected(backend: Backend) {
+    let Some(scratch) = Scratch::on(backend) else { return };
+    let (layer, contents) = noise_layer(&scratch, 6);
+    let (source, digest) = (Source::of(&layer), layer.index.layer());
+    let root = scratch.directory("root");
+    let mounts = LazyMounts::start(&root, options(backend)).unwrap();
+    let (other, _) = noise_layer(&scratch, 4);
+    let spared = other.index.layer();
+    mounts.add(layer.index.clone(), source).await.unwrap();
+    mounts.add(other.index.clone(), Source::of(&other)).await.unwrap();
+    let collect = |ids: &[u64], layers: &[Digest], spared: &[Digest]| {
+        let named = Named { ids: ids.iter().copied().collect(), layers: layers.iter().copied().collect() };
+        mounts.collect(&named, &spared.iter().copied().collect()).unwrap()
+    };
+    assert_eq!(collect(&[], &[digest], &[spared]), []);
+
+    // A snapshot with a container on it.
+    let at = scratch.directory("root/snapshots/7/fs");
+    mounts.mount(&digest, &at, &[]).unwrap();
+    let [upper, work, merged] = ["upper", "work", "merged"].map(|name| scratch.directory(name));
+    let overlay = format!("lowerdir={},upperdir={},workdir={}", at.display(), upper.display(), work.display());
+    let overlay = std::ffi::CString::new(overlay).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("overlay", &merged, "overlay", flags, overlay.as_c_str()).unwrap();
+    assert_eq!(collect(&[7], &[], &[spared]), [], "it is mounted");
+    mounts.unmount(&at).unwrap();
+    assert_eq!(collect(&[], &[], &[]), [], "the container reads it, though its snapshot is gone");
+    assert_eq!(std::fs::read(merged.join("file-005")).unwrap(), contents[5]);
+    rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::empty()).unwrap();
+
+    // The same where only another namespace has it.
+    let shown = scratch.directory("shown");
+    mounts.mount(&digest, &shown, &[]).unwrap();
+    let elsewhere = Elsewhere::new();
+    mounts.unmount(&shown).unwrap();
+    assert_eq!(collect(&[], &[], &[spared]), [], "another namespace has it");
+    drop(elsewhere);
+    wait_for(|| collect(&[], &[], &[spared]) == [digest]).await;
+    assert!(!root.join("layers").join(digest.hex()).exists());
+    assert!(root.join("layers").join(spared.hex()).exists());
+    assert_eq!(collect(&[], &[], &[]), [spared]);
     mounts.shutdown().await;
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+#[path = "snapshots/adopted.rs"]
+mod adopted;
 #[path = "snapshots/killed.rs"]
 mod killed;
 #[path = "snapshots/ordinary.rs"]

@@ -2,9 +2,9 @@
 //!
 //! One node of the cluster builds, in the same pass as the download: the one that was granted the lease of the first
 //! piece. Should it die, any node that holds the whole layer and still finds no index after a while builds from its
-//! chunk store.
+//! chunk store; sooner where containerd waits for the index in the place of unpacking the layer ([`Builder::index_now`]).
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +13,12 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::node::{Blob, Node, Priority};
 use lapwing_snapshotter::index::{Index, IndexBuilder};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 /// How long a node that could build waits for the one that should, plus as much again at random.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where somebody waits: the node that should is done when the others have the layer, or a moment later.
+const HASTE: Duration = Duration::from_millis(500);
 /// Pieces between the swarm and the inflating thread.
 const PIECES_AHEAD: usize = 8;
 
@@ -28,7 +30,16 @@ pub(crate) struct Builder {
     /// Inflating is CPU work: no more at once than cores.
     cores: Arc<Semaphore>,
     /// Layers under way: a client asks for one blob in many ranges.
-    busy: Mutex<HashSet<Digest>>,
+    busy: Mutex<HashMap<Digest, Arc<Job>>>,
+}
+
+/// An index under way.
+#[derive(Default)]
+struct Job {
+    /// Somebody waits.
+    hurry: Notify,
+    /// Set once, at the end.
+    outcome: watch::Sender<Option<Result<(), String>>>,
 }
 
 impl Builder {
@@ -39,30 +50,56 @@ impl Builder {
 
     /// A client has begun to pull this layer whole.
     pub(crate) fn layer_pulled(self: &Arc<Self>, blob: &Arc<Blob>) {
+        self.job(blob);
+    }
+
+    /// Waits for the index of a layer that is here whole: that of the node that should build it if it is there in a moment, else one
+    /// that is built here.
+    pub(crate) async fn index_now(self: &Arc<Self>, blob: &Arc<Blob>) -> Result<(), String> {
+        let job = self.job(blob);
+        job.hurry.notify_one();
+        let mut outcome = job.outcome.subscribe();
+        let settled = outcome.wait_for(Option::is_some).await.map_err(|error| error.to_string())?;
+        settled.clone().unwrap_or(Ok(()))
+    }
+
+    /// Begins with a layer's index, unless that is under way.
+    fn job(self: &Arc<Self>, blob: &Arc<Blob>) -> Arc<Job> {
         let (this, blob, digest) = (Arc::clone(self), Arc::clone(blob), blob.digest());
-        if !self.busy().insert(digest) {
-            return;
+        let mut busy = self.busy();
+        if let Some(job) = busy.get(&digest) {
+            return Arc::clone(job);
         }
+        let job = Arc::new(Job::default());
+        busy.insert(digest, Arc::clone(&job));
+        drop(busy);
+        let done = Arc::clone(&job);
         tokio::spawn(async move {
-            if let Err(message) = this.ensure_index(&blob).await {
+            let outcome = this.ensure_index(&blob, &done.hurry).await;
+            if let Err(message) = &outcome {
                 tracing::warn!(%digest, reason = message, "no index was built: other nodes will pull this layer whole");
             }
             this.busy().remove(&digest);
+            done.outcome.send_replace(Some(outcome));
         });
+        job
     }
 
-    fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+    fn busy(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Job>>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ensure_index(&self, blob: &Arc<Blob>) -> Result<(), String> {
+    async fn ensure_index(&self, blob: &Arc<Blob>, hurry: &Notify) -> Result<(), String> {
         if self.node.derived(blob.digest(), StatementKind::LayerIndex).await.is_some() {
             return Ok(());
         }
         blob.read(0..1, Priority::Bulk).await.map_err(|error| error.to_string())?;
         if !blob.was_first_lessee() {
             blob.verified().await.map_err(|error| error.to_string())?;
-            tokio::time::sleep(PATIENCE + PATIENCE.mul_f64(fastrand::f64())).await;
+            tokio::select! {
+                () = tokio::time::sleep(PATIENCE + PATIENCE.mul_f64(fastrand::f64())) => {}
+                () = hurry.notified() => tokio::time::sleep(HASTE.mul_f64(1.0 + fastrand::f64())).await,
+            }
             if self.node.derived(blob.digest(), StatementKind::LayerIndex).await.is_some() {
                 return Ok(());
             }

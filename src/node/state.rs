@@ -1,5 +1,7 @@
 //! The node's state as its admin listener tells it and `lapwing ls` reads it.
 
+use std::collections::HashMap;
+
 use lapwing_p2p::node::Node;
 use lapwing_snapshotter::index::Form;
 use lapwing_snapshotter::lazy::{LazyError, Proof};
@@ -33,23 +35,36 @@ impl NodeState {
     }
 
     pub(crate) fn gather(node: &Node, layers: &Layers, catalog: &Catalog) -> Self {
-        let mut layer_states: Vec<_> = layers
-            .snapshot()
+        let mounts = layers.mounts();
+        let mounted: HashMap<_, _> =
+            mounts.into_iter().flat_map(|mounts| mounts.mounted()).map(|layer| (layer.digest(), layer)).collect();
+        let mut known: HashMap<_, _> =
+            layers.snapshot().into_iter().map(|(layer, known)| (layer, Some(known))).collect();
+        for layer in mounted.keys() {
+            known.entry(*layer).or_insert(None);
+        }
+        let mut layer_states: Vec<_> = known
             .into_iter()
             .map(|(layer, knowledge)| {
                 let record = catalog.by_layer(&layer);
-                let progress = layers.mounts().and_then(|mounts| mounts.layer(&layer)).map(|layer| layer.progress());
-                let (state, reason) = match knowledge {
-                    Knowledge::Searching => ("searching", String::new()),
-                    Knowledge::Absent { reason, message, .. } => ("whole", format!("{reason}: {message}")),
-                    Knowledge::Indexed => {
+                let shown = mounted.get(&layer).cloned().or_else(|| mounts?.layer(&layer));
+                let progress = shown.as_ref().map(|layer| layer.progress());
+                let lazy = |form: Form| match progress.as_ref().map(|progress| progress.proof) {
+                    Some(Proof::Proved) => ("proved", by(form)),
+                    Some(Proof::Quarantined) => ("quarantined", LazyError::Quarantined(layer).to_string()),
+                    Some(Proof::Pending) | None => ("pending", by(form)),
+                };
+                let (state, reason) = match (mounted.get(&layer), knowledge) {
+                    // Whatever is known for the next pull.
+                    (Some(mounted), _) => lazy(mounted.index().form()),
+                    (None, Some(Knowledge::Ready { form, .. })) => lazy(form),
+                    (None, Some(Knowledge::Searching) | None) => ("searching", String::new()),
+                    (None, Some(Knowledge::Absent { reason, message, .. })) => {
+                        ("whole", format!("{reason}: {message}"))
+                    }
+                    (None, Some(Knowledge::Indexed)) => {
                         ("whole", "pulled before there was an index; there is one now, for the next pull".to_owned())
                     }
-                    Knowledge::Ready { form, .. } => match progress.as_ref().map(|progress| progress.proof) {
-                        Some(Proof::Proved) => ("proved", by(form)),
-                        Some(Proof::Quarantined) => ("quarantined", LazyError::Quarantined(layer).to_string()),
-                        Some(Proof::Pending) | None => ("pending", by(form)),
-                    },
                 };
                 LayerState {
                     digest: layer.to_string(),

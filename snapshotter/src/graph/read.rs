@@ -7,6 +7,7 @@ use redb::{ReadableDatabase as _, ReadableTable};
 
 use super::record::Record;
 use super::{Graph, GraphError, Info, Kind, REF_LABEL, REMOTES, RemoteSnapshot, SNAPSHOTS, Usage};
+use crate::lazy::Named;
 use crate::limits::MAX_SNAPSHOT_CHAIN;
 
 /// One of the snapshots below another.
@@ -56,7 +57,7 @@ pub(super) fn chain(
     Ok(found)
 }
 
-/// The first remote snapshot with this chain id and parent. There is one at most, unless labels were changed later.
+/// The first remote snapshot with this chain id and parent. There is one at most, unless two were extracted at once or labels were changed.
 pub(super) fn first_remote(
     table: &impl ReadableTable<(&'static str, &'static str, &'static str), ()>,
     chain_id: &str,
@@ -77,6 +78,25 @@ impl Graph {
         let table = self.database.begin_read()?.open_table(SNAPSHOTS)?;
         let record = record(&table, name)?.ok_or_else(|| missing(name))?;
         Ok((record.id, record.info(name)?, record.usage()))
+    }
+
+    /// The layer that the snapshot `name` stands for, unless it has files of its own.
+    pub fn layer(&self, name: &str) -> Result<Option<Digest>, GraphError> {
+        let table = self.database.begin_read()?.open_table(SNAPSHOTS)?;
+        record(&table, name)?.ok_or_else(|| missing(name))?.layer()
+    }
+
+    /// The active snapshot with that id, if there is one.
+    pub fn active(&self, id: u64) -> Result<Option<Info>, GraphError> {
+        let table = self.database.begin_read()?.open_table(SNAPSHOTS)?;
+        for entry in table.iter()? {
+            let (name, stored) = entry?;
+            let record = Record::decode_stored(name.value(), stored.value())?;
+            if record.id == id {
+                return Ok(Some(record.info(name.value())?).filter(|info| info.kind == Kind::Active));
+            }
+        }
+        Ok(None)
     }
 
     /// The active snapshot or view `key`, ready to be mounted.
@@ -120,18 +140,33 @@ impl Graph {
         table.iter()?.map(|entry| entry.map_err(GraphError::from).and_then(|(k, v)| id(k.value(), v.value()))).collect()
     }
 
-    /// All snapshots that stand for layers mounted on demand.
+    /// All committed snapshots that stand for layers mounted on demand.
     pub fn remotes(&self) -> Result<Vec<RemoteSnapshot>, GraphError> {
         let table = self.database.begin_read()?.open_table(SNAPSHOTS)?;
         let mut found = Vec::new();
         for entry in table.iter()? {
             let (name, stored) = entry?;
             let record = Record::decode_stored(name.value(), stored.value())?;
-            if let Some(layer) = record.layer()? {
+            if let Some(layer) =
+                record.layer()?.filter(|_| record.stored_kind().is_ok_and(|kind| kind == Kind::Committed))
+            {
                 found.push(RemoteSnapshot { id: record.id, name: name.value().to_owned(), layer });
             }
         }
         Ok(found)
+    }
+
+    /// All ids, and all layers that snapshots stand for.
+    pub fn named(&self) -> Result<Named, GraphError> {
+        let table = self.database.begin_read()?.open_table(SNAPSHOTS)?;
+        let mut named = Named::default();
+        for entry in table.iter()? {
+            let (name, stored) = entry?;
+            let record = Record::decode_stored(name.value(), stored.value())?;
+            named.ids.insert(record.id);
+            named.layers.extend(record.layer()?);
+        }
+        Ok(named)
     }
 
     /// The remote snapshot with the label [`REF_LABEL`]` = chain_id` and exactly this parent.

@@ -70,7 +70,8 @@ impl Tables<'_> {
 }
 
 fn remote_chain_id(record: &Record) -> Option<&str> {
-    record.labels.get(REF_LABEL).filter(|_| !record.layer_digest.is_empty()).map(String::as_str)
+    let stands_for_layer = record.kind_number == kind_number(Kind::Committed) && !record.layer_digest.is_empty();
+    record.labels.get(REF_LABEL).filter(|_| stands_for_layer).map(String::as_str)
 }
 
 pub(super) fn committed_parent(found: Option<Record>, parent: &str) -> Result<Record, GraphError> {
@@ -148,6 +149,19 @@ impl Graph {
         })
     }
 
+    /// Has the active snapshot `key` stand for `layer`, which is mounted in its directory already.
+    pub fn adopt(&self, key: &str, layer: &Digest) -> Result<(), GraphError> {
+        self.change(|tables| {
+            let active = record(&tables.snapshots, key)?;
+            let mut record = active.ok_or_else(|| GraphError::NotFound(format!("active snapshot {key:?}")))?;
+            if record.stored_kind()? != Kind::Active || !record.layer_digest.is_empty() {
+                return Err(GraphError::FailedPrecondition(format!("snapshot {key:?} has its files already")));
+            }
+            record.layer_digest = layer.as_bytes().to_vec();
+            tables.put(key, &record)
+        })
+    }
+
     /// Makes the active snapshot `key` the committed snapshot `name`. `parent` may give it a parent if it has none.
     pub fn commit(
         &self,
@@ -182,7 +196,8 @@ impl Graph {
             record.labels = without_empty(labels);
             (record.size_bytes, record.inodes) = (usage.size_bytes, usage.inodes);
             tables.snapshots.remove(key)?;
-            tables.put_new(name, &record)
+            tables.put_new(name, &record)?;
+            tables.link_remote(name, &record)
         })
     }
 

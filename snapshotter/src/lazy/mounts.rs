@@ -467,7 +467,7 @@ impl LazyMounts {
     }
 
     /// Whether a mount shows a tree of the layer, over the connection that is served.
-    fn is_tree_of(&self, mount: &Mount, digest: &Digest) -> bool {
+    pub(super) fn is_tree_of(&self, mount: &Mount, digest: &Digest) -> bool {
         let data = self.root.join("data");
         former::is_tree_in(mount, &data)
             && device_number(&data).is_ok_and(|device| device == mount.device)
@@ -485,9 +485,25 @@ impl LazyMounts {
         mounted.values().any(|layer| layer == digest)
     }
 
+    /// The layers that are mounted anywhere.
+    pub fn mounted(&self) -> Vec<Arc<LazyLayer>> {
+        let digests: HashSet<_> =
+            self.mounted.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect();
+        digests.iter().filter_map(|digest| self.layer(digest)).collect()
+    }
+
     /// Where everything is that is kept of a layer.
     pub fn directory(&self, digest: &Digest) -> PathBuf {
         self.layers.directory(digest)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The layers of which anything is kept.
+    pub(super) fn on_disk(&self) -> Vec<Digest> {
+        self.layers.on_disk().collect()
     }
 
     fn mounted_at(&self, at: &Path) -> Option<Digest> {

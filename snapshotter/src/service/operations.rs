@@ -79,7 +79,15 @@ impl Shared {
 
     pub(super) fn commit(&self, key: &str, name: &str, parent: &str, labels: &Labels) -> Result<(), SnapshotError> {
         let (id, info, _) = self.graph.stat(key)?;
-        let usage = if info.kind == Kind::Active { self.measure(id)? } else { Usage::default() };
+        let usage = match self.graph.layer(key)? {
+            None if info.kind == Kind::Active => self.measure(id)?,
+            None => Usage::default(),
+            // Mounted by a former process, perhaps.
+            Some(layer) => {
+                self.ensure_mounted(id, &layer, &self.graph.mountable(key)?.ancestors)?;
+                Usage::default()
+            }
+        };
         Ok(self.graph.commit(key, name, parent, labels, usage, SystemTime::now())?)
     }
 
@@ -92,8 +100,8 @@ impl Shared {
     pub(super) fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
         let (id, info, stored) = self.graph.stat(key)?;
         match info.kind {
-            Kind::Active => self.measure(id),
-            Kind::View => Ok(stored),
+            Kind::Active if self.graph.layer(key)?.is_none() => self.measure(id),
+            Kind::Active | Kind::View => Ok(stored),
             Kind::Committed => Ok(self.lazy_usage(key)?.unwrap_or(stored)),
         }
     }

@@ -10,4 +10,8 @@ mod generated {
 }
 
 pub use generated::containerd::services::snapshots::v1::*;
-pub use generated::containerd::types::Mount;
+pub use generated::containerd::types::{Descriptor, Mount};
+
+pub mod diff {
+    pub use super::generated::containerd::services::diff::v1::*;
+}

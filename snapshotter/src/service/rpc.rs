@@ -23,6 +23,11 @@ use crate::remote::Wish;
 /// The header in which containerd passes its namespace on.
 const NAMESPACE_HEADER: &str = "containerd-namespace";
 
+/// The namespace that containerd passes on; empty if it does not.
+pub(super) fn namespace_of(metadata: &MetadataMap) -> String {
+    metadata.get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Snapshotter {
@@ -32,12 +37,11 @@ impl Snapshotter {
         if self.0.layers.layers().is_none() {
             return false;
         }
-        let namespace = metadata.get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let wish = Wish {
             chain_id: chain_id.clone(),
             parent: request.parent.clone(),
             labels: Arc::clone(labels),
-            namespace: namespace.to_owned(),
+            namespace: namespace_of(metadata),
         };
         match wish.grant(&self.0).await {
             Ok(()) => {

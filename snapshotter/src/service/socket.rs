@@ -14,6 +14,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::Snapshotter;
+use super::diff::Diffs;
+use super::proto::diff::diff_server::DiffServer;
 use super::proto::snapshots_server::SnapshotsServer;
 
 /// How long requests may go on after the shutdown was asked for.
@@ -56,10 +58,11 @@ impl Socket {
         Ok(Self { listener, path: path.to_owned(), inode: inode(path) })
     }
 
-    /// Serves `snapshotter` until `shutdown` ends, then gives open requests a few seconds. Mounts stay as they are.
+    /// Serves `snapshotter`, and layers being unpacked for it by `diffs`, until `shutdown` ends, then gives open requests a few seconds. Mounts stay as they are.
     pub async fn serve(
         self,
         snapshotter: Snapshotter,
+        diffs: Diffs,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), ServeError> {
         tracing::info!(socket = %self.path.display(), "snapshots service is up");
@@ -67,8 +70,10 @@ impl Socket {
         let stopped = async {
             let _ = stopped.await;
         };
-        let (service, incoming) = (SnapshotsServer::new(snapshotter), UnixListenerStream::new(self.listener));
-        let mut server = Box::pin(Server::builder().serve_with_incoming_shutdown(service, incoming, stopped));
+        let server =
+            Server::builder().add_service(SnapshotsServer::new(snapshotter)).add_service(DiffServer::new(diffs));
+        let incoming = UnixListenerStream::new(self.listener);
+        let mut server = Box::pin(server.serve_with_incoming_shutdown(incoming, stopped));
         let served = tokio::select! {
             failed = &mut server => failed,
             () = shutdown => {

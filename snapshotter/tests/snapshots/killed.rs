@@ -8,10 +8,10 @@ use lapwing_snapshotter::service::proto::snapshots_client::SnapshotsClient;
 use lapwing_snapshotter::service::proto::{
     CommitSnapshotRequest, Kind, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
 };
-use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
+use lapwing_snapshotter::service::{Diffs, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tonic::transport::Channel;
 
-use super::rig::{connect, list};
+use super::rig::{Unpacks, connect, list};
 
 const ROOT: &str = "LAPWING_TEST_SNAPSHOT_ROOT";
 
@@ -22,7 +22,9 @@ async fn serves_until_killed() {
     let root = std::path::PathBuf::from(std::env::var_os(ROOT).expect("set by the test that starts this one"));
     let config = SnapshotterConfig::new(&root);
     let snapshotter = Snapshotter::open(config, None, SnapshotMetrics::default()).unwrap();
-    Socket::bind(&root.join("s.sock")).unwrap().serve(snapshotter, std::future::pending()).await.unwrap();
+    let socket = root.join("s.sock");
+    let diffs = Diffs::new(snapshotter.clone(), Unpacks::at(&socket));
+    Socket::bind(&socket).unwrap().serve(snapshotter, diffs, std::future::pending()).await.unwrap();
 }
 
 struct Killed(Child);

@@ -10,13 +10,17 @@ use std::time::Duration;
 use futures_core::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::graph::{Labels, REF_LABEL};
-use lapwing_snapshotter::remote::{Fallback, RemoteLayers, Started, Target};
+use lapwing_snapshotter::remote::{Fallback, Fetched, RemoteLayers, Started, Target};
+use lapwing_snapshotter::service::proto::diff::diff_client::DiffClient;
+use lapwing_snapshotter::service::proto::diff::{ApplyRequest, ApplyResponse};
 use lapwing_snapshotter::service::proto::snapshots_client::SnapshotsClient;
 use lapwing_snapshotter::service::proto::{
-    CommitSnapshotRequest, Info, ListSnapshotsRequest, Mount, MountsRequest, PrepareSnapshotRequest,
+    CommitSnapshotRequest, Descriptor, Info, ListSnapshotsRequest, Mount, MountsRequest, PrepareSnapshotRequest,
     RemoveSnapshotRequest, StatSnapshotRequest,
 };
-use lapwing_snapshotter::service::{ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
+use lapwing_snapshotter::service::{
+    Diffs, ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket, Unpacker,
+};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -64,6 +68,14 @@ impl RemoteLayers for Directories {
         })
     }
 
+    fn fetched<'a>(&'a self, layer: &'a Digest, length: u64) -> BoxFuture<'a, Result<Fetched, Fallback>> {
+        let is_known = self.by_chain_id.lock().unwrap().values().any(|(known, _)| known == layer);
+        let fetched = Fetched { diff_id: *layer, tar_length: 2 * length };
+        let outcome =
+            is_known.then_some(fetched).ok_or_else(|| Fallback { reason: "no_index", message: String::new() });
+        Box::pin(std::future::ready(outcome))
+    }
+
     fn mount(&self, layer: &Digest, at: &Path, _: &[PathBuf]) -> Result<(), String> {
         if self.broken.load(Ordering::SeqCst) {
             return Err("out of order".to_owned());
@@ -92,6 +104,38 @@ impl RemoteLayers for Directories {
     }
 }
 
+/// Takes down what it is to unpack; asks the socket back first, as containerd does where it is configured to.
+pub(crate) struct Unpacks {
+    socket: PathBuf,
+    pub(crate) asked: Mutex<Vec<(String, ApplyRequest)>>,
+    pub(crate) came_back: Mutex<Vec<Code>>,
+}
+
+impl Unpacks {
+    pub(crate) fn at(socket: &Path) -> Arc<Self> {
+        Arc::new(Self { socket: socket.to_owned(), asked: Mutex::default(), came_back: Mutex::default() })
+    }
+}
+
+impl Unpacker for Unpacks {
+    fn unpack(&self, namespace: String, request: ApplyRequest) -> BoxFuture<'_, Result<ApplyResponse, Status>> {
+        Box::pin(async move {
+            let back = apply_in(&self.socket, &namespace, request.clone()).await;
+            self.came_back.lock().unwrap().push(code(back));
+            let applied = request.diff.clone();
+            self.asked.lock().unwrap().push((namespace, request));
+            Ok(ApplyResponse { applied })
+        })
+    }
+}
+
+pub(crate) async fn apply_in(socket: &Path, namespace: &str, request: ApplyRequest) -> Result<Descriptor, Status> {
+    let channel = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect().await.unwrap();
+    let mut request = Request::new(request);
+    request.metadata_mut().insert("containerd-namespace", namespace.parse().unwrap());
+    Ok(DiffClient::new(channel).apply(request).await?.into_inner().applied.unwrap())
+}
+
 struct Server {
     stop: oneshot::Sender<()>,
     served: JoinHandle<Result<(), ServeError>>,
@@ -100,6 +144,7 @@ struct Server {
 pub(crate) struct Rig {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) layers: Arc<Directories>,
+    pub(crate) unpacks: Arc<Unpacks>,
     pub(crate) metrics: SnapshotMetrics,
     pub(crate) client: SnapshotsClient<Channel>,
     pub(crate) snapshotter: Snapshotter,
@@ -134,12 +179,14 @@ impl Rig {
         snapshotter.restore().await.unwrap();
         let socket = directory.path().join("run/s.sock");
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = Socket::bind(&socket).unwrap().serve(snapshotter.clone(), async {
+        let unpacks = Unpacks::at(&socket);
+        let diffs = Diffs::new(snapshotter.clone(), Arc::clone(&unpacks) as _);
+        let serving = Socket::bind(&socket).unwrap().serve(snapshotter.clone(), diffs, async {
             let _ = stopped.await;
         });
         let served = tokio::spawn(serving);
         let client = connect(&socket).await;
-        Self { directory, layers, metrics, client, snapshotter, server: Some(Server { stop, served }) }
+        Self { directory, layers, unpacks, metrics, client, snapshotter, server: Some(Server { stop, served }) }
     }
 
     /// Stops serving, runs `meanwhile`, and starts over on the same root.
@@ -175,6 +222,18 @@ impl Rig {
     /// Prepares an extraction, as containerd's unpacker does.
     pub(crate) async fn extract(&mut self, key: &str, parent: &str, chain_id: &str) -> Result<Vec<Mount>, Status> {
         self.prepare(key, parent, &[(REF_LABEL, chain_id), ("containerd.io/snapshot/hint", "../../etc")]).await
+    }
+
+    /// Has `layer` unpacked into `mounts`, as containerd does once it has fetched it.
+    pub(crate) async fn apply(&self, layer: &Digest, mounts: &[Mount]) -> Result<Descriptor, Status> {
+        let diff = Descriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+            digest: layer.to_string(),
+            size: 7,
+            ..Descriptor::default()
+        };
+        let request = ApplyRequest { diff: Some(diff), mounts: mounts.to_vec(), ..ApplyRequest::default() };
+        apply_in(&self.directory.path().join("run/s.sock"), "k8s.io", request).await
     }
 
     pub(crate) async fn commit(&mut self, key: &str, name: &str, parent: &str) -> Result<(), Status> {

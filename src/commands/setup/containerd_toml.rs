@@ -15,6 +15,8 @@ const CRI_V1: &str = "io.containerd.grpc.v1.cri";
 /// CRI's image service in files of version 3 and newer.
 const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
+/// Lapwing's differ: what was fetched is mounted as it is where containerd would unpack it.
+const DIFFER: &str = "lapwing-diff";
 /// The newest version of the file that is known.
 const NEWEST: i64 = 4;
 /// By which containerd knows a snapshotter that maps ids.
@@ -113,6 +115,9 @@ fn proxy_plugin(root: &mut Table, plugin: &Plugin, containerd: ContainerdVersion
     set(exports, "root", path(&plugin.root)?, "  ");
     if containerd.major >= 2 {
         set(exports, "enable_remote_snapshot_annotations", "true", "  ");
+        let diff = table(root, &["proxy_plugins", DIFFER])?;
+        set(diff, "type", "diff", "  ");
+        set(diff, "address", path(&plugin.socket)?, "  ");
     }
     Ok(())
 }
@@ -120,11 +125,12 @@ fn proxy_plugin(root: &mut Table, plugin: &Plugin, containerd: ContainerdVersion
 /// Any `unpack_config` replaces the default list, so what containerd has there by default is written with Lapwing's.
 fn transfer(root: &mut Table, containerd: ContainerdVersion, notes: &mut Vec<String>) -> Result<(), String> {
     let plugin = table(root, &["plugins", TRANSFER])?;
-    let lapwing = [("platform", "linux"), ("snapshotter", "lapwing")];
+    let lapwing = [("platform", "linux"), ("snapshotter", "lapwing"), ("differ", DIFFER)];
     let Some(present) = plugin.get_mut("unpack_config") else {
         let mut list = ArrayOfTables::new();
         list.push(entry(&lapwing));
-        list.push(entry(&[("platform", "linux"), ("snapshotter", "overlayfs")]));
+        // Named, since there are several differs now.
+        list.push(entry(&[("platform", "linux"), ("snapshotter", "overlayfs"), ("differ", "walking")]));
         if containerd >= (ContainerdVersion { major: 2, minor: 3 }) {
             let mut erofs = entry(&[("platform", "linux(+erofs)"), ("snapshotter", "erofs"), ("differ", "erofs")]);
             set(&mut erofs, "optional", true, "  ");
@@ -139,6 +145,10 @@ fn transfer(root: &mut Table, containerd: ContainerdVersion, notes: &mut Vec<Str
             if !list.iter().any(|table| named(table, "lapwing")) {
                 list.push(entry(&lapwing));
             }
+            // One of before there was a differ.
+            for own in list.iter_mut().filter(|table| named(&**table, "lapwing") && !table.contains_key("differ")) {
+                set(own, "differ", DIFFER, "  ");
+            }
             list.iter().any(|table| named(table, "overlayfs"))
         }
         Item::Value(Value::Array(list)) => {
@@ -146,6 +156,10 @@ fn transfer(root: &mut Table, containerd: ContainerdVersion, notes: &mut Vec<Str
                 |list: &Array, name| list.iter().filter_map(Value::as_inline_table).any(|table| named(table, name));
             if !tables(list, "lapwing") {
                 list.push(lapwing.iter().copied().collect::<InlineTable>());
+            }
+            let inline = list.iter_mut().filter_map(Value::as_inline_table_mut);
+            for own in inline.filter(|table| named(&**table, "lapwing") && !table.contains_key("differ")) {
+                own.insert("differ", DIFFER.into());
             }
             tables(list, "overlayfs")
         }
@@ -259,8 +273,9 @@ fn path(path: &Path) -> Result<&str, String> {
 pub(super) fn imported(text: &str) -> Vec<&'static str> {
     let Ok(document) = text.parse::<DocumentMut>() else { return vec!["something that is not TOML"] };
     let root = document.as_table();
-    let concerns: [(&str, &[&str]); 4] = [
+    let concerns: [(&str, &[&str]); 5] = [
         ("proxy_plugins.lapwing", &["proxy_plugins", "lapwing"]),
+        ("proxy_plugins.lapwing-diff", &["proxy_plugins", DIFFER]),
         ("plugins.'io.containerd.grpc.v1.cri'", &["plugins", CRI_V1]),
         ("plugins.'io.containerd.cri.v1.images'", &["plugins", CRI_IMAGES]),
         ("plugins.'io.containerd.transfer.v1.local'", &["plugins", TRANSFER]),

@@ -105,6 +105,9 @@ fn the_default_of_2_3_keeps_everything_but_what_must_change() {
     let names: Vec<_> = list.iter().map(|entry| entry["snapshotter"].as_str().unwrap()).collect();
     assert_eq!(names, ["lapwing", "overlayfs", "erofs"]);
     assert_eq!(list[2]["optional"].as_bool(), Some(true));
+    let differs: Vec<_> = list.iter().map(|entry| entry["differ"].as_str().unwrap()).collect();
+    assert_eq!(differs, ["lapwing-diff", "walking", "erofs"]);
+    assert_eq!(at(&table, &["proxy_plugins", "lapwing-diff", "address"]), &plugin["address"]);
     // One table stays one table: its own keys are not scattered.
     assert_eq!(table["plugins"][TRANSFER]["max_concurrent_downloads"].as_integer(), Some(3));
     assert_eq!(after.imports, ["/etc/containerd/conf.d/*.toml"]);
@@ -160,6 +163,28 @@ fn the_operators_unpack_list_is_added_to() {
         assert_eq!(names, ["native", "lapwing"], "the operator's own stays the first match");
         assert!(after.text.contains("# first"));
         assert!(after.notes.iter().any(|note| note.contains("does not list overlayfs")), "{:?}", after.notes);
+    }
+}
+
+#[test]
+fn an_unpack_entry_of_before_there_was_a_differ_gets_it_and_the_operators_own_stays() {
+    let text = |differ: &str, inline: bool| match inline {
+        true => format!(
+            "version = 3\n[plugins.'{TRANSFER}']\n  unpack_config = [{{platform = \"linux\", snapshotter = \"lapwing\"{}}}]\n",
+            if differ.is_empty() { String::new() } else { format!(", differ = {differ:?}") }
+        ),
+        false => format!(
+            "version = 3\n[[plugins.'{TRANSFER}'.unpack_config]]\n  platform = \"linux\"\n  snapshotter = \"lapwing\"\n{}",
+            if differ.is_empty() { String::new() } else { format!("  differ = {differ:?}\n") }
+        ),
+    };
+    for (before, expected) in [("", "lapwing-diff"), ("walking", "walking")] {
+        for inline in [true, false] {
+            let table = plain(&edited(&text(before, inline), &wanted(2, 3)).text);
+            let list = at(&table, &["plugins", TRANSFER, "unpack_config"]).as_array().unwrap();
+            assert_eq!(list.len(), 1);
+            assert_eq!(list[0]["differ"].as_str(), Some(expected));
+        }
     }
 }
 

@@ -229,6 +229,8 @@ fn version_3(host: &Host, options: &ContainerdOptions) -> String {
   address = {socket}
   [proxy_plugins.lapwing.exports]
     root = {root}
+[proxy_plugins.lapwing-diff]
+  address = {socket}
 "#,
             socket = quoted(&plugin.socket),
             root = quoted(&plugin.root),
