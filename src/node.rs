@@ -404,6 +404,6 @@ async fn start_snapshotter(
     tokio::spawn(sweep::run(Arc::clone(&parts.layers), snapshotter.clone(), shutdown.clone()));
     let socket = Socket::bind(&config.snapshotter.socket).context("configuration key snapshotter.socket")?;
     let diffs = Diffs::new(snapshotter.clone(), Arc::new(parts.containerd.clone()));
-    let serving = socket.serve(snapshotter, diffs, shutdown.clone().cancelled_owned());
+    let serving = socket.serve(snapshotter, Some(diffs), shutdown.clone().cancelled_owned());
     Ok(async move { serving.await.context("the snapshotter's socket") })
 }

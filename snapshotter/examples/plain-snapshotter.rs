@@ -39,5 +39,5 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             _ = interrupt.recv() => {}
         }
     };
-    Ok(Socket::bind(&socket)?.serve(snapshotter, shutdown).await?)
+    Ok(Socket::bind(&socket)?.serve(snapshotter, None, shutdown).await?)
 }

@@ -38,7 +38,7 @@ mod trees;
 
 pub use ahead::LazyMetrics;
 pub use cache::replace_file;
-pub use collect::Named;
+pub use collect::{Collected, Named};
 pub use common::Common;
 pub use files::KeptLayers;
 pub use layer::{LazyLayer, Progress, Proof};

@@ -370,9 +370,11 @@ async fn what_nothing_names_or_uses_is_collected(backend: Backend) {
     mounts.add(other.index.clone(), Source::of(&other)).await.unwrap();
     let collect = |ids: &[u64], layers: &[Digest], spared: &[Digest]| {
         let named = Named { ids: ids.iter().copied().collect(), layers: layers.iter().copied().collect() };
-        mounts.collect(&named, &spared.iter().copied().collect()).unwrap()
+        let collected = mounts.collect(&named, &spared.iter().copied().collect()).unwrap();
+        (collected.deleted, collected.in_use)
     };
-    assert_eq!(collect(&[], &[digest], &[spared]), []);
+    let nothing = |in_use: bool| (Vec::new(), in_use);
+    assert_eq!(collect(&[], &[digest], &[spared]), nothing(false));
 
     // A snapshot with a container on it.
     let at = scratch.directory("root/snapshots/7/fs");
@@ -382,9 +384,9 @@ async fn what_nothing_names_or_uses_is_collected(backend: Backend) {
     let overlay = std::ffi::CString::new(overlay).unwrap();
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("overlay", &merged, "overlay", flags, overlay.as_c_str()).unwrap();
-    assert_eq!(collect(&[7], &[], &[spared]), [], "it is mounted");
+    assert_eq!(collect(&[7], &[], &[spared]), nothing(true), "it is mounted");
     mounts.unmount(&at).unwrap();
-    assert_eq!(collect(&[], &[], &[]), [], "the container reads it, though its snapshot is gone");
+    assert_eq!(collect(&[], &[], &[]), nothing(true), "the container reads it, though its snapshot is gone");
     assert_eq!(std::fs::read(merged.join("file-005")).unwrap(), contents[5]);
     rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::empty()).unwrap();
 
@@ -393,12 +395,12 @@ async fn what_nothing_names_or_uses_is_collected(backend: Backend) {
     mounts.mount(&digest, &shown, &[]).unwrap();
     let elsewhere = Elsewhere::new();
     mounts.unmount(&shown).unwrap();
-    assert_eq!(collect(&[], &[], &[spared]), [], "another namespace has it");
+    assert_eq!(collect(&[], &[], &[spared]), nothing(true), "another namespace has it");
     drop(elsewhere);
-    wait_for(|| collect(&[], &[], &[spared]) == [digest]).await;
+    wait_for(|| collect(&[], &[], &[spared]) == (vec![digest], false)).await;
     assert!(!root.join("layers").join(digest.hex()).exists());
     assert!(root.join("layers").join(spared.hex()).exists());
-    assert_eq!(collect(&[], &[], &[]), [spared]);
+    assert_eq!(collect(&[], &[], &[]), (vec![spared], false));
     mounts.shutdown().await;
 }
 

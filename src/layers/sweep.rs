@@ -19,6 +19,8 @@ use super::Layers;
 const INTEREST: Duration = Duration::from_secs(600);
 /// Removals come one after the other: so long after the first they are seen to together.
 const SETTLE: Duration = Duration::from_secs(2);
+/// When it is looked again for what was still in use: a container's end takes its time.
+const AGAIN: Duration = Duration::from_secs(10);
 /// How often it is looked though nothing was removed.
 const EVERY: Duration = Duration::from_secs(300);
 
@@ -58,30 +60,32 @@ impl Interest {
 /// Sweeps until `shutdown`.
 pub(crate) async fn run(layers: Arc<Layers>, snapshotter: Snapshotter, shutdown: CancellationToken) {
     loop {
-        if let Err(message) = sweep(&layers, &snapshotter).await {
+        let in_use = sweep(&layers, &snapshotter).await.unwrap_or_else(|message| {
             tracing::warn!(reason = message, "what is kept of removed images is not deleted");
-        }
+            false
+        });
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(if in_use { AGAIN } else { EVERY }) => {}
             () = layers.interest.unmounted.notified() => tokio::time::sleep(SETTLE).await,
         }
     }
 }
 
-async fn sweep(layers: &Arc<Layers>, snapshotter: &Snapshotter) -> Result<(), String> {
-    let Some(mounts) = layers.mounts() else { return Ok(()) };
+/// Gives whether something that is to go is still in use.
+async fn sweep(layers: &Arc<Layers>, snapshotter: &Snapshotter) -> Result<bool, String> {
+    let Some(mounts) = layers.mounts() else { return Ok(false) };
     // Interest first: what is mounted meanwhile is in one of the two.
     let spared = layers.interest.recent(Instant::now());
     let named = snapshotter.named().await.map_err(|error| error.to_string())?;
     let mounts = Arc::clone(mounts);
     let collecting = tokio::task::spawn_blocking(move || mounts.collect(&named, &spared));
     let collected = collecting.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    for layer in &collected {
+    for layer in &collected.deleted {
         layers.forget(layer);
         tracing::info!(digest = %layer, "no image here has this layer any more: what was kept of it is deleted");
     }
-    Ok(())
+    Ok(collected.in_use)
 }
 
 #[cfg(test)]

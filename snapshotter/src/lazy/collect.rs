@@ -23,51 +23,67 @@ pub struct Named {
     pub layers: HashSet<Digest>,
 }
 
+/// What became of layers that nothing names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Nothing is kept of these any more.
+    pub deleted: Vec<Digest>,
+    /// Whether others are still in use: to be tried again.
+    pub in_use: bool,
+}
+
 impl LazyMounts {
-    /// Deletes what is kept of layers that are neither `named`, nor `spared`, nor in use, and gives them. Blocks on the disk.
+    /// Deletes what is kept of layers that are neither `named`, nor `spared`, nor in use. Blocks on the disk.
     ///
     /// # Errors
     ///
     /// When the tables of mounts cannot be read, or something cannot be deleted.
-    pub fn collect(&self, named: &Named, spared: &HashSet<Digest>) -> Result<Vec<Digest>, MountError> {
+    pub fn collect(&self, named: &Named, spared: &HashSet<Digest>) -> Result<Collected, MountError> {
         let superfluous = |layer: &Digest| !named.layers.contains(layer) && !spared.contains(layer);
         let candidates: Vec<_> = self.on_disk().into_iter().filter(superfluous).collect();
         if candidates.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Collected::default());
         }
         let table = mountpoint::mounts_of_all().map_err(system("read", Path::new("/proc")))?;
         let snapshots = self.root().join("snapshots");
         if let Some(id) = table.iter().flat_map(|mount| lower_ids(mount, &snapshots)).find(|id| !named.ids.contains(id))
         {
             tracing::debug!(snapshot = id, "an overlay still uses a removed snapshot: no layer is deleted now");
-            return Ok(Vec::new());
+            return Ok(Collected { deleted: Vec::new(), in_use: true });
         }
-        let mut collected = Vec::new();
+        let mut collected = Collected::default();
         for layer in candidates {
             let directory = self.directory(&layer);
             let used =
                 table.iter().any(|mount| former::is_erofs_of(mount, &directory) || self.is_tree_of(mount, &layer));
             if used || self.is_mounted(&layer) {
+                collected.in_use = true;
                 continue;
             }
             self.remove(&layer)?;
-            collected.push(layer);
+            collected.deleted.push(layer);
         }
         Ok(collected)
     }
 }
 
-/// The snapshots below `top` that an overlay stands on. containerd shortens long lists of them to paths within `top`.
+/// The snapshots below `top` that an overlay stands on. containerd shortens long lists of them to paths within their common directory, which
+/// may be another snapshotter's: then the upper directory tells, if there is one.
 fn lower_ids<'a>(mount: &'a Mount, top: &'a Path) -> impl Iterator<Item = u64> + 'a {
     let options = if mount.kind == b"overlay" { mount.options.as_slice() } else { &[] };
-    let lowers = options.split(|byte| *byte == b',').filter_map(|option| {
-        // Newer kernels list lower directories one by one, with a plus (Linux 6.5).
-        option.strip_prefix(b"lowerdir=").or_else(|| option.strip_prefix(b"lowerdir+="))
-    });
-    let directories = lowers.flat_map(|lowers| lowers.split(|byte| *byte == b':'));
+    let all = move || options.split(|byte| *byte == b',');
+    let path = |bytes: &'a [u8]| Path::new(std::ffi::OsStr::from_bytes(bytes));
+    let upper = all().find_map(|option| option.strip_prefix(b"upperdir=")).map(path);
+    let relative_is_ours = upper.is_none_or(|upper| !upper.is_absolute() || upper.starts_with(top));
+    // Newer kernels list lower directories one by one, with a plus (Linux 6.5).
+    let lowers =
+        all().filter_map(|option| option.strip_prefix(b"lowerdir=").or_else(|| option.strip_prefix(b"lowerdir+=")));
+    let directories = lowers.flat_map(|lowers| lowers.split(|byte| *byte == b':')).map(path);
     directories.filter_map(move |directory| {
-        let path = Path::new(std::ffi::OsStr::from_bytes(directory));
-        let inside = if path.is_absolute() { path.strip_prefix(top).ok()? } else { path };
+        let inside = match directory.is_absolute() {
+            true => directory.strip_prefix(top).ok()?,
+            false => Some(directory).filter(|_| relative_is_ours)?,
+        };
         inside.to_str()?.strip_suffix("/fs")?.parse().ok()
     })
 }
@@ -93,6 +109,8 @@ mod tests {
             [7, 5]
         );
         assert_eq!(ids("overlay", "rw,lowerdir=7/fs:5/fs,index=off"), [7, 5]);
+        assert_eq!(ids("overlay", "rw,lowerdir=7/fs:5/fs,upperdir=/r/snapshots/9/fs"), [7, 5]);
+        assert_eq!(ids("overlay", "rw,lowerdir=7/fs:5/fs,upperdir=/other/snapshots/9/fs"), [] as [u64; 0]);
         assert_eq!(ids("overlay", "rw,lowerdir+=/r/snapshots/7/fs,lowerdir+=/r/snapshots/5/fs"), [7, 5]);
         assert_eq!(ids("overlay", "rw,lowerdir=/other/snapshots/7/fs"), [] as [u64; 0]);
         assert_eq!(ids("erofs", "lowerdir=/r/snapshots/7/fs"), [] as [u64; 0]);

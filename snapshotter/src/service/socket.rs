@@ -58,11 +58,11 @@ impl Socket {
         Ok(Self { listener, path: path.to_owned(), inode: inode(path) })
     }
 
-    /// Serves `snapshotter`, and layers being unpacked for it by `diffs`, until `shutdown` ends, then gives open requests a few seconds. Mounts stay as they are.
+    /// Serves `snapshotter`, and takes layers that are to be unpacked for it to `diffs`, until `shutdown` ends, then gives open requests a few seconds. Mounts stay as they are.
     pub async fn serve(
         self,
         snapshotter: Snapshotter,
-        diffs: Diffs,
+        diffs: Option<Diffs>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), ServeError> {
         tracing::info!(socket = %self.path.display(), "snapshots service is up");
@@ -70,8 +70,9 @@ impl Socket {
         let stopped = async {
             let _ = stopped.await;
         };
-        let server =
-            Server::builder().add_service(SnapshotsServer::new(snapshotter)).add_service(DiffServer::new(diffs));
+        let server = Server::builder()
+            .add_service(SnapshotsServer::new(snapshotter))
+            .add_optional_service(diffs.map(DiffServer::new));
         let incoming = UnixListenerStream::new(self.listener);
         let mut server = Box::pin(server.serve_with_incoming_shutdown(incoming, stopped));
         let served = tokio::select! {

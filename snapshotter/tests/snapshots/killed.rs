@@ -8,10 +8,10 @@ use lapwing_snapshotter::service::proto::snapshots_client::SnapshotsClient;
 use lapwing_snapshotter::service::proto::{
     CommitSnapshotRequest, Kind, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
 };
-use lapwing_snapshotter::service::{Diffs, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
+use lapwing_snapshotter::service::{SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tonic::transport::Channel;
 
-use super::rig::{Unpacks, connect, list};
+use super::rig::{connect, list};
 
 const ROOT: &str = "LAPWING_TEST_SNAPSHOT_ROOT";
 
@@ -23,8 +23,7 @@ async fn serves_until_killed() {
     let config = SnapshotterConfig::new(&root);
     let snapshotter = Snapshotter::open(config, None, SnapshotMetrics::default()).unwrap();
     let socket = root.join("s.sock");
-    let diffs = Diffs::new(snapshotter.clone(), Unpacks::at(&socket));
-    Socket::bind(&socket).unwrap().serve(snapshotter, diffs, std::future::pending()).await.unwrap();
+    Socket::bind(&socket).unwrap().serve(snapshotter, None, std::future::pending()).await.unwrap();
 }
 
 struct Killed(Child);

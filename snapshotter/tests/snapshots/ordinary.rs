@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use lapwing_snapshotter::service::proto::{Info, UpdateSnapshotRequest, UsageRequest, ViewSnapshotRequest};
-use lapwing_snapshotter::service::{Diffs, ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
+use lapwing_snapshotter::service::{ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
 use tonic::Code;
 
-use super::rig::{Rig, Unpacks, code, until};
+use super::rig::{Rig, code, until};
 
 #[tokio::test]
 async fn errors_are_those_of_containerd() {
@@ -163,8 +163,7 @@ async fn the_socket_is_private_and_replaces_a_stale_one_only() {
     assert!(matches!(outcome, Err(ServeError::NoSocket(_))), "{outcome:?}");
     let stale = other.path().join("stale.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-    let diffs = Diffs::new(second.clone(), Unpacks::at(&stale));
-    Socket::bind(&stale).unwrap().serve(second, diffs, std::future::ready(())).await.unwrap();
+    Socket::bind(&stale).unwrap().serve(second, None, std::future::ready(())).await.unwrap();
     assert!(!stale.exists());
 }
 

@@ -181,7 +181,7 @@ impl Rig {
         let (stop, stopped) = oneshot::channel::<()>();
         let unpacks = Unpacks::at(&socket);
         let diffs = Diffs::new(snapshotter.clone(), Arc::clone(&unpacks) as _);
-        let serving = Socket::bind(&socket).unwrap().serve(snapshotter.clone(), diffs, async {
+        let serving = Socket::bind(&socket).unwrap().serve(snapshotter.clone(), Some(diffs), async {
             let _ = stopped.await;
         });
         let served = tokio::spawn(serving);
