@@ -20,6 +20,7 @@ pub(crate) struct Row {
     pub(crate) fetched_bytes_in_all: u64,
     pub(crate) read_bytes: Option<u64>,
     pub(crate) layers_lazy: Option<f64>,
+    pub(crate) layers_adopted: Option<f64>,
     pub(crate) reads_that_waited: Option<f64>,
     pub(crate) spans_prefetched: Option<f64>,
     pub(crate) spans_prefetched_and_read: Option<f64>,
@@ -42,7 +43,7 @@ const LEGEND: [(&str, &str); 12] = [
     ("plain", "containerd's own pull from the registry into overlayfs"),
     (
         "first_pull",
-        "Lapwing, the first node of the cluster with this image: no index yet; a layer whose index is built before containerd asks for it is lazy already (layers_lazy), others are unpacked by containerd",
+        "Lapwing, the first node of the cluster with this image: no index yet; a layer whose index is built before containerd asks for it is lazy already (layers_lazy), others are mounted as they were fetched (layers_adopted)",
     ),
     ("whole", "Lapwing with lazy mounts off, layers from the first node and the registry, unpacked by containerd"),
     (
@@ -64,7 +65,11 @@ const LEGEND: [(&str, &str); 12] = [
         "read_bytes",
         "what the start read of the layers' decompressed tars, of each span from the first to the last byte read",
     ),
-    ("layers_lazy", "layers that containerd did not fetch"),
+    (
+        "layers_lazy",
+        "layers that containerd did not fetch, or not unpack, since their index was there when their turn came",
+    ),
+    ("layers_adopted", "layers that containerd fetched and did not unpack"),
     ("reads_that_waited", "reads of lazily mounted layers that had to wait for the swarm"),
 ];
 

@@ -114,6 +114,7 @@ fn start(subject: &Subject, worker: &Machine, reference: &str, way: Way) -> Resu
         fetched_bytes_in_all: worker.host.received_bytes()? - received,
         read_bytes: None,
         layers_lazy: metric("lapwing_snapshot_layers_claimed_total")?,
+        layers_adopted: metric("lapwing_snapshot_layers_adopted_total")?,
         reads_that_waited: metric("lapwing_lazy_waited_reads_total")?,
         spans_prefetched: metric("lapwing_lazy_prefetched_spans_total")?,
         spans_prefetched_and_read: metric("lapwing_lazy_prefetch_hits_total")?,
