@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lapwing_lab::{Need, check, lapwing_binary, module_tool, output, require};
+use lapwing_lab::{Lab, Need, check, lapwing_binary, module_tool, output, require};
 
 fn tree() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -151,4 +151,16 @@ fn the_plain_manifests_are_those_of_the_chart() {
         "contrib/kubernetes/lapwing.yaml is stale; renew it: contrib/setup/manifests.sh >contrib/kubernetes/lapwing.yaml"
     );
     check(tool("kubecheck").arg(committed)).unwrap();
+}
+
+#[test]
+fn the_daemons_run_with_the_rights_of_the_pods_and_a_mounted_certificate() {
+    let needs = [Need::Root, Need::Program("openssl"), Need::Program("setpriv"), Need::Program("curl")];
+    if !require("the_daemons_run_with_the_rights_of_the_pods_and_a_mounted_certificate", &needs) {
+        return;
+    }
+    let lab = Lab::new("pods").unwrap();
+    let mut run = Command::new("unshare");
+    run.arg("--net").arg(tree().join("tests/chart/daemons.sh")).arg(tree().join("contrib/kubernetes/lapwing.yaml"));
+    assert!(check(run.arg(lapwing_binary().unwrap()).arg(lab.dir())).unwrap().ends_with("all are members\n"));
 }
