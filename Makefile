@@ -71,6 +71,19 @@ bench-sim: ## The scheduler and the tracker in simulated time, up to 10,000 node
 release: ## The optimised binary, target/release/lapwing
 	cargo build --release --bin lapwing
 
+.PHONY: deb
+deb: release ## A Debian package, target/package/*.deb (BINARY=path packs another program)
+	contrib/package/deb.sh $(BINARY)
+
+.PHONY: rpm
+rpm: release ## An RPM package, target/package/*.rpm
+	@command -v rpmbuild >/dev/null || { echo "rpmbuild is missing: apt-get install rpm" >&2; exit 1; }
+	contrib/package/rpm.sh $(BINARY)
+
+.PHONY: oci-image
+oci-image: release ## A container image as an OCI layout, target/package/*-oci.tar, without a daemon
+	contrib/package/oci.sh $(BINARY)
+
 .PHONY: packages tools image deny nginx
 packages: ## Install the distribution's packages that tests and demo use
 	contrib/setup/packages.sh
@@ -79,6 +92,8 @@ tools: ## Build the pinned containerds, nerdctl, crictl, dockerd and S3 server, 
 	contrib/setup/s3.sh || [ $$? = 3 ]
 	contrib/setup/module.sh containerd17 || [ $$? = 3 ]
 	contrib/setup/module.sh dockerd || [ $$? = 3 ]
+	contrib/setup/module.sh kubernetes || [ $$? = 3 ]
+	contrib/setup/module.sh prometheus || [ $$? = 3 ]
 image: ## Build the images that tests and demo pull, once
 	contrib/setup/image.sh
 deny: ## Build the pinned cargo-deny, once

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::membership::Roles;
 
@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Config(Check),
     /// Take the lazy mounts of a stopped node away, which outlive it otherwise: before it is uninstalled
     Detach(Detach),
+    /// Write man pages, shell completions, or the pages of docs/reference, as packages do
+    Generate(Generate),
     /// Keep the descriptors that the node gives to this process
     #[command(hide = true, name = HOLD_COMMAND)]
     HoldDescriptors,
@@ -75,6 +77,24 @@ pub(crate) struct Daemon {
     /// Configuration file (TOML); without it every key has its default
     #[arg(short, long, env = "LAPWING_CONFIG")]
     pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// What to write
+    pub what: GenerateWhat,
+    /// The directory it goes to, which is made
+    pub directory: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GenerateWhat {
+    /// A page of section 1 for each command
+    Man,
+    /// For bash (lapwing.bash), zsh (_lapwing) and fish (lapwing.fish)
+    Completions,
+    /// cli.md and configuration.md
+    Reference,
 }
 
 #[derive(Debug, Subcommand)]

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Setup(arguments) => Ok(commands::setup::run(&arguments)),
         Command::Detach(arguments) => commands::detach::run(&arguments),
+        Command::Generate(arguments) => commands::generate::run(&arguments),
         Command::HoldDescriptors => commands::detach::hold(),
         Command::Index(command) => commands::index::run(&command),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),

@@ -12,9 +12,9 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "index", "node", "tracker", "up", "ls", "hydrate", "nodes", "find", "pin", "unpin", "limits", "doctor", "setup",
-    "config",
+    "config", "generate",
 ];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 

@@ -4,6 +4,8 @@
 #   contrib/setup/module.sh containerd17   containerd 1.7, its runc shim and ctr
 #   contrib/setup/module.sh dockerd        a dockerd that keeps images in containerd
 #   contrib/setup/module.sh soci           soci-ztoc, which writes SOCI's tables by soci-snapshotter's library (C compiler, zlib's headers)
+#   contrib/setup/module.sh kubernetes     helm, and kubecheck, which validates objects by the API server's own code
+#   contrib/setup/module.sh prometheus     rulecheck, which reads alert rules and boards by Prometheus' own parsers
 #
 # Builds what is missing, and prints the directory of the programs. The directory's name holds a hash of the pins and of Go's version.
 # Exit 3: no Go here. Tests that need the programs then skip by name.
@@ -34,8 +36,20 @@ soci)
         exit 3
     fi
     ;;
+kubernetes)
+    path=helm.sh/helm/v3
+    variable=$path/internal/version.version
+    tags=osusergo,netgo
+    what="tool ./kubecheck"
+    ;;
+prometheus)
+    path=github.com/prometheus/prometheus
+    variable=main.version
+    tags=osusergo,netgo
+    what=./rulecheck
+    ;;
 *)
-    echo "usage: module.sh containerd17 | dockerd | soci" >&2
+    echo "usage: module.sh containerd17 | dockerd | soci | kubernetes | prometheus" >&2
     exit 2
     ;;
 esac
@@ -47,7 +61,7 @@ if ! command -v go >/dev/null 2>&1; then
     exit 3
 fi
 
-key=$( (cat "$module/go.mod" "$module/go.sum" "$module"/*.go 2>/dev/null || true; go env GOVERSION GOARCH) | sha256sum | cut -c1-16)
+key=$( (cat "$module/go.mod" "$module/go.sum" "$module"/*.go "$module"/*/*.go 2>/dev/null || true; go env GOVERSION GOARCH) | sha256sum | cut -c1-16)
 dir=$cache/tools/$name-$key
 bin=$dir/bin
 
@@ -57,8 +71,9 @@ flock 9
 if [ ! -e "$dir/complete" ]; then
     version=$(cd "$module" && go list -mod=readonly -m -f '{{.Version}}' "$path")
     echo "module.sh: building $name $version into $bin (minutes, once)" >&2
+    # shellcheck disable=SC2086 # several packages
     (cd "$module" && CGO_ENABLED=$cgo nice go build -mod=readonly -trimpath -p "${LAPWING_BUILD_JOBS:-$(nproc)}" \
-        -ldflags "-s -w -X $variable=$version" -tags "$tags" -o "$bin.part/" "$what") >&2
+        -ldflags "-s -w -X $variable=$version" -tags "$tags" -o "$bin.part/" $what) >&2
     rm -rf "$bin"
     mv "$bin.part" "$bin"
     touch "$dir/complete"

@@ -11,6 +11,7 @@ fuse3 erofs-utils attr libcap2-bin openssl
 iproute2 iptables util-linux procps
 pigz gzip zstd tar xz-utils jq bc curl ca-certificates
 gcc libc6-dev make pkg-config git shellcheck
+rpm systemd dbus man-db
 "
 
 if ! command -v cargo >/dev/null 2>&1; then

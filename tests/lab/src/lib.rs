@@ -62,4 +62,4 @@ pub use process::{Process, check, output};
 pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};
 pub use site::Site;
 pub use tokens::{BASIC_AUTH, TokenGate};
-pub use tools::{soci_ztoc, tools_dir};
+pub use tools::{module_tool, soci_ztoc, tools_dir};

@@ -32,6 +32,11 @@ pub fn soci_ztoc() -> Result<PathBuf> {
     once(&FOUND, || Ok(built_by("contrib/setup/module.sh", &["soci"])?.join("soci-ztoc")))
 }
 
+/// A program of one of the Go modules in `tests/tools`, built by `contrib/setup/module.sh` if it is not there yet.
+pub fn module_tool(module: &str, program: &str) -> Result<PathBuf> {
+    Ok(built_by("contrib/setup/module.sh", &[module])?.join(program))
+}
+
 /// What was found, or why not: once for all that ask.
 type Found = OnceLock<Result<PathBuf, String>>;
 
