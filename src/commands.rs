@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod detach;
 pub(crate) mod doctor;
 pub(crate) mod find;
+pub(crate) mod get;
 pub(crate) mod hydrate;
 pub(crate) mod index;
 pub(crate) mod limits;
