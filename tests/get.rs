@@ -230,7 +230,7 @@ fn without_a_node_it_comes_straight_and_what_is_wrong_is_refused() {
 
     // Another user in the node's place is told nothing.
     let mut stranger = host.command("setpriv");
-    stranger.args(["--reuid=65534", "--regid=65534", "--clear-groups", "python3", "-m", "http.server"]);
+    stranger.args(["--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-m", "http.server"]);
     let mut stranger = host.spawn("stranger", stranger.args(["--bind", "127.0.0.1", "7080"])).unwrap();
     let heard = || stranger_log(&host);
     wait::until_true("the stranger to listen", SOON, || {

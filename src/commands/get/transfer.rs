@@ -96,7 +96,7 @@ impl Fetcher {
         straight: bool,
     ) -> Result<(), Failed> {
         if sink.record().is_none() && sink.position() > 0 {
-            sink.begin_anew()?;
+            begin_anew(sink, came)?;
         }
         let rest = sink.record().filter(|_| sink.position() > 0).cloned();
         let rest = rest.as_ref().map(|record| (sink.position(), record.validator.as_str()));
@@ -104,18 +104,17 @@ impl Fetcher {
         let mut answer = match self.ways.open(&ask, straight).await? {
             Opened::Answer(answer) => *answer,
             Opened::Outdated => {
-                sink.begin_anew()?;
+                begin_anew(sink, came)?;
                 return Err(Failed::network(format!("{}: it has changed", place.shown())));
             }
         };
         let same_length = || sink.record().is_none_or(|record| Some(record.length) == answer.length);
         if answer.from > 0 && !same_length() {
-            sink.begin_anew()?;
+            begin_anew(sink, came)?;
             return Err(Failed::network(format!("{}: its length has changed", place.shown())));
         }
         if answer.from != sink.position() {
-            sink.begin_anew()?;
-            *came = Came::default();
+            begin_anew(sink, came)?;
         }
         (came.via, came.shared, came.because) = (Some(answer.via), answer.shared.is_some(), answer.because.take());
         if let (Some(length), Some(validator)) = (answer.length, answer.validator.clone()) {
@@ -177,4 +176,11 @@ impl Fetcher {
             since(now.bytes_from_origin, before.bytes_from_origin),
         )
     }
+}
+
+/// Nothing of what came before counts any more.
+fn begin_anew(sink: &mut Sink, came: &mut Came) -> Result<(), Failed> {
+    let via = came.via;
+    *came = Came { via, ..Came::default() };
+    sink.begin_anew()
 }
