@@ -108,6 +108,10 @@ impl Sink {
         let file = open_own(&part)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| Failed::file(&part, "another lapwing get writes it"))?;
+        // Between opening and locking it may have been given its name.
+        if !is_at(&file, &part) {
+            return Err(Failed::file(&part, "another lapwing get has just finished it"));
+        }
         let known = if go_on { read_record(&record).filter(|known| known.url == url) } else { None };
         let place = Place::File { file: Arc::new(file), part, record, target: target.to_owned() };
         let mut sink = Self::new(place, promise);
@@ -259,6 +263,11 @@ impl Sink {
             self.discard();
         }
     }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let (own, there) = (file.metadata(), std::fs::metadata(path));
+    matches!((own, there), (Ok(own), Ok(there)) if (own.dev(), own.ino()) == (there.dev(), there.ino()))
 }
 
 /// Opens the part, or makes it: a file of this user's, and nothing that somebody laid in its place.
