@@ -51,6 +51,12 @@ bench-lazy: packages tools release ## Starts of real images against plain contai
 bench-swarm: packages release ## Swarms of real nodes against the bound (SCENARIOS="cold8 ...", REPEAT=3); writes target/bench/swarm.json
 	cargo run --release --quiet --package lapwing-bench --bin swarm -- $(SCENARIOS)
 
+.PHONY: bench-get
+bench-get: packages release nginx ## lapwing get against curl, without a node, by the first and by the second; writes target/bench/get.json
+	@mkdir -p target/bench
+	LAPWING_NGINX="$(LAPWING_CACHE)/nginx/usr/sbin/nginx" LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" \
+		cargo run --release --quiet --package lapwing-bench --bin get | tee target/bench/get.json
+
 .PHONY: bench-wire
 bench-wire: release nginx ## Piece wire against nginx with sendfile, and memory with 32 peers; writes target/bench/wire.json
 	@mkdir -p target/bench

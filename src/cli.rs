@@ -7,6 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::membership::Roles;
 
+mod get;
+
+pub(crate) use get::Get;
+
 use crate::commands::setup::DOCKER_CONFIG;
 use crate::commands::setup::containerd::CONFIG as CONTAINERD_CONFIG;
 use crate::commands::setup::version::ContainerdVersion;
@@ -36,6 +40,8 @@ pub(crate) enum Command {
     Up(Daemon),
     /// List the blobs and lazily mounted layers of the node on this machine
     Ls(Query),
+    /// Fetch files by their URLs, out of the swarm where that may be, as wget does
+    Get(Box<Get>),
     /// Put the blobs of a lazily pulled image into containerd's content store, for export, push, convert and other snapshotters
     Hydrate(Hydrate),
     /// List the nodes that the tracker on this machine knows

@@ -6,6 +6,7 @@ pub(crate) mod detach;
 pub(crate) mod doctor;
 pub(crate) mod find;
 pub(crate) mod generate;
+pub(crate) mod get;
 pub(crate) mod hydrate;
 pub(crate) mod index;
 pub(crate) mod limits;

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Find(arguments) => on_runtime(commands::find::run(&arguments)),
         Command::Nodes(arguments) => on_runtime(commands::nodes::run(&arguments)),
+        Command::Get(arguments) => on_runtime(commands::get::run(&arguments)),
         Command::Hydrate(arguments) => on_runtime(commands::hydrate::run(&arguments)),
         Command::Ls(query) => on_runtime(commands::ls::run(&query)),
         Command::Pin(arguments) => on_runtime(commands::pin::run(&arguments, true)),

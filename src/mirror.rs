@@ -6,6 +6,7 @@
 //! * [`blob`]: blobs, authorized by their registry and streamed out of the swarm
 //! * [`stale`]: what is answered while a registry is away, where the operator allows that
 //! * [`url`]: plain URLs, for clients other than runtimes
+//! * [`sources`]: where the bytes of a transfer come from, for clients that show it
 //!
 //! The client is a container runtime that has another host to go to. So the rule everywhere: answer before
 //! [`MirrorSettings::first_byte`], with the right bytes or an error; never 429 (containerd would ask us again), never
@@ -45,6 +46,7 @@ mod metrics;
 mod named;
 mod range;
 mod request;
+pub(crate) mod sources;
 mod stale;
 #[cfg(test)]
 mod tests;
@@ -88,6 +90,7 @@ pub(crate) struct Mirror {
     metrics: MirrorMetrics,
     learning: manifest::Learning,
     named: named::Named,
+    watched: Arc<sources::Watched>,
     /// None: a registry that is away is away.
     outage: Option<Arc<Outage>>,
 }
@@ -112,6 +115,7 @@ impl Mirror {
             metrics,
             learning,
             named: named::Named::default(),
+            watched: Arc::default(),
             outage,
         })
     }
@@ -137,6 +141,11 @@ pub(crate) async fn serve(
 
 async fn handle(State(mirror): State<Arc<Mirror>>, request: Request) -> Response {
     let deadline = Instant::now() + mirror.settings.first_byte;
+    if let Some(name) = request.uri().path().strip_prefix(sources::PREFIX) {
+        let answer = mirror.watched.answer(name);
+        mirror.metrics.count_answer("sources", answer.status());
+        return answer;
+    }
     if request.uri().path().starts_with(url::PREFIX) {
         // Its answers to HEAD carry the origin's own Content-Length.
         let (head, _) = request.into_parts();

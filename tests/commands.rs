@@ -12,9 +12,9 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "index", "node", "tracker", "up", "ls", "hydrate", "nodes", "find", "pin", "unpin", "limits", "doctor", "setup",
-    "config", "generate",
+    "config", "generate", "get",
 ];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 

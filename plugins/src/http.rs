@@ -4,6 +4,7 @@
 //! * `cache`: what may be kept, for how long, and what a revalidation means: pure decisions
 //! * `kept`: the metadata of URLs, over restarts
 //! * `fetch`, `origin`: exchanges with web servers; one version as the swarm's origin
+//! * `straight`: the same exchanges without a node, for a command
 //!
 //! A request goes: [`Urls::open`] finds the current version, asking the origin if need be. A version that can be shared
 //! has a name, made of the URL, its strong validator and its length, and comes out of the swarm under that name; anything
@@ -13,6 +14,7 @@ pub mod cache;
 mod fetch;
 mod kept;
 mod origin;
+mod straight;
 mod target;
 
 use std::path::PathBuf;
@@ -36,7 +38,8 @@ use crate::registry::client::{Route, build};
 use crate::registry::flight::Flights;
 
 pub use self::origin::UrlOrigin;
-pub use self::target::{Allowed, BadTarget, InvalidPattern, Target};
+pub use self::straight::Straight;
+pub use self::target::{Allowed, BadTarget, FILTER_QUERY, InvalidPattern, Target, without_ignored};
 
 /// How plain URLs are fetched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -320,11 +323,22 @@ impl Urls {
     /// Sends the client's own request to the origin, and gives the answer as it is.
     pub async fn pass(&self, target: &Target, method: &Method, request: &HeaderMap) -> Result<Passed, UrlError> {
         self.check(target)?;
+        self.fetcher.pass(target, method, request).await
+    }
+}
+
+impl Fetcher {
+    async fn pass(&self, target: &Target, method: &Method, request: &HeaderMap) -> Result<Passed, UrlError> {
         let mut headers = end_to_end(request);
         for name in target.personal.keys() {
             headers.remove(name);
         }
-        let sent = self.fetcher.send(method, &target.url, &headers, &target.personal).await;
+        // What a client says to its node is not for the origin.
+        let own: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with("lapwing-")).cloned().collect();
+        for name in own {
+            headers.remove(name);
+        }
+        let sent = self.send(method, &target.url, &headers, &target.personal).await;
         let body = sent.map_err(|error| UrlError::Unavailable { url: target.describe(), reason: error.to_string() })?;
         Ok(Passed { status: body.status(), headers: end_to_end(body.headers()), body })
     }

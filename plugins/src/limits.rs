@@ -110,6 +110,9 @@ pub const MAX_KEPT_HEADERS: usize = 32;
 /// Longest URL fetched, in bytes.
 pub const MAX_URL_LENGTH: usize = 8 * 1024;
 
+/// Most query parameters that one request may leave out of a URL's name.
+pub const MAX_FILTERED_QUERY: usize = 32;
+
 /// Most URLs whose metadata is kept, in memory and on disk; the least recently used goes first.
 pub const MAX_KEPT_URLS: usize = 4096;
 

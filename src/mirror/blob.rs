@@ -20,6 +20,7 @@ use super::answer::Refusal;
 use super::metrics::MirrorMetrics;
 use super::range::{Wanted, wanted};
 use super::request::Asked;
+use super::sources;
 
 /// How many times [`MirrorSettings::first_byte`](super::MirrorSettings::first_byte) a client waits at most for the first
 /// byte of a blob, while others come.
@@ -43,6 +44,7 @@ impl Mirror {
             Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
             Wanted::Unsatisfiable => return Err(Refusal::range_not_satisfiable(length)),
         };
+        let mut came = None;
         let body = if asked.head || range.is_empty() {
             Body::empty()
         } else {
@@ -52,7 +54,8 @@ impl Mirror {
                 .map_err(|error| Refusal::unavailable(error.to_string()))?;
             if grant.listed {
                 let blob = self.before(deadline, asked, self.shared(asked, digest, length, Arc::new(origin))).await?;
-                if range == (0..length) {
+                came = self.watched.begin(&blob);
+                if range == (0..length) && !asked.headers.contains_key(sources::PACE) {
                     blob.want_all(Priority::Bulk);
                 }
                 self.flow(asked.to_string(), &blob, range.clone()).await?
@@ -69,6 +72,7 @@ impl Mirror {
         let text = |text: String| HeaderValue::try_from(text).map_err(|error| Refusal::unavailable(error.to_string()));
         headers.insert("docker-content-digest", text(digest.to_string())?);
         headers.insert(ETAG, text(etag)?);
+        headers.extend(came.map(|came| (sources::CONTENT, came)));
         if status == StatusCode::PARTIAL_CONTENT {
             headers.insert(CONTENT_RANGE, text(format!("bytes {}-{}/{length}", range.start, range.end - 1))?);
         }
@@ -96,8 +100,8 @@ impl Mirror {
             Some(first) => first?,
             None => return Err(Refusal::unavailable(format!("{shown}: the swarm gave no bytes")).into()),
         };
-        let transfer =
-            Transfer { shown, blob: blob.clone(), left: range.end - range.start, range, metrics: self.metrics.clone() };
+        let (left, metrics, watched) = (range.end - range.start, self.metrics.clone(), Arc::clone(&self.watched));
+        let transfer = Transfer { shown, blob: blob.clone(), left, range, metrics, watched };
         let whole = futures_util::stream::once(async { Ok(first) }).chain(stream);
         Ok(Body::from_stream(transfer.watch(whole)))
     }
@@ -171,6 +175,7 @@ struct Transfer {
     range: Range<u64>,
     left: u64,
     metrics: MirrorMetrics,
+    watched: Arc<sources::Watched>,
 }
 
 impl Transfer {
@@ -197,6 +202,7 @@ impl Transfer {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
+        self.watched.end(&self.blob);
         let sources = self.blob.sources();
         tracing::info!(
             digest = %self.blob.digest(),

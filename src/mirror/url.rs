@@ -5,7 +5,6 @@
 //! else is passed through from its origin, with the client's own headers, and kept nowhere. `Cache-Status` (RFC 9211) tells which
 //! it was. When the URL changes while the bytes of a version flow, the answer is cut: it is never mended with bytes of another version.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -24,6 +23,7 @@ use super::Mirror;
 use super::answer::Refusal;
 use super::blob::FlowError;
 use super::range::{Wanted, wanted};
+use super::sources;
 
 /// What the path of such a request begins with.
 pub(super) const PREFIX: &str = "/url/";
@@ -108,18 +108,14 @@ impl Mirror {
         let body = if method == Method::HEAD || range.is_empty() {
             Body::empty()
         } else {
-            self.version_body(target, version, range).await?
+            let blob = self.node.open(version.name, length, Some(version.origin.clone())).map_err(Refusal::from)?;
+            headers.extend(self.watched.begin(&blob).map(|came| (sources::CONTENT, came)));
+            if range == (0..length) && !request.contains_key(sources::PACE) {
+                blob.want_all(Priority::Bulk);
+            }
+            self.flow(target.describe(), &blob, range).await?
         };
         Ok(answer(status, headers, body))
-    }
-
-    async fn version_body(&self, target: &Target, version: &Version, range: Range<u64>) -> Result<Body, FlowError> {
-        let length = version.metadata.length;
-        let blob = self.node.open(version.name, length, Some(version.origin.clone())).map_err(Refusal::from)?;
-        if range == (0..length) {
-            blob.want_all(Priority::Bulk);
-        }
-        self.flow(target.describe(), &blob, range).await
     }
 
     async fn pass_url(

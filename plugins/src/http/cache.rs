@@ -6,7 +6,7 @@
 //! * Only what has a strong validator is shared, since only that names bytes: a strong `ETag`, or a `Last-Modified` that
 //!   lies at least [`STRONG_DATE_MARGIN`] before the answer's `Date` (RFC 9110, 8.8.2.2). A weak `ETag` says that the
 //!   server does not promise equal bytes, and then neither does its `Last-Modified`.
-//! * `Vary` on anything but `Accept-Encoding`, which is always `identity` here, is not shared.
+//! * `Vary` on anything but `Accept-Encoding`, which is always `identity` here, and on what browsers say of the asking page, is not shared.
 //! * An answer to a request that carries credentials is not shared unless it says `public` (RFC 9111, 3.5).
 //! * What is stale is used without asking only where the operator allows it, and never against `must-revalidate`.
 
@@ -408,10 +408,17 @@ pub fn client_has(request: &HeaderMap, known: &HeaderMap) -> bool {
     }
 }
 
+/// Headers on which an answer may vary that is shared all the same: the encoding is always `identity` here, and what browsers say of the page
+/// that asks decides about headers for browsers, which are not kept, while a strong validator names the bytes.
+const VARIES_NOTHING: [&str; 4] =
+    ["accept-encoding", "origin", "access-control-request-method", "access-control-request-headers"];
+
 fn varies(headers: &HeaderMap) -> bool {
     headers.get_all(VARY).iter().any(|value| {
         let Ok(text) = value.to_str() else { return true };
-        text.split(',').map(str::trim).any(|field| !field.is_empty() && !field.eq_ignore_ascii_case("accept-encoding"))
+        let harmless =
+            |field: &str| field.is_empty() || VARIES_NOTHING.iter().any(|name| field.eq_ignore_ascii_case(name));
+        !text.split(',').map(str::trim).all(harmless)
     })
 }
 

@@ -5,7 +5,7 @@ use lapwing_p2p::digest::Digest;
 use reqwest::Url;
 
 use super::cache::Validator;
-use crate::limits::MAX_URL_LENGTH;
+use crate::limits::{MAX_FILTERED_QUERY, MAX_URL_LENGTH};
 use crate::registry::client::Route;
 
 /// A URL that cannot be fetched, or may not.
@@ -30,7 +30,11 @@ pub struct InvalidPattern(String);
 /// * `*.domain`, `*.domain:port`: every host below, where it has a public address: names below a domain may be made by many.
 /// * `*`: every host with a public address, at the scheme's own port.
 #[derive(Debug, Clone, Default)]
-pub struct Allowed(Vec<Pattern>);
+pub struct Allowed {
+    patterns: Vec<Pattern>,
+    /// Whatever the patterns say.
+    anywhere: bool,
+}
 
 #[derive(Debug, Clone)]
 struct Pattern {
@@ -47,7 +51,12 @@ impl Allowed {
             .iter()
             .map(|text| Pattern::parse(text).ok_or_else(|| InvalidPattern(text.clone())))
             .collect::<Result<_, _>>()
-            .map(Self)
+            .map(|patterns| Self { patterns, anywhere: false })
+    }
+
+    /// Every host at every address, for the user who named the URL at his own command line.
+    pub(crate) const fn anywhere() -> Self {
+        Self { patterns: Vec::new(), anywhere: true }
     }
 
     /// Whether an entry names the host of this URL.
@@ -57,8 +66,8 @@ impl Allowed {
 
     /// By which client the URL may be reached, if at all.
     pub(crate) fn route(&self, url: &Url) -> Option<Route> {
-        let named = self.0.iter().any(|pattern| !pattern.below && pattern.matches(url));
-        let below = || self.0.iter().any(|pattern| pattern.below && pattern.matches(url));
+        let named = self.anywhere || self.patterns.iter().any(|pattern| !pattern.below && pattern.matches(url));
+        let below = || self.patterns.iter().any(|pattern| pattern.below && pattern.matches(url));
         if named { Some(Route::Listed) } else { below().then_some(Route::Public) }
     }
 }
@@ -101,7 +110,12 @@ pub struct Target {
     pub(crate) personal: HeaderMap,
     /// Headers for the origin that anybody might send.
     pub(crate) neutral: HeaderMap,
+    /// Query parameters that do not choose the content, as the client says: sorted, in lower case.
+    pub(crate) filter: Vec<String>,
 }
+
+/// Header by which a client names query parameters that do not choose the content: `name` or `prefix*`, with commas between.
+pub const FILTER_QUERY: HeaderName = HeaderName::from_static("lapwing-filter-query");
 
 /// Headers that do not tell one client from another. What is not among them may.
 const NEUTRAL: [&str; 32] = [
@@ -200,7 +214,8 @@ impl Target {
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
         let url =
             Url::parse(&format!("{scheme}://{host}/{path}{query}")).map_err(|error| malformed(&error.to_string()))?;
-        let mut target = Self { url, personal: HeaderMap::new(), neutral: HeaderMap::new() };
+        let filter = filter_of(headers).map_err(malformed)?;
+        let mut target = Self { url, personal: HeaderMap::new(), neutral: HeaderMap::new(), filter };
         for (name, value) in &end_to_end(headers) {
             if !is_neutral(name) {
                 target.personal.append(name, value.clone());
@@ -230,15 +245,29 @@ impl Target {
     }
 
     /// The name of one version of the content in the swarm: the same on every node that was told the same URL, validator
-    /// and length.
+    /// and length. Who leaves out parameters of his own choice shares with those who leave out the same, and with nobody else:
+    /// his choice may be wrong.
     pub(crate) fn version_name(&self, ignored: &[String], validator: &Validator, length: u64) -> Digest {
         let kind = match validator {
             Validator::ETag(_) => "etag",
             Validator::LastModified(_) => "date",
         };
         let url = without_ignored(&self.url, ignored);
-        Digest::name(format!("url\0{url}\0{kind}\0{}\0{length}", validator.as_str()).as_bytes())
+        let filtered = without_ignored(&url, &self.filter);
+        let choice = if filtered == url { String::new() } else { format!("\0filter\0{}", self.filter.join(",")) };
+        Digest::name(format!("url\0{filtered}\0{kind}\0{}\0{length}{choice}", validator.as_str()).as_bytes())
     }
+}
+
+fn filter_of(headers: &HeaderMap) -> Result<Vec<String>, &'static str> {
+    let mut filter = Vec::new();
+    for value in headers.get_all(FILTER_QUERY) {
+        let text = value.to_str().map_err(|_| "the query filter is not text")?;
+        filter.extend(text.split(',').map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()));
+    }
+    filter.sort_unstable();
+    filter.dedup();
+    if filter.len() > MAX_FILTERED_QUERY { Err("the query filter names too many parameters") } else { Ok(filter) }
 }
 
 pub(crate) fn describe(url: &Url) -> String {
@@ -248,7 +277,7 @@ pub(crate) fn describe(url: &Url) -> String {
 }
 
 /// The URL without the query parameters that do not choose the content: `name`, or `prefix*`.
-fn without_ignored(url: &Url, ignored: &[String]) -> Url {
+pub fn without_ignored(url: &Url, ignored: &[String]) -> Url {
     let is_ignored = |name: &str| {
         ignored.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(prefix) => {
@@ -340,6 +369,29 @@ mod tests {
         for bad in ["", "http://x", "x/y", "*.", "a*b", "**", "*:80", "x:0", "user@x"] {
             assert!(Allowed::parse(&[bad.to_owned()]).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_filter_shares_with_the_same_filter_alone() {
+        let name = |filter: &str, query: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            if !filter.is_empty() {
+                headers.insert(FILTER_QUERY, filter.parse().unwrap());
+            }
+            let target = Target::parse("https/h/f", query, &headers).unwrap();
+            target.version_name(&[], &Validator::ETag("\"1\"".to_owned()), 5)
+        };
+        assert_eq!(name("sig", Some("sig=1")), name("Sig", Some("sig=2")));
+        assert_eq!(name("a*, b", Some("ax=1&b=2")), name("b,a*", Some("ay=3")));
+        assert_eq!(name("sig", Some("a=1")), name("", Some("a=1")), "nothing is left out");
+        assert_ne!(name("sig", Some("sig=1")), name("", None), "nor poisoned");
+        assert_ne!(name("sig", Some("sig=1")), name("si*", Some("sig=1")));
+        let mut headers = HeaderMap::new();
+        headers.insert(FILTER_QUERY, vec!["x1"; MAX_FILTERED_QUERY + 1].join(",").parse().unwrap());
+        assert!(Target::parse("https/h/f", None, &headers).is_ok(), "the same one again and again");
+        let many: Vec<String> = (0..=MAX_FILTERED_QUERY).map(|n| n.to_string()).collect();
+        headers.insert(FILTER_QUERY, many.join(",").parse().unwrap());
+        assert!(Target::parse("https/h/f", None, &headers).is_err());
     }
 
     #[test]

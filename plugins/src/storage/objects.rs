@@ -36,25 +36,7 @@ impl ObjectStorage {
         if config.service == "fs" {
             keep_uploads_aside(&mut options);
         }
-        let refused = |error: opendal::Error| InvalidStorage::Options(error.message().to_owned());
-        opendal::init_default_registry();
-        let operator = Operator::via_iter(&config.service, options).map_err(refused)?;
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("lapwing/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::limited(3))
-            .http1_only()
-            .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(5))
-            .read_timeout(STORAGE_TIMEOUT)
-            .pool_idle_timeout(Duration::from_secs(60))
-            .build()
-            .map_err(|error| InvalidStorage::Options(format!("cannot make an HTTPS client: {error}")))?;
-        let transport = HttpTransporter::new(ReqwestTransport::new(client));
-        let context = operator.base_context().with_http_transport(transport);
-        let operator = operator
-            .with_context(context)
-            .layer(TimeoutLayer::default().with_timeout(STORAGE_TIMEOUT).with_io_timeout(STORAGE_TIMEOUT))
-            .layer(RetryLayer::default().with_max_times(STORAGE_RETRIES).with_jitter());
+        let operator = operator(&config.service, options)?;
         let information = operator.info();
         let name = format!("{}:{}{}", config.service, information.name(), information.root());
         Ok(Self { operator, name })
@@ -171,6 +153,29 @@ impl ObjectStorage {
         found.sort_unstable();
         Ok(found)
     }
+}
+
+/// A service as all of them are used here: over our own client, with a limit on silence, and tried again.
+pub(super) fn operator(service: &str, options: BTreeMap<String, String>) -> Result<Operator, InvalidStorage> {
+    let refused = |error: opendal::Error| InvalidStorage::Options(error.message().to_owned());
+    opendal::init_default_registry();
+    let operator = Operator::via_iter(service, options).map_err(refused)?;
+    let client = reqwest::Client::builder()
+        .user_agent(concat!("lapwing/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::limited(3))
+        .http1_only()
+        .tcp_nodelay(true)
+        .connect_timeout(Duration::from_secs(5))
+        .read_timeout(STORAGE_TIMEOUT)
+        .pool_idle_timeout(Duration::from_secs(60))
+        .build()
+        .map_err(|error| InvalidStorage::Options(format!("cannot make an HTTPS client: {error}")))?;
+    let transport = HttpTransporter::new(ReqwestTransport::new(client));
+    let context = operator.base_context().with_http_transport(transport);
+    Ok(operator
+        .with_context(context)
+        .layer(TimeoutLayer::default().with_timeout(STORAGE_TIMEOUT).with_io_timeout(STORAGE_TIMEOUT))
+        .layer(RetryLayer::default().with_max_times(STORAGE_RETRIES).with_jitter()))
 }
 
 /// A directory's files appear by renaming, out of a place on the same filesystem.

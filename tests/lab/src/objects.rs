@@ -67,6 +67,11 @@ impl ObjectStore {
         format!("http://{}", self.address)
     }
 
+    /// Where the bucket's objects are, as files.
+    pub fn directory(&self) -> PathBuf {
+        self.dir.join(Self::BUCKET)
+    }
+
     /// The process, to stop or kill it.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -74,7 +79,7 @@ impl ObjectStore {
 
     /// The objects in the bucket, by their keys, in no order.
     pub fn keys(&self) -> Vec<String> {
-        let bucket = self.dir.join(Self::BUCKET);
+        let bucket = self.directory();
         let mut keys = Vec::new();
         let mut directories = vec![bucket.clone()];
         while let Some(directory) = directories.pop() {

@@ -32,6 +32,7 @@ fn what_is_shared() {
     let cases: &[Case<'_>] = &[
         (&[], false, &[tag], Some(1), Ok(())),
         (&[], false, &[tag, ("vary", "Accept-Encoding")], Some(1), Ok(())),
+        (&[], false, &[tag, ("vary", "Origin, Access-Control-Request-Method,accept-encoding")], Some(1), Ok(())),
         (&[], false, &[tag, ("cache-control", "no-cache")], Some(1), Ok(())),
         (&[], true, &[tag, ("cache-control", "max-age=60, public")], Some(1), Ok(())),
         (&[], true, &[tag, ("cache-control", "max-age=60")], Some(1), Err(Obstacle::Credentials)),
@@ -48,6 +49,7 @@ fn what_is_shared() {
         (&[], false, &[tag, ("cache-control", "private=\"set-cookie, x\"")], Some(1), Err(Obstacle::Private)),
         (&[], true, &[tag, ("cache-control", "public, private")], Some(1), Err(Obstacle::Private)),
         (&[], false, &[tag, ("vary", "Accept-Encoding, Cookie")], Some(1), Err(Obstacle::Varies)),
+        (&[], false, &[tag, ("vary", "Origin, Cookie")], Some(1), Err(Obstacle::Varies)),
         (&[], false, &[tag, ("vary", "*")], Some(1), Err(Obstacle::Varies)),
         (&[], false, &[tag, ("content-encoding", "gzip")], Some(1), Err(Obstacle::Encoded)),
         (&[], false, &[tag], None, Err(Obstacle::NoLength)),
