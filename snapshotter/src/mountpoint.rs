@@ -82,7 +82,7 @@ pub(crate) struct Mount {
     pub(crate) kind: Vec<u8>,
     /// What was mounted: for an image, its file.
     pub(crate) source: PathBuf,
-    /// The filesystem's own options, as they were given, separated by commas.
+    /// The filesystem's own options, as they were given, separated by commas; escaped.
     pub(crate) options: Vec<u8>,
 }
 
@@ -118,7 +118,8 @@ fn parse_line(fields: &[&[u8]]) -> Option<Mount> {
     })
 }
 
-fn unescape(field: &[u8]) -> PathBuf {
+/// A path as `/proc` writes it.
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

@@ -370,7 +370,7 @@ async fn what_nothing_names_or_uses_is_collected(backend: Backend) {
     mounts.add(other.index.clone(), Source::of(&other)).await.unwrap();
     let collect = |ids: &[u64], layers: &[Digest], spared: &[Digest]| {
         let named = Named { ids: ids.iter().copied().collect(), layers: layers.iter().copied().collect() };
-        let collected = mounts.collect(&named, &spared.iter().copied().collect()).unwrap();
+        let collected = mounts.collect(&named, |layer| !spared.contains(layer)).unwrap();
         (collected.deleted, collected.in_use)
     };
     let nothing = |in_use: bool| (Vec::new(), in_use);

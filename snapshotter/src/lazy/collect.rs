@@ -5,8 +5,7 @@
 //! for images and trees of layers, and for overlays on directories of snapshots that are gone, whose layers nobody knows any more.
 
 use std::collections::HashSet;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lapwing_p2p::digest::Digest;
 
@@ -33,14 +32,15 @@ pub struct Collected {
 }
 
 impl LazyMounts {
-    /// Deletes what is kept of layers that are neither `named`, nor `spared`, nor in use. Blocks on the disk.
+    /// Deletes what is kept of layers that are neither `named` nor in use, and that `may_go`, which is asked last of all. Blocks on the disk.
     ///
     /// # Errors
     ///
     /// When the tables of mounts cannot be read, or something cannot be deleted.
-    pub fn collect(&self, named: &Named, spared: &HashSet<Digest>) -> Result<Collected, MountError> {
-        let superfluous = |layer: &Digest| !named.layers.contains(layer) && !spared.contains(layer);
-        let candidates: Vec<_> = self.on_disk().into_iter().filter(superfluous).collect();
+    pub fn collect(&self, named: &Named, may_go: impl Fn(&Digest) -> bool) -> Result<Collected, MountError> {
+        self.delete_aside();
+        let candidates: Vec<_> =
+            self.on_disk().into_iter().filter(|layer| !named.layers.contains(layer) && may_go(layer)).collect();
         if candidates.is_empty() {
             return Ok(Collected::default());
         }
@@ -54,37 +54,42 @@ impl LazyMounts {
         let mut collected = Collected::default();
         for layer in candidates {
             let directory = self.directory(&layer);
-            let used =
-                table.iter().any(|mount| former::is_erofs_of(mount, &directory) || self.is_tree_of(mount, &layer));
-            if used || self.is_mounted(&layer) {
+            let shows = |mount: &Mount| former::is_erofs_of(mount, &directory) || self.is_tree_of(mount, &layer);
+            if table.iter().any(shows) {
                 collected.in_use = true;
                 continue;
             }
-            self.remove(&layer)?;
-            collected.deleted.push(layer);
+            // Asked for, or mounted, since.
+            if !may_go(&layer) {
+                continue;
+            }
+            match self.remove(&layer) {
+                Ok(()) => collected.deleted.push(layer),
+                Err(MountError::Busy { .. }) => collected.in_use = true,
+                Err(error) => return Err(error),
+            }
         }
         Ok(collected)
     }
 }
 
-/// The snapshots below `top` that an overlay stands on. containerd shortens long lists of them to paths within their common directory, which
-/// may be another snapshotter's: then the upper directory tells, if there is one.
+/// The snapshots below `top` that an overlay stands on. Their directories may have other names: containerd shortens long lists of them to paths
+/// within their common directory, and shows ids mapped through mounts of its own; then the upper directory tells whose they are, if there
+/// is one.
 fn lower_ids<'a>(mount: &'a Mount, top: &'a Path) -> impl Iterator<Item = u64> + 'a {
     let options = if mount.kind == b"overlay" { mount.options.as_slice() } else { &[] };
     let all = move || options.split(|byte| *byte == b',');
-    let path = |bytes: &'a [u8]| Path::new(std::ffi::OsStr::from_bytes(bytes));
-    let upper = all().find_map(|option| option.strip_prefix(b"upperdir=")).map(path);
-    let relative_is_ours = upper.is_none_or(|upper| !upper.is_absolute() || upper.starts_with(top));
+    let upper = all().find_map(|option| option.strip_prefix(b"upperdir=")).map(mountpoint::unescape);
+    let upper_is_ours = upper.as_ref().map(|upper| upper.starts_with(top));
     // Newer kernels list lower directories one by one, with a plus (Linux 6.5).
     let lowers =
         all().filter_map(|option| option.strip_prefix(b"lowerdir=").or_else(|| option.strip_prefix(b"lowerdir+=")));
-    let directories = lowers.flat_map(|lowers| lowers.split(|byte| *byte == b':')).map(path);
-    directories.filter_map(move |directory| {
-        let inside = match directory.is_absolute() {
-            true => directory.strip_prefix(top).ok()?,
-            false => Some(directory).filter(|_| relative_is_ours)?,
-        };
-        inside.to_str()?.strip_suffix("/fs")?.parse().ok()
+    let directories = lowers.flat_map(|lowers| lowers.split(|byte| *byte == b':')).map(mountpoint::unescape);
+    directories.filter_map(move |directory: PathBuf| {
+        let ours = upper_is_ours.unwrap_or(directory.is_relative()) || directory.starts_with(top);
+        let snapshot =
+            (ours && directory.file_name()? == "fs").then(|| directory.parent()?.file_name()?.to_str())??;
+        snapshot.parse().ok()
     })
 }
 
@@ -110,6 +115,10 @@ mod tests {
         );
         assert_eq!(ids("overlay", "rw,lowerdir=7/fs:5/fs,index=off"), [7, 5]);
         assert_eq!(ids("overlay", "rw,lowerdir=7/fs:5/fs,upperdir=/r/snapshots/9/fs"), [7, 5]);
+        let mapped = "rw,lowerdir=/tmp/ovl-idmapped1/7/fs:/tmp/ovl-idmapped1/5/fs,upperdir=/r/snapshots/9/fs";
+        assert_eq!(ids("overlay", mapped), [7, 5]);
+        let escaped = mount("overlay", "rw,lowerdir=/r\\040s/7/fs");
+        assert_eq!(lower_ids(&escaped, Path::new("/r s")).collect::<Vec<_>>(), [7]);
         assert_eq!(ids("overlay", "rw,lowerdir=7/fs:5/fs,upperdir=/other/snapshots/9/fs"), [] as [u64; 0]);
         assert_eq!(ids("overlay", "rw,lowerdir+=/r/snapshots/7/fs,lowerdir+=/r/snapshots/5/fs"), [7, 5]);
         assert_eq!(ids("overlay", "rw,lowerdir=/other/snapshots/7/fs"), [] as [u64; 0]);

@@ -27,6 +27,9 @@ use crate::source::LayerSource;
 /// For so long a layer that could not be brought back is not tried again: the kernel repeats a failed read page by page.
 const FAILURE_MEMORY: Duration = Duration::from_secs(5);
 
+/// Begins the names of directories that are being deleted.
+const REMOVED: &str = "removed-";
+
 /// Who keeps what it takes to open a layer again.
 ///
 /// Contract: answers from this machine alone, without waiting for peers, registries or the tracker. Called on threads
@@ -91,6 +94,22 @@ impl Layers {
         self.directory.join(digest.hex())
     }
 
+    /// Where a layer's directory goes before it is deleted; who finds one there deletes it.
+    pub(super) fn aside(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(format!("{REMOVED}{}", digest.hex()))
+    }
+
+    /// Deletes what a process that was killed had put aside.
+    pub(super) fn delete_aside(&self) {
+        for entry in std::fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(REMOVED.as_bytes())
+                && let Err(error) = std::fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), %error, "what is left of a layer cannot be deleted");
+            }
+        }
+    }
+
     /// A layer in memory.
     pub(super) fn get(&self, digest: &Digest) -> Option<Arc<LazyLayer>> {
         self.by_number(nodeid(digest)).filter(|layer| layer.digest() == *digest)
@@ -131,15 +150,15 @@ impl Layers {
         self.open(index, source)
     }
 
-    /// Forgets a layer, then has `delete` take its files away.
-    pub(super) fn remove<T>(&self, digest: &Digest, delete: impl FnOnce() -> T) -> T {
+    /// Forgets a layer, then has `put_aside` take its files away.
+    pub(super) fn remove<T>(&self, digest: &Digest, put_aside: impl FnOnce() -> T) -> T {
         let _no_other = self.opening();
         if let Some(layer) = self.get(digest) {
             layer.retire();
             self.hide(digest);
             self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&nodeid(digest));
         }
-        delete()
+        put_aside()
     }
 
     /// A layer that the kernel asks for by an image of it: in memory, or brought back.

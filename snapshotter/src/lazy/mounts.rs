@@ -352,14 +352,33 @@ impl LazyMounts {
     ///
     /// When the layer is not known or the kernel refuses.
     pub fn mount(&self, digest: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), MountError> {
+        // From here on nobody removes the layer.
+        let before = self.lock_mounted().insert(at.to_owned(), *digest);
+        let mounted = self.mount_reserved(digest, at, lowers, before);
+        if mounted.is_err() {
+            let mut all = self.lock_mounted();
+            match before {
+                Some(before) => all.insert(at.to_owned(), before),
+                None => all.remove(at),
+            };
+        }
+        mounted
+    }
+
+    fn mount_reserved(
+        &self,
+        digest: &Digest,
+        at: &Path,
+        lowers: &[PathBuf],
+        before: Option<Digest>,
+    ) -> Result<(), MountError> {
         let layer = self.layer(digest).ok_or(MountError::Unknown(*digest))?;
         if layer.progress().proof == Proof::Quarantined {
             return Err(LazyError::Quarantined(*digest).into());
         }
-        let ours = self.mounted_at(at) == Some(*digest);
+        let ours = before == Some(*digest);
         if !matches!(mountpoint::state(at), MountState::NotMounted) {
             if ours || self.is_mounted_at(at, digest)? {
-                self.mounted.lock().unwrap_or_else(PoisonError::into_inner).insert(at.to_owned(), *digest);
                 return Ok(());
             }
             tracing::info!(%digest, mount = %at.display(), "replacing a former mount");
@@ -382,7 +401,6 @@ impl LazyMounts {
                 tree
             }
         };
-        self.mounted.lock().unwrap_or_else(PoisonError::into_inner).insert(at.to_owned(), *digest);
         tracing::debug!(%digest, mount = %at.display(), source = %source.display(), "layer mounted");
         Ok(())
     }
@@ -394,7 +412,7 @@ impl LazyMounts {
     /// When umount2(2) fails.
     pub fn unmount(&self, at: &Path) -> Result<(), MountError> {
         mountpoint::detach(at).map_err(system("unmount", at))?;
-        self.mounted.lock().unwrap_or_else(PoisonError::into_inner).remove(at);
+        self.lock_mounted().remove(at);
         Ok(())
     }
 
@@ -404,19 +422,31 @@ impl LazyMounts {
     ///
     /// While it is mounted, or when the files cannot be deleted.
     pub fn remove(&self, digest: &Digest) -> Result<(), MountError> {
+        let directory = self.layers.directory(digest);
+        let aside = self.layers.aside(digest);
         {
-            let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nothing is deleted under the locks: it may be gigabytes.
+            let mounted = self.lock_mounted();
             if let Some((at, layer)) = mounted.iter().find(|(_, layer)| *layer == digest) {
                 return Err(MountError::Busy { layer: *layer, at: at.display().to_string() });
             }
+            let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+            images.retain(|image| !image.starts_with(&directory));
+            match self.layers.remove(digest, || std::fs::rename(&directory, &aside)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(system("rename", &directory)(error));
+                }
+                _ => {}
+            }
         }
-        let directory = self.layers.directory(digest);
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images.retain(|image| !image.starts_with(&directory));
-        match self.layers.remove(digest, || std::fs::remove_dir_all(&directory)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system("delete", &directory)(error)),
+        match std::fs::remove_dir_all(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system("delete", &aside)(error)),
             _ => Ok(()),
         }
+    }
+
+    fn lock_mounted(&self) -> MutexGuard<'_, HashMap<PathBuf, Digest>> {
+        self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the caches last and stops serving. What is kept and in use stays mounted, and reads of it wait for the next process. What is not
@@ -481,14 +511,13 @@ impl LazyMounts {
 
     /// Whether a layer is mounted anywhere by this process, or was found mounted by it.
     pub fn is_mounted(&self, digest: &Digest) -> bool {
-        let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mounted = self.lock_mounted();
         mounted.values().any(|layer| layer == digest)
     }
 
     /// The layers that are mounted anywhere.
     pub fn mounted(&self) -> Vec<Arc<LazyLayer>> {
-        let digests: HashSet<_> =
-            self.mounted.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect();
+        let digests: HashSet<_> = self.lock_mounted().values().copied().collect();
         digests.iter().filter_map(|digest| self.layer(digest)).collect()
     }
 
@@ -501,13 +530,13 @@ impl LazyMounts {
         &self.root
     }
 
+    pub(super) fn delete_aside(&self) {
+        self.layers.delete_aside();
+    }
+
     /// The layers of which anything is kept.
     pub(super) fn on_disk(&self) -> Vec<Digest> {
         self.layers.on_disk().collect()
-    }
-
-    fn mounted_at(&self, at: &Path) -> Option<Digest> {
-        self.mounted.lock().unwrap_or_else(PoisonError::into_inner).get(at).copied()
     }
 
     fn image(&self, layer: &LazyLayer, lowers: &[PathBuf]) -> Result<PathBuf, MountError> {

@@ -4,26 +4,43 @@ use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 use super::{Mount, parse};
 
-/// The mounts of every namespace that a process is in, as far as `/proc` shows them. Processes may come and go meanwhile.
+/// The mounts of every namespace that a process is in, and each process's view of them that has another root. Processes may come and go meanwhile.
 ///
 /// # Errors
 ///
-/// When `/proc` cannot be read.
+/// When `/proc` cannot be read, or does not show the mounts of all processes.
 pub(crate) fn mounts_of_all() -> io::Result<Vec<Mount>> {
-    let (mut seen, mut found) = (HashSet::<PathBuf>::new(), Vec::new());
+    let (mut seen, mut found) = (HashSet::<(PathBuf, PathBuf)>::new(), Vec::new());
     for process in std::fs::read_dir("/proc")? {
         let process = process?.path();
-        // Not a process, or one that has ended.
-        let Ok(namespace) = std::fs::read_link(process.join("ns/mnt")) else { continue };
-        if seen.contains(&namespace) {
+        let is_process = process.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit));
+        if !is_process {
             continue;
         }
-        if let Ok(table) = std::fs::read(process.join("mountinfo")) {
+        let link = |name: &str| unless_ended(std::fs::read_link(process.join(name)));
+        let (Some(namespace), Some(root)) = (link("ns/mnt")?, link("root")?) else { continue };
+        if seen.contains(&(namespace.clone(), root.clone())) {
+            continue;
+        }
+        if let Some(table) = unless_ended(std::fs::read(process.join("mountinfo")))? {
             found.extend(parse(&table));
-            seen.insert(namespace);
+            seen.insert((namespace, root));
         }
     }
     Ok(found)
+}
+
+/// None of a process that is gone, or has nothing mounted any more.
+fn unless_ended<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::SRCH | Errno::INVAL) => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
