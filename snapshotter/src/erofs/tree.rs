@@ -6,10 +6,11 @@
 //! parent path are followed inside the layer, times before 1970 become 1970, `trusted.*` attributes are dropped, the
 //! entry of the root itself is ignored but for its time. What containerd refuses is refused here.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::{ErofsError, xattr};
-use crate::limits::{MAX_LINKS_FOLLOWED, MAX_NAME_BYTES, MAX_PATH_BYTES};
+use crate::limits::{MAX_IMPLICIT_BYTES, MAX_LINKS_FOLLOWED, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_PATH_STEPS};
 use crate::tree::{Entry, Extent, Kind};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -68,7 +69,14 @@ pub(super) struct Inode<'a> {
 pub(super) struct Tree<'a> {
     pub(super) inodes: Vec<Inode<'a>>,
     implicit: Vec<Vec<u8>>,
+    /// Memory that directories take which no entry describes.
+    implicit_bytes: u64,
+    /// Components of paths and of links' targets that were looked at.
+    steps: Cell<u64>,
 }
+
+/// Memory for one such directory beside its path, about.
+const IMPLICIT_DIRECTORY_BYTES: u64 = 512;
 
 /// One component of a resolved path; `None` where nothing is yet.
 type Step<'a> = (&'a [u8], Option<InodeIndex>);
@@ -86,7 +94,7 @@ pub fn implicit_directories(entries: &[Entry]) -> Result<Vec<Vec<u8>>, ErofsErro
 impl<'a> Tree<'a> {
     pub(super) fn apply(entries: &'a [Entry], inherit: Inherit<'_>) -> Result<Self, ErofsError> {
         let root = Inode { attributes: plain_directory(), node: Node::Directory(BTreeMap::new()), names: 1, path: b"" };
-        let mut tree = Self { inodes: vec![root], implicit: Vec::new() };
+        let mut tree = Self { inodes: vec![root], implicit: Vec::new(), implicit_bytes: 0, steps: Cell::new(0) };
         for entry in entries {
             tree.apply_entry(entry, inherit)?;
         }
@@ -253,6 +261,12 @@ impl<'a> Tree<'a> {
                 Some(inode) => inode,
                 None => {
                     check_name(entry, name)?;
+                    self.implicit_bytes += path.len() as u64 + IMPLICIT_DIRECTORY_BYTES;
+                    let (size, limit) = (self.implicit_bytes, MAX_IMPLICIT_BYTES);
+                    if size > limit {
+                        let what = "the memory for directories that no entry describes";
+                        return Err(ErofsError::TooLarge { what, size, limit });
+                    }
                     let attributes = inherit(&path).unwrap_or_else(plain_directory);
                     self.implicit.push(path.clone());
                     self.insert(current, name, attributes, Node::Directory(BTreeMap::new()), IMPLICIT)
@@ -268,6 +282,7 @@ impl<'a> Tree<'a> {
         let mut pending: Vec<&'a [u8]> = path.split(|&byte| byte == b'/').rev().collect();
         let mut links = 0;
         while let Some(name) = pending.pop() {
+            self.steps.set(self.steps.get() + 1);
             match name {
                 b"" | b"." => continue,
                 b".." => {
@@ -284,6 +299,11 @@ impl<'a> Tree<'a> {
                     links += 1;
                     if links > MAX_LINKS_FOLLOWED {
                         return Err(ErofsError::apply(entry, "more than 255 symbolic links in its path"));
+                    }
+                    let (size, limit) = (self.steps.get(), MAX_PATH_STEPS);
+                    if size > limit {
+                        let what = "the number of steps through the symbolic links in its paths";
+                        return Err(ErofsError::TooLarge { what, size, limit });
                     }
                     if target.first() == Some(&b'/') {
                         steps.clear();
