@@ -191,6 +191,21 @@ fn a_later_entry_replaces_an_earlier_one() {
 }
 
 #[test]
+fn what_replaces_a_directory_gets_its_time_as_containerd_sets_it() {
+    let at = |mtime: i64, entry: Entry| Entry { mtime, ..entry };
+    let found = written(&[at(10, directory("d")), at(20, file("d", 5)), at(30, file("e", 5))]).unwrap();
+    assert_eq!((found["d"].mtime.0, found["e"].mtime.0), (10, 30));
+    // Through a link in its place, to what that leads to.
+    let found = written(&[at(10, directory("d")), at(20, symlink("d", "e")), at(30, file("e", 5))]).unwrap();
+    assert_eq!((found["d"].mtime.0, found["e"].mtime.0), (20, 10));
+    let found = written(&[at(10, directory("d")), at(20, directory("d"))]).unwrap();
+    assert_eq!(found["d"].mtime.0, 20);
+    assert!(refused(&[directory("d"), directory("d/e"), file("d", 5)]).contains("not a directory"));
+    assert!(refused(&[directory("d/e"), directory("d"), file("d", 5), directory("d")]).contains("takes away"));
+    assert!(refused(&[directory("d"), symlink("d", "nowhere")]).contains("takes away"));
+}
+
+#[test]
 fn a_directory_over_a_directory_keeps_children_and_takes_attributes() {
     let mut first = directory("a");
     first.xattrs = vec![(b"user.kept".to_vec(), b"1".to_vec())];

@@ -75,6 +75,13 @@ pub(super) struct Tree<'a> {
     steps: Cell<u64>,
 }
 
+/// What a path may lead to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Directory,
+    Anything,
+}
+
 /// Memory for one such directory beside its path, about.
 const IMPLICIT_DIRECTORY_BYTES: u64 = 512;
 
@@ -97,6 +104,9 @@ impl<'a> Tree<'a> {
         let mut tree = Self { inodes: vec![root], implicit: Vec::new(), implicit_bytes: 0, steps: Cell::new(0) };
         for entry in entries {
             tree.apply_entry(entry, inherit)?;
+        }
+        for entry in entries.iter().filter(|entry| entry.kind == Kind::Directory && !entry.path.is_empty()) {
+            tree.set_time_at_last(entry)?;
         }
         let inodes = &tree.inodes;
         let mut implicit = std::mem::take(&mut tree.implicit);
@@ -231,6 +241,18 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
+    /// containerd sets the times of directories when all is unpacked, by their names: what has come into the place of one by then, or
+    /// what a link in its place leads to, gets its time, and where nothing is it fails.
+    fn set_time_at_last(&mut self, entry: &'a Entry) -> Result<(), ErofsError> {
+        let steps = self.resolve_to(&entry.path, &entry.path, Last::Anything)?;
+        let found = steps.last().map_or(Some(ROOT), |&(_, inode)| inode);
+        let found = found.ok_or_else(|| ErofsError::apply(&entry.path, "a directory that a later entry takes away"))?;
+        let (mtime, mtime_nanos) = bounded_time(entry);
+        let attributes = &mut self.inodes[found].attributes;
+        (attributes.mtime, attributes.mtime_nanos) = (mtime, mtime_nanos);
+        Ok(())
+    }
+
     fn remove(&mut self, directory: InodeIndex, name: &[u8]) {
         let mut doomed: Vec<InodeIndex> = self.children_mut(directory).remove(name).into_iter().collect();
         while let Some(index) = doomed.pop() {
@@ -278,6 +300,10 @@ impl<'a> Tree<'a> {
 
     /// Resolves a path of directories inside the layer, following symbolic links, as containerd's `fs.RootPath`.
     fn resolve(&self, entry: &[u8], path: &'a [u8]) -> Result<Vec<Step<'a>>, ErofsError> {
+        self.resolve_to(entry, path, Last::Directory)
+    }
+
+    fn resolve_to(&self, entry: &[u8], path: &'a [u8], last: Last) -> Result<Vec<Step<'a>>, ErofsError> {
         let mut steps: Vec<Step<'a>> = Vec::new();
         let mut pending: Vec<&'a [u8]> = path.split(|&byte| byte == b'/').rev().collect();
         let mut links = 0;
@@ -310,6 +336,7 @@ impl<'a> Tree<'a> {
                     }
                     pending.extend(target.split(|&byte| byte == b'/').rev());
                 }
+                Some(_) if last == Last::Anything && pending.is_empty() => steps.push((name, child)),
                 Some(_) => return Err(ErofsError::apply(entry, "a parent is not a directory")),
             }
         }
