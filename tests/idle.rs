@@ -14,8 +14,8 @@ const SOON: Duration = Duration::from_secs(180);
 const LAYERS: usize = 100;
 /// Files of a layer: 50,000 in all, as many as five images of Debian with a language have.
 const FILES: usize = 500;
-/// What the node may have resident, its program included.
-const MOST_MEMORY_KIB: u64 = 40 << 10;
+/// What the node may have resident of its own. Its code comes on top of that: 8 MiB of an optimised one, three times as much of one for tests.
+const MOST_MEMORY_KIB: u64 = 30 << 10;
 
 fn image(dir: &Path) -> Layout {
     let mut image = LayoutWriter::new(dir).unwrap();
@@ -65,12 +65,12 @@ fn a_node_with_a_hundred_lazy_layers_idles_small() {
         assert_eq!(claimed, LAYERS as f64, "every layer is lazy");
         let pid = machine.lapwing.as_mut().unwrap().process().pid();
         let resident = wait::until("the node to idle with little memory", SOON, || {
-            let resident = kib(pid, "status", "VmRSS");
+            let resident = kib(pid, "status", "RssAnon");
             Ok(if resident < MOST_MEMORY_KIB { Poll::Ready(resident) } else { Poll::NotYet(format!("{resident} KiB")) })
         });
         eprintln!(
-            "{backend}: {resident:?} KiB resident, {} its own, Pss {}; {} at most",
-            kib(pid, "status", "RssAnon"),
+            "{backend}: {resident:?} KiB of its own, {} resident, Pss {}; {} at most",
+            kib(pid, "status", "VmRSS"),
             kib(pid, "smaps_rollup", "Pss"),
             kib(pid, "status", "VmHWM")
         );
