@@ -19,10 +19,13 @@ test: packages tools image ## Everything: unit, crate and whole-system tests (as
 	contrib/setup/test.sh
 
 .PHONY: test-long
-test-long: ## What takes too long for every run: a download killed at 200 random moments, 50,000 blobs on one node, 50 kills under pulls, 100 images, 20 kills under 100 lazy mounts, tokens of a minute for ten
+test-long: ## What takes too long for every run: a download killed at 200 random moments, 50,000 blobs on one node, 50 kills under pulls, 100 images, 20 kills under 100 lazy mounts, a layer of 20 GB, each parser fuzzed for ten minutes, 1,050 odd layers and a directory of 100,000 names, tokens of a minute for ten
 	LAPWING_TEST_KILLS=200 LAPWING_TEST_BLOBS=50000 cargo test --package lapwing-p2p --test node -- --nocapture killed thousands
 	LAPWING_TEST_KILLS=50 LAPWING_TEST_IMAGES=100 cargo test --package lapwing --test killed --test many -- --nocapture
 	LAPWING_TEST_KILLS=20 LAPWING_TEST_IMAGES=5 cargo test --package lapwing --test survive -- --nocapture
+	LAPWING_TEST_LARGE_GB=20 cargo test --package lapwing-snapshotter --test large -- --nocapture
+	LAPWING_TEST_FUZZ_SECONDS=600 cargo test --package lapwing-snapshotter --test hostile -- --nocapture fuzz
+	LAPWING_TEST_LAYERS=1050 LAPWING_TEST_CROWD=100000 LAPWING_TEST_SEED=1000 cargo test --package lapwing --test equality -- --nocapture generated
 	LAPWING_TEST_TOKEN_SECONDS=60 LAPWING_TEST_TOKEN_ROUNDS=10 cargo test --package lapwing --test tokens -- --nocapture outlive
 
 .PHONY: lint

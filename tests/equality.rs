@@ -10,6 +10,9 @@ use lapwing_lab::image::{Entry, EntryKind, ImageConfig, Layout, LayoutWriter, Ta
 use lapwing_lab::tree::{self, Node};
 use lapwing_lab::{Need, Site, image, require, wait};
 
+#[path = "equality/generated.rs"]
+mod generated;
+
 const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(180);
 
@@ -157,6 +160,38 @@ fn paths_through_links_of_lower_layers_are_the_same_when_mounted_lazily() {
         ("usr/lib/below", Some(("file", 0o644))),
     ] {
         assert_eq!(kind(path), expected, "{path}");
+    }
+}
+
+/// `LAPWING_TEST_LAYERS` says how many layers, 210 unless it is set; `LAPWING_TEST_SEED` which, and `LAPWING_TEST_CROWD` how many names one
+/// directory has.
+#[test]
+fn generated_layers_are_the_same_when_mounted_lazily() {
+    const NAME: &str = "generated_layers_are_the_same_when_mounted_lazily";
+    /// containerd takes 128.
+    const LAYERS_OF_AN_IMAGE: u64 = 105;
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let number = |name, default| std::env::var(name).map_or(default, |text| text.parse::<u64>().unwrap());
+    let (seed, crowd) = (number("LAPWING_TEST_SEED", 1), number("LAPWING_TEST_CROWD", 3000));
+    let images = number("LAPWING_TEST_LAYERS", 210).div_ceil(LAYERS_OF_AN_IMAGE);
+    for seed in seed..seed + images {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = generated::image(dir.path(), seed, LAYERS_OF_AN_IMAGE as usize, crowd as usize);
+        eprintln!("image {seed}: {} layers, {} KiB", layout.layers.len(), layout.compressed_bytes() >> 10);
+        let lazy = lazy_equals_unpacked(&format!("generated-{seed}"), &layout, &[]);
+        let of_kind = |kind: &str| lazy.values().filter(|node| node.kind == kind).count();
+        let kinds = ["file", "directory", "symlink", "char", "block", "fifo"].map(|kind| (kind, of_kind(kind)));
+        let linked = lazy.iter().filter(|(path, node)| node.same_as != **path).count();
+        let with = |name: &str| lazy.values().filter(|node| node.xattrs.contains_key(name)).count();
+        eprintln!(
+            "{kinds:?}, {linked} second names, {} capabilities, {} notes",
+            with("security.capability"),
+            with("user.note")
+        );
+        assert!(kinds.iter().all(|(_, count)| *count > 50) && linked > 50, "the oddities are there");
+        assert!(with("security.capability") > 20 && with("user.note") > 100, "and their attributes");
     }
 }
 

@@ -12,6 +12,7 @@ pub mod mountpoint;
 pub mod profile;
 pub mod remote;
 pub mod service;
+mod shown;
 pub mod source;
 pub mod tar;
 pub mod toc;

@@ -56,6 +56,8 @@ pub const MAX_SPAN_BYTES: u64 = 64 << 20;
 pub const MAX_ZSTD_SPAN_BYTES: u64 = 32 << 20;
 /// Most spans in one layer.
 pub const MAX_SPANS: usize = 1 << 20;
+/// Longest description of what is wrong with something from outside, in bytes: what is cited of it goes into logs.
+pub const MAX_PROBLEM_BYTES: usize = 300;
 /// Longest encoded index, in bytes.
 pub const MAX_INDEX_BYTES: usize = 512 << 20;
 
@@ -69,6 +71,8 @@ pub const MAX_TOC_BYTES: usize = 256 << 20;
 pub const MAX_ZTOC_BYTES: u64 = 256 << 20;
 /// Most chunks that one table of contents may name.
 pub const MAX_TOC_CHUNKS: usize = 1 << 20;
+/// Most memory for the extended attributes of one entry of a table, as it is read, in bytes.
+pub const MAX_TOC_XATTR_BYTES: usize = 2 << 20;
 /// Longest description that is kept with a table, in bytes.
 pub const MAX_TOC_DESCRIPTION_BYTES: usize = 4096;
 /// Most compressed bytes that are fetched because a layer's maker wants them at start-up.
@@ -78,6 +82,11 @@ pub const MAX_PREFETCH_BYTES: u64 = 256 << 20;
 
 /// Symbolic links followed while one path of a layer is resolved, as in containerd's `fs.RootPath`.
 pub const MAX_LINKS_FOLLOWED: usize = 255;
+/// Most components of paths and of links' targets that are looked at while a layer with links in its paths is applied: a second or
+/// two. Ordinary paths have ten.
+pub const MAX_PATH_STEPS: u64 = 1 << 28;
+/// Most memory for directories of a layer that no entry of it describes, in bytes: some 250,000 of them.
+pub const MAX_IMPLICIT_BYTES: u64 = 160 << 20;
 /// Most chunk indexes in one EROFS image: 32 MiB of them. Only sparse files need more than one each.
 pub const MAX_CHUNK_INDEXES: u64 = 1 << 22;
 /// Longest value of an extended attribute, in bytes: the field in EROFS has 16 bits.

@@ -12,6 +12,7 @@
 use std::mem;
 
 use crate::limits::{MAX_ENTRIES, MAX_FILE_BYTES, MAX_PATH_BYTES, MAX_TABLE_BYTES, MAX_TAR_META_BYTES};
+use crate::shown::brief;
 use crate::tree::{Entry, Extent, Kind};
 
 mod header;
@@ -365,7 +366,7 @@ impl Scanner {
     }
 
     fn bad(&self, problem: impl Into<String>) -> TarError {
-        TarError::Bad { offset: self.here(), problem: problem.into() }
+        TarError::Bad { offset: self.here(), problem: brief(problem.into()) }
     }
 
     fn unsupported(&self, what: String) -> TarError {
@@ -373,15 +374,17 @@ impl Scanner {
     }
 }
 
-/// Memory that an entry takes in the table, at most.
+/// Memory that an entry takes in the table, about; what malloc(3) adds included, which is most of it for short names.
 pub(crate) fn table_bytes(entry: &Entry) -> usize {
+    let allocated = |length: usize| if length == 0 { 0 } else { (length + 8).next_multiple_of(16).max(32) };
     let kind = match &entry.kind {
-        Kind::File { extents, .. } => size_of_val(extents.as_slice()),
-        Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
+        Kind::File { extents, .. } => allocated(size_of_val(extents.as_slice())),
+        Kind::Symlink(target) | Kind::Hardlink(target) => allocated(target.len()),
         _ => 0,
     };
-    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| 48 + name.len() + value.len()).sum();
-    size_of::<Entry>() + entry.path.len() + kind + xattrs
+    let xattrs: usize =
+        entry.xattrs.iter().map(|(name, value)| 48 + allocated(name.len()) + allocated(value.len())).sum();
+    size_of::<Entry>() + allocated(entry.path.len()) + kind + xattrs
 }
 
 /// containerd sets times outside what it can express (1970 to 2262) to 1970.

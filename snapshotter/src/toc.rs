@@ -37,6 +37,7 @@ use lapwing_p2p::digest::Digest;
 
 use crate::index::{Compression, Form, Index};
 use crate::limits::{MAX_TOC_BYTES, MAX_TOC_DESCRIPTION_BYTES, MAX_TOC_STORED_BYTES, MAX_ZTOC_BYTES};
+use crate::shown::brief;
 use crate::tree::{Entry, Kind};
 
 mod announced;
@@ -78,7 +79,7 @@ pub enum TocError {
 }
 
 fn malformed(problem: impl Into<String>) -> TocError {
-    TocError::Malformed(problem.into())
+    TocError::Malformed(brief(problem.into()))
 }
 
 /// A table of contents whose place in its layer is known.

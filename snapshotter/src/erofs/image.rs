@@ -112,8 +112,8 @@ impl Image {
         let mode = file_type(&inode.node).0 | inode.attributes.mode;
         let header = Header { format: 1 | form_bits << 1, mode, value, serial };
         self.put_header(at, placed, &inode.attributes, &header);
-        self.put(at + INODE as usize, &placed.xattrs);
-        let behind = at + INODE as usize + placed.xattrs.len();
+        self.put(at + INODE as usize, &xattr::body(inode.path, &inode.attributes.xattrs)?);
+        let behind = at + INODE as usize + placed.xattr_bytes;
         match &inode.node {
             Node::Directory(_) => self.put_data(behind, &placed.form, &directory_content(tree, layout, placed)),
             Node::Symlink(target) => self.put_data(behind, &placed.form, target),
@@ -128,7 +128,7 @@ impl Image {
 
     fn put_header(&mut self, at: usize, placed: &Placed, attributes: &Attributes, header: &Header) {
         self.put(at, &header.format.to_le_bytes());
-        self.put(at + 0x02, &xattr::count(placed.xattrs.len()).to_le_bytes());
+        self.put(at + 0x02, &xattr::count(placed.xattr_bytes).to_le_bytes());
         self.put(at + 0x04, &header.mode.to_le_bytes());
         self.put(at + 0x08, &placed.size.to_le_bytes());
         self.put(at + 0x10, &header.value.to_le_bytes());

@@ -30,7 +30,8 @@ pub(super) struct Placed {
     pub(super) nid: u64,
     pub(super) size: u64,
     pub(super) links: u32,
-    pub(super) xattrs: Vec<u8>,
+    /// Length of the extended attributes behind it, in bytes.
+    pub(super) xattr_bytes: usize,
     pub(super) form: Form,
 }
 
@@ -71,9 +72,9 @@ impl Layout {
         tar_length: u64,
     ) -> Result<(), ErofsError> {
         let inode = &tree.inodes[index];
-        let xattrs = xattr::body(inode.path, &inode.attributes.xattrs)?;
+        let xattr_bytes = xattr::body(inode.path, &inode.attributes.xattrs)?.len();
         let size = size_of(inode);
-        let head = INODE + xattrs.len() as u64;
+        let head = INODE + xattr_bytes as u64;
         let slot = self.metadata_length.next_multiple_of(SLOT);
         let (start, end, form) = match &inode.node {
             Node::File { size: 1.., extents } => {
@@ -90,7 +91,7 @@ impl Layout {
         self.metadata_length = end;
         let links = links_of(tree, inode);
         let parent = self.nids[&parent];
-        self.placed.push(Placed { index, parent, nid, size, links, xattrs, form });
+        self.placed.push(Placed { index, parent, nid, size, links, xattr_bytes, form });
         Ok(())
     }
 

@@ -131,12 +131,43 @@ fn a_damaged_image_is_an_error_to_the_view_and_never_a_panic() {
         image.write_all(&bad).unwrap();
         let view = View(&image);
         assert_eq!(view.superblock().is_err(), (1024..1536).contains(&at), "byte {at}");
-        for nid in 0..80 {
-            let Ok(inode) = view.inode(nid) else { continue };
-            let _ = view.lookup(&inode, b"b");
-            let _ = view.list(&inode, 0, |name| name.next < 10_000);
-            let _ = (view.target(&inode), view.xattrs(&inode));
-            let _ = view.stretches(&inode, 0..inode.size.min(1 << 20));
+        look_at_all(view);
+    }
+}
+
+/// Whatever comes of it.
+fn look_at_all(view: View<'_>) {
+    for nid in 0..80 {
+        let Ok(inode) = view.inode(nid) else { continue };
+        let _ = view.lookup(&inode, b"b");
+        let _ = view.list(&inode, 0, |name| name.next < 10_000);
+        // From the last blocks on that there can be.
+        let _ = view.list(&inode, (1 << 63) - 512, |_| true);
+        let _ = (view.target(&inode), view.xattrs(&inode));
+        let _ = view.stretches(&inode, 0..inode.size.min(1 << 20));
+        let _ = view.stretches(&inode, inode.size.saturating_sub(1 << 20)..inode.size);
+    }
+}
+
+/// A directory of 2^64 - 1 bytes from the last block on led beyond what 64 bits count.
+#[test]
+fn numbers_at_the_edge_of_an_image_do_not_overflow() {
+    let entries = [directory("a"), file("a/b", 5000), symlink("l", &"x".repeat(700)), directory("e")];
+    let good = write_image(&entries, TAR, &[7; 32], &|_| None).unwrap();
+    for at in (1536..good.len() - 16).step_by(4) {
+        for (length, byte) in [(4, 0xff), (8, 0xff), (12, 0xff), (4, 0x7f), (8, 0x7f), (8, 0)] {
+            let mut bad = good.clone();
+            bad[at..at + length].fill(byte);
+            // The inode's block as well: its size and its place together.
+            for both in [false, true] {
+                let mut bad = bad.clone();
+                if both {
+                    bad.get_mut(at + 8..at + 12).unwrap().fill(0xff);
+                }
+                let mut image = tempfile::tempfile().unwrap();
+                image.write_all(&bad).unwrap();
+                look_at_all(View(&image));
+            }
         }
     }
 }
@@ -157,6 +188,21 @@ fn a_later_entry_replaces_an_earlier_one() {
     assert_eq!(paths(&[directory("a"), file("a/b", 1), file("a", 2)]), ["a"]);
     assert_eq!(paths(&[file("a", 2), directory("a"), file("a/b", 1)]), ["a", "a/b"]);
     assert_eq!(written(&[file("a", 1), file("a", 9)]).unwrap()["a"].size, 9);
+}
+
+#[test]
+fn what_replaces_a_directory_gets_its_time_as_containerd_sets_it() {
+    let at = |mtime: i64, entry: Entry| Entry { mtime, ..entry };
+    let found = written(&[at(10, directory("d")), at(20, file("d", 5)), at(30, file("e", 5))]).unwrap();
+    assert_eq!((found["d"].mtime.0, found["e"].mtime.0), (10, 30));
+    // Through a link in its place, to what that leads to.
+    let found = written(&[at(10, directory("d")), at(20, symlink("d", "e")), at(30, file("e", 5))]).unwrap();
+    assert_eq!((found["d"].mtime.0, found["e"].mtime.0), (20, 10));
+    let found = written(&[at(10, directory("d")), at(20, directory("d"))]).unwrap();
+    assert_eq!(found["d"].mtime.0, 20);
+    assert!(refused(&[directory("d"), directory("d/e"), file("d", 5)]).contains("not a directory"));
+    assert!(refused(&[directory("d/e"), directory("d"), file("d", 5), directory("d")]).contains("takes away"));
+    assert!(refused(&[directory("d"), symlink("d", "nowhere")]).contains("takes away"));
 }
 
 #[test]

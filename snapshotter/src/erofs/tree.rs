@@ -6,10 +6,11 @@
 //! parent path are followed inside the layer, times before 1970 become 1970, `trusted.*` attributes are dropped, the
 //! entry of the root itself is ignored but for its time. What containerd refuses is refused here.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::{ErofsError, xattr};
-use crate::limits::{MAX_LINKS_FOLLOWED, MAX_NAME_BYTES, MAX_PATH_BYTES};
+use crate::limits::{MAX_IMPLICIT_BYTES, MAX_LINKS_FOLLOWED, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_PATH_STEPS};
 use crate::tree::{Entry, Extent, Kind};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -68,7 +69,21 @@ pub(super) struct Inode<'a> {
 pub(super) struct Tree<'a> {
     pub(super) inodes: Vec<Inode<'a>>,
     implicit: Vec<Vec<u8>>,
+    /// Memory that directories take which no entry describes.
+    implicit_bytes: u64,
+    /// Components of paths and of links' targets that were looked at.
+    steps: Cell<u64>,
 }
+
+/// What a path may lead to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Directory,
+    Anything,
+}
+
+/// Memory for one such directory beside its path, about.
+const IMPLICIT_DIRECTORY_BYTES: u64 = 512;
 
 /// One component of a resolved path; `None` where nothing is yet.
 type Step<'a> = (&'a [u8], Option<InodeIndex>);
@@ -86,9 +101,12 @@ pub fn implicit_directories(entries: &[Entry]) -> Result<Vec<Vec<u8>>, ErofsErro
 impl<'a> Tree<'a> {
     pub(super) fn apply(entries: &'a [Entry], inherit: Inherit<'_>) -> Result<Self, ErofsError> {
         let root = Inode { attributes: plain_directory(), node: Node::Directory(BTreeMap::new()), names: 1, path: b"" };
-        let mut tree = Self { inodes: vec![root], implicit: Vec::new() };
+        let mut tree = Self { inodes: vec![root], implicit: Vec::new(), implicit_bytes: 0, steps: Cell::new(0) };
         for entry in entries {
             tree.apply_entry(entry, inherit)?;
+        }
+        for entry in entries.iter().filter(|entry| entry.kind == Kind::Directory && !entry.path.is_empty()) {
+            tree.set_time_at_last(entry)?;
         }
         let inodes = &tree.inodes;
         let mut implicit = std::mem::take(&mut tree.implicit);
@@ -223,6 +241,18 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
+    /// containerd sets the times of directories when all is unpacked, by their names: what has come into the place of one by then, or
+    /// what a link in its place leads to, gets its time, and where nothing is it fails.
+    fn set_time_at_last(&mut self, entry: &'a Entry) -> Result<(), ErofsError> {
+        let steps = self.resolve_to(&entry.path, &entry.path, Last::Anything)?;
+        let found = steps.last().map_or(Some(ROOT), |&(_, inode)| inode);
+        let found = found.ok_or_else(|| ErofsError::apply(&entry.path, "a directory that a later entry takes away"))?;
+        let (mtime, mtime_nanos) = bounded_time(entry);
+        let attributes = &mut self.inodes[found].attributes;
+        (attributes.mtime, attributes.mtime_nanos) = (mtime, mtime_nanos);
+        Ok(())
+    }
+
     fn remove(&mut self, directory: InodeIndex, name: &[u8]) {
         let mut doomed: Vec<InodeIndex> = self.children_mut(directory).remove(name).into_iter().collect();
         while let Some(index) = doomed.pop() {
@@ -253,6 +283,12 @@ impl<'a> Tree<'a> {
                 Some(inode) => inode,
                 None => {
                     check_name(entry, name)?;
+                    self.implicit_bytes += path.len() as u64 + IMPLICIT_DIRECTORY_BYTES;
+                    let (size, limit) = (self.implicit_bytes, MAX_IMPLICIT_BYTES);
+                    if size > limit {
+                        let what = "the memory for directories that no entry describes";
+                        return Err(ErofsError::TooLarge { what, size, limit });
+                    }
                     let attributes = inherit(&path).unwrap_or_else(plain_directory);
                     self.implicit.push(path.clone());
                     self.insert(current, name, attributes, Node::Directory(BTreeMap::new()), IMPLICIT)
@@ -264,10 +300,15 @@ impl<'a> Tree<'a> {
 
     /// Resolves a path of directories inside the layer, following symbolic links, as containerd's `fs.RootPath`.
     fn resolve(&self, entry: &[u8], path: &'a [u8]) -> Result<Vec<Step<'a>>, ErofsError> {
+        self.resolve_to(entry, path, Last::Directory)
+    }
+
+    fn resolve_to(&self, entry: &[u8], path: &'a [u8], last: Last) -> Result<Vec<Step<'a>>, ErofsError> {
         let mut steps: Vec<Step<'a>> = Vec::new();
         let mut pending: Vec<&'a [u8]> = path.split(|&byte| byte == b'/').rev().collect();
         let mut links = 0;
         while let Some(name) = pending.pop() {
+            self.steps.set(self.steps.get() + 1);
             match name {
                 b"" | b"." => continue,
                 b".." => {
@@ -285,11 +326,17 @@ impl<'a> Tree<'a> {
                     if links > MAX_LINKS_FOLLOWED {
                         return Err(ErofsError::apply(entry, "more than 255 symbolic links in its path"));
                     }
+                    let (size, limit) = (self.steps.get(), MAX_PATH_STEPS);
+                    if size > limit {
+                        let what = "the number of steps through the symbolic links in its paths";
+                        return Err(ErofsError::TooLarge { what, size, limit });
+                    }
                     if target.first() == Some(&b'/') {
                         steps.clear();
                     }
                     pending.extend(target.split(|&byte| byte == b'/').rev());
                 }
+                Some(_) if last == Last::Anything && pending.is_empty() => steps.push((name, child)),
                 Some(_) => return Err(ErofsError::apply(entry, "a parent is not a directory")),
             }
         }

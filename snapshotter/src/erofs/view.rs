@@ -12,6 +12,7 @@ use super::BLOCK;
 use super::chunks::{HOLE, WIDE_INDEXES};
 use super::image::{MAGIC, METADATA, SUPERBLOCK, superblock_checksum};
 use super::layout::INODE;
+use crate::limits::MAX_FILE_BYTES;
 
 /// Entries that fit into a directory block, and more.
 const MAX_IN_BLOCK: u64 = 256;
@@ -250,6 +251,7 @@ impl View<'_> {
             || file.form != 4
             || file.value & u32::from(!0x1F_u16) != u32::from(WIDE_INDEXES)
             || range.end > file.size
+            || file.size > MAX_FILE_BYTES
         {
             return Err(damaged("no file with chunks, or a read beyond its end"));
         }
@@ -287,7 +289,11 @@ impl View<'_> {
     fn content(&self, inode: &Inode, number: u64) -> io::Result<Vec<u8>> {
         let length = inode.size.saturating_sub(number * BLOCK).min(BLOCK);
         let inline = inode.form == 2 && length < BLOCK;
-        let at = if inline { inode.behind_xattrs() } else { (u64::from(inode.value) + number) * BLOCK };
+        let at = match inline {
+            true => Some(inode.behind_xattrs()),
+            false => u64::from(inode.value).checked_add(number).and_then(|block| block.checked_mul(BLOCK)),
+        };
+        let at = at.ok_or_else(|| damaged("contents beyond the image"))?;
         let mut block = vec![0; length as usize];
         self.0.read_exact_at(&mut block, at)?;
         Ok(block)

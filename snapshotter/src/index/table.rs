@@ -199,6 +199,7 @@ impl<'a> Reader<'a> {
         if names.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err("extended attribute twice".to_owned());
         }
+        xattrs.shrink_to_fit();
         Ok(xattrs)
     }
 

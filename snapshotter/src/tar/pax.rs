@@ -1,6 +1,6 @@
 //! PAX extended headers (POSIX.1-2001 pax, "pax Extended Header"), read as Go's archive/tar reads them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::limits::{MAX_XATTR_NAME_BYTES, MAX_XATTR_VALUE_BYTES};
 
@@ -26,6 +26,8 @@ impl Pax {
     pub(super) fn parse(mut records: &[u8]) -> Result<Self, String> {
         let mut pax = Self::default();
         let mut pairs: Vec<&[u8]> = Vec::new();
+        // Where each attribute is: a header has room for 40,000 of them.
+        let mut places: HashMap<&[u8], usize> = HashMap::new();
         while !records.is_empty() {
             let (key, value) = record(&mut records)?;
             match key {
@@ -36,7 +38,10 @@ impl Pax {
                     }
                     pairs.push(value);
                 }
-                _ => pax.set(key, value)?,
+                _ => match key.strip_prefix(XATTR) {
+                    Some(name) => pax.set_xattr(name, value, &mut places)?,
+                    None => pax.set(key, value)?,
+                },
             }
         }
         if !pairs.is_empty() {
@@ -46,9 +51,6 @@ impl Pax {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
-        if let Some(name) = key.strip_prefix(XATTR) {
-            return self.set_xattr(name, value);
-        }
         if let Some(name) = key.strip_prefix(SPARSE) {
             self.sparse.insert(name.to_vec(), value.to_vec());
             return Ok(());
@@ -68,13 +70,21 @@ impl Pax {
         Ok(())
     }
 
-    fn set_xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+    fn set_xattr<'a>(
+        &mut self,
+        name: &'a [u8],
+        value: &[u8],
+        places: &mut HashMap<&'a [u8], usize>,
+    ) -> Result<(), String> {
         if name.is_empty() || name.len() > MAX_XATTR_NAME_BYTES || value.len() > MAX_XATTR_VALUE_BYTES {
             return Err("extended attribute beyond the kernel's limits".to_owned());
         }
-        match self.xattrs.iter_mut().find(|(known, _)| known == name) {
+        match places.get(name).and_then(|place| self.xattrs.get_mut(*place)) {
             Some((_, known)) => *known = value.to_vec(),
-            None => self.xattrs.push((name.to_vec(), value.to_vec())),
+            None => {
+                places.insert(name, self.xattrs.len());
+                self.xattrs.push((name.to_vec(), value.to_vec()));
+            }
         }
         Ok(())
     }
@@ -150,6 +160,13 @@ mod tests {
     fn keeps_empty_and_binary_attributes() {
         let pax = Pax::parse(b"24 SCHILY.xattr.user.a=\n27 SCHILY.xattr.user.b=\0=\n\n").unwrap();
         assert_eq!(pax.xattrs, [(b"user.a".to_vec(), b"".to_vec()), (b"user.b".to_vec(), b"\0=\n".to_vec())]);
+    }
+
+    #[test]
+    fn a_later_attribute_takes_the_place_of_an_earlier_one() {
+        let records = b"22 SCHILY.xattr.a.a=1\n22 SCHILY.xattr.b.b=2\n22 SCHILY.xattr.a.a=3\n";
+        let pax = Pax::parse(records).unwrap();
+        assert_eq!(pax.xattrs, [(b"a.a".to_vec(), b"3".to_vec()), (b"b.b".to_vec(), b"2".to_vec())]);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::limits::{MAX_ENTRIES, MAX_TABLE_BYTES, MAX_TOC_CHUNKS};
+use crate::limits::{MAX_ENTRIES, MAX_TABLE_BYTES, MAX_TOC_CHUNKS, MAX_TOC_XATTR_BYTES};
+use crate::shown::brief;
 use crate::tar::table_bytes;
 use crate::tree::{Entry, Kind};
 
@@ -74,7 +75,7 @@ struct Written<'a> {
     gid: i64,
     dev_major: i64,
     dev_minor: i64,
-    xattrs: Option<BTreeMap<String, String>>,
+    xattrs: Attributes,
     #[serde(borrow)]
     digest: Cow<'a, str>,
     offset: i64,
@@ -83,6 +84,42 @@ struct Written<'a> {
     chunk_size: i64,
     #[serde(borrow)]
     chunk_digest: Cow<'a, str>,
+}
+
+/// Extended attributes by name, values in base 64; null for none. An entry may not have more than fits into a tar's header: each costs
+/// far more memory than it takes bytes in the table.
+#[derive(Default)]
+struct Attributes(BTreeMap<String, String>);
+
+/// What an attribute costs beside its bytes, about.
+const ATTRIBUTE_BYTES: usize = 64;
+
+impl<'de> Deserialize<'de> for Attributes {
+    fn deserialize<D: serde::Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        source.deserialize_any(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Attributes {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("extended attributes")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        let mut left = MAX_TOC_XATTR_BYTES;
+        while let Some((name, value)) = map.next_entry::<String, String>()? {
+            let cost = ATTRIBUTE_BYTES + name.len() + value.len();
+            left = left.checked_sub(cost).ok_or_else(|| A::Error::custom("extended attributes without end"))?;
+            self.0.insert(name, value);
+        }
+        Ok(self)
+    }
 }
 
 /// A file whose parts are being listed.
@@ -183,7 +220,7 @@ impl Reader {
 
 /// The entry without the places of its bytes; none where containerd would ignore it.
 fn entry(written: &Written<'_>) -> Result<Option<Entry>, TocError> {
-    let attributes = written.xattrs.iter().flatten();
+    let attributes = written.xattrs.0.iter();
     let lossy = [&*written.name, &*written.link_name].iter().any(|text| text.contains(REPLACED))
         || attributes.clone().any(|(name, _)| name.contains(REPLACED));
     if lossy {
@@ -214,7 +251,7 @@ fn sha256(text: &str) -> Result<Option<[u8; 32]>, TocError> {
         return Ok(None);
     }
     let digest: lapwing_p2p::digest::Digest =
-        text.parse().map_err(|_| TocError::Unsupported(format!("digest {text:?}, which is no SHA-256")))?;
+        text.parse().map_err(|_| TocError::Unsupported(brief(format!("digest {text:?}, which is no SHA-256"))))?;
     Ok(Some(*digest.as_bytes()))
 }
 

@@ -1,6 +1,6 @@
 //! An entry as tables list it, whatever they are written in.
 
-use crate::limits::{MAX_FILE_BYTES, MAX_PATH_BYTES, MAX_XATTR_NAME_BYTES, MAX_XATTR_VALUE_BYTES};
+use crate::limits::{MAX_FILE_BYTES, MAX_PATH_BYTES, MAX_TAR_META_BYTES, MAX_XATTR_NAME_BYTES, MAX_XATTR_VALUE_BYTES};
 use crate::tar::bound_time;
 use crate::tar::path::clean;
 use crate::tree::{Entry, Kind};
@@ -27,6 +27,10 @@ pub(super) struct Listed<'a> {
 impl Listed<'_> {
     /// The entry without the places of its bytes; none where containerd would ignore it.
     pub(super) fn entry(self) -> Result<Option<Entry>, TocError> {
+        // No tar has a longer one.
+        if self.name.len() as u64 > MAX_TAR_META_BYTES {
+            return Err(malformed(format!("a name of {} bytes", self.name.len())));
+        }
         let name = String::from_utf8_lossy(self.name);
         let bad = |problem: String| malformed(format!("{name:?}: {problem}"));
         let u32_of = |value: i64| u32::try_from(value).map_err(|_| bad(format!("number {value}")));

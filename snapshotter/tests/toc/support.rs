@@ -131,6 +131,14 @@ fn sha256(bytes: &[u8]) -> String {
 
 /// Makes a layer whose files are cut into chunks of `chunk` bytes; `lie` may change the table before it is written.
 pub(crate) fn make(format: Format, items: &[Item], chunk: usize, lie: impl FnOnce(&mut Value)) -> Made {
+    make_with(format, items, chunk, |mut table| {
+        lie(&mut table);
+        serde_json::to_vec(&table).unwrap()
+    })
+}
+
+/// The same with whatever bytes `write` makes of the table.
+pub(crate) fn make_with(format: Format, items: &[Item], chunk: usize, write: impl FnOnce(Value) -> Vec<u8>) -> Made {
     let mut out = Writer { format, member: Vec::new(), layer: Vec::new(), tar: Vec::new() };
     let mut entries = Vec::new();
     for item in items {
@@ -172,9 +180,7 @@ pub(crate) fn make(format: Format, items: &[Item], chunk: usize, lie: impl FnOnc
         let padding = item.content.len().next_multiple_of(512) - item.content.len();
         out.write(&vec![0; padding]);
     }
-    let mut table = json!({ "version": 1, "entries": entries });
-    lie(&mut table);
-    finish(out, &serde_json::to_vec(&table).unwrap())
+    finish(out, &write(json!({ "version": 1, "entries": entries })))
 }
 
 /// Writes the end of a layer, with any bytes for the table.

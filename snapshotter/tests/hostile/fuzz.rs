@@ -1,0 +1,85 @@
+//! Changed inputs without end, for each parser.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::{Duration, Instant};
+
+use crate::generate::Seeds;
+use crate::judge::{self, Verdict};
+use crate::memory;
+use crate::random::Random;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+/// Gives a parser `rounds` inputs, or as many as there is time for.
+fn fuzz(target: &str, rounds: u64, judge: impl Fn(&Seeds, &mut Random) -> Verdict) {
+    let _alone = memory::alone();
+    let seeds = Seeds::new();
+    let first = number("LAPWING_TEST_FUZZ_SEED").unwrap_or(1);
+    let until = number("LAPWING_TEST_FUZZ_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let (mut counts, mut input) = ([0u64; 4], first);
+    while until.map_or(input < first + rounds, |until| Instant::now() < until) {
+        let start = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| judge(&seeds, &mut Random::new(input))));
+        let verdict = outcome.unwrap_or_else(|panic| {
+            eprintln!("{target}: input {input} fails: LAPWING_TEST_FUZZ_SEED={input} repeats it");
+            resume_unwind(panic)
+        });
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(30), "{target}: input {input} took {took:?}");
+        counts[match verdict {
+            Verdict::Refused(_) => 0,
+            Verdict::Unreadable(_) => 1,
+            Verdict::Caught(_) => 2,
+            Verdict::Exact => 3,
+        }] += 1;
+        input += 1;
+    }
+    let [refused, unreadable, caught, exact] = counts;
+    eprintln!(
+        "{target}: {} inputs: {refused} refused, {unreadable} unreadable, {caught} caught, {exact} exact",
+        input - first
+    );
+    assert!(refused > 0 && (exact > 0 || input - first < rounds), "{target}: changes do too much or too little");
+}
+
+#[test]
+fn layers() {
+    fuzz("layers", 3000, |seeds, random| judge::layer(&seeds.layer(random)));
+}
+
+#[test]
+fn indexes() {
+    fuzz("indexes", 400, |seeds, random| {
+        let (index, which) = seeds.index(random);
+        let (layer, tar, _) = &seeds.indexed[which];
+        judge::index(&index, layer, tar)
+    });
+}
+
+#[test]
+fn tables_of_contents() {
+    fuzz("tables of contents", 800, |seeds, random| match seeds.toc(random) {
+        Some((toc, stored, layer)) => judge::toc(&toc, &stored, &layer),
+        None => Verdict::Refused("it has no place".to_owned()),
+    });
+}
+
+#[test]
+fn ztocs() {
+    fuzz("zTOCs", 800, |seeds, random| match seeds.ztoc(random) {
+        Some((toc, stored, layer)) => judge::toc(&toc, &stored, &layer),
+        None => Verdict::Refused("it has no place".to_owned()),
+    });
+}
+
+#[test]
+fn images() {
+    fuzz("images", 2000, |seeds, random| judge::image(&seeds.image(random)));
+}
+
+#[test]
+fn profiles() {
+    fuzz("profiles", 20_000, |seeds, random| judge::profile(&seeds.profile(random)));
+}

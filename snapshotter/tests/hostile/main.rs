@@ -1,0 +1,144 @@
+//! Layers, indexes, tables of contents, images and profiles that are damaged or made to do harm: each is refused with an error, is an
+//! error where it is read, or gives exactly what it should; none ends the process, and none takes more memory than is said here.
+//!
+//! The corpus is fixed. Beyond it, each parser is given changed inputs without end: `LAPWING_TEST_FUZZ_SECONDS` says for how long
+//! (otherwise a fixed number of them), `LAPWING_TEST_FUZZ_SEED` from which number on. What fails is repeated by its number.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod attacks;
+mod bombs;
+mod compressed;
+mod fuzz;
+mod generate;
+mod judge;
+mod memory;
+mod random;
+#[path = "../toc/support.rs"]
+#[allow(dead_code, reason = "shared with the tests of tables of contents")]
+mod support;
+mod tars;
+#[path = "../ztoc/write.rs"]
+mod write;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use generate::Seeds;
+use judge::Verdict;
+use random::Random;
+
+/// Resident memory that an input which is no bomb may take beyond what was there, all copies of the test's own included.
+const MOST_MEMORY: u64 = 64 << 20;
+/// No input takes longer, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is to become of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expect {
+    /// An error, and nothing can be read.
+    Refused,
+    /// An error, now or where it is read, or found out by the proof.
+    NotExact,
+    /// All is right.
+    Exact,
+    /// Any of these.
+    Harmless,
+}
+
+impl Expect {
+    fn holds(self, verdict: &Verdict) -> bool {
+        match self {
+            Self::Refused => matches!(verdict, Verdict::Refused(_)),
+            Self::NotExact => *verdict != Verdict::Exact,
+            Self::Exact => *verdict == Verdict::Exact,
+            Self::Harmless => true,
+        }
+    }
+}
+
+/// Inputs of one class: refused, unreadable, caught, exact.
+#[derive(Default)]
+struct Tally {
+    counts: [usize; 4],
+    memory: u64,
+    longest: Duration,
+}
+
+#[derive(Default)]
+struct Corpus(BTreeMap<&'static str, Tally>);
+
+impl Corpus {
+    fn judge(&mut self, class: &'static str, name: &str, expect: Expect, judge: impl FnOnce() -> Verdict) {
+        self.judge_within(MOST_MEMORY, class, name, expect, judge);
+    }
+
+    fn judge_within(
+        &mut self,
+        most: u64,
+        class: &'static str,
+        name: &str,
+        expect: Expect,
+        judge: impl FnOnce() -> Verdict,
+    ) {
+        let start = Instant::now();
+        let (verdict, memory) = memory::growth(judge);
+        let took = start.elapsed();
+        assert!(expect.holds(&verdict), "{class}: {name}: {expect:?} was expected, and it is {verdict:?}");
+        assert!(memory <= most, "{class}: {name} took {} MiB: {verdict:?}", memory >> 20);
+        assert!(took < PATIENCE, "{class}: {name} took {took:?}");
+        if class == "bombs" {
+            eprintln!("bomb: {name}: {} MiB, {took:.2?}: {:.120}", memory >> 20, format!("{verdict:?}"));
+        }
+        let tally = self.0.entry(class).or_default();
+        tally.counts[match verdict {
+            Verdict::Refused(_) => 0,
+            Verdict::Unreadable(_) => 1,
+            Verdict::Caught(_) => 2,
+            Verdict::Exact => 3,
+        }] += 1;
+        tally.memory = tally.memory.max(memory);
+        tally.longest = tally.longest.max(took);
+    }
+}
+
+#[test]
+fn whatever_comes_is_refused_or_right() {
+    let _alone = memory::alone();
+    let seeds = Seeds::new();
+    let mut corpus = Corpus::default();
+    for (name, expect, tar) in attacks::all() {
+        corpus.judge("tars", name, expect, || judge::layer(&tar));
+        corpus.judge("tars in gzip", name, expect, || judge::layer(&tars::gzip(&tar)));
+        corpus.judge("tars in zstd", name, expect, || judge::layer(&tars::frames(&tar, 4000)));
+    }
+    for (name, expect, layer) in compressed::all() {
+        corpus.judge("compression", &name, expect, || judge::layer(&layer));
+    }
+    let random = |number: u64| Random::new(number << 32);
+    for number in 0..200 {
+        let name = format!("changed {number}");
+        let (index, which) = seeds.index(&mut random(number));
+        let (layer, tar, _) = &seeds.indexed[which];
+        corpus.judge("indexes", &name, Expect::Harmless, || judge::index(&index, layer, tar));
+        corpus.judge("images", &name, Expect::Harmless, || judge::image(&seeds.image(&mut random(number))));
+        corpus.judge("profiles", &name, Expect::Harmless, || judge::profile(&seeds.profile(&mut random(number))));
+        for (class, made) in [("tables", seeds.toc(&mut random(number))), ("zTOCs", seeds.ztoc(&mut random(number)))] {
+            let Some((toc, stored, layer)) = made else { continue };
+            corpus.judge(class, &name, Expect::Harmless, || judge::toc(&toc, &stored, &layer));
+        }
+    }
+    for bomb in bombs::all() {
+        let explode = (bomb.make)(&seeds);
+        corpus.judge_within(bomb.most, "bombs", bomb.name, bomb.expect, explode);
+    }
+    let total: usize = corpus.0.values().flat_map(|tally| tally.counts).sum();
+    for (class, Tally { counts: [refused, unreadable, caught, exact], memory, longest }) in &corpus.0 {
+        eprintln!(
+            "{class:>14}: {refused:4} refused, {unreadable:3} unreadable, {caught:3} caught by the proof, {exact:3} exact; \
+             {:4} MiB and {longest:.2?} at most",
+            memory >> 20
+        );
+        assert!(*refused > 0, "{class}: nothing is refused");
+    }
+    assert!(total >= 1000, "{total} inputs");
+}
