@@ -16,7 +16,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMet
 mod image;
 mod record;
 
-pub(crate) use image::{Image, chain_id};
+pub(crate) use image::Image;
 pub(crate) use record::LayerRecord;
 
 /// Most layers remembered.
@@ -173,6 +173,8 @@ fn is_damage(error: &redb::DatabaseError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use lapwing_snapshotter::remote::chain_id;
+
     use super::*;
 
     fn record(number: u32) -> LayerRecord {

@@ -21,12 +21,12 @@ use lapwing_p2p::discovery::{Statement, StatementKind};
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_p2p::store::Hold;
 use lapwing_snapshotter::index::{Form, Index};
-use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyMounts, MountError, Proof};
-use lapwing_snapshotter::remote::{Fallback, Fetched, RemoteLayers, Started, Target};
+use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyLayer, LazyMounts, MountError, Proof};
+use lapwing_snapshotter::remote::{Fallback, Fetched, RemoteLayers, Started, Target, chain_id};
 use lapwing_snapshotter::source::LayerSource;
 use tokio::sync::{Semaphore, watch};
 
-use crate::catalog::{Catalog, LayerRecord, chain_id};
+use crate::catalog::{Catalog, LayerRecord};
 use crate::config::Formats;
 use crate::profiles::Profiles;
 use build::Builder;
@@ -84,6 +84,8 @@ pub(crate) struct Layers {
     formats: Formats,
     /// Layers that wait for their background completion, or are in it.
     completing: Mutex<HashSet<Digest>>,
+    /// By layer, the name of the index that this node made of the whole layer itself.
+    made: Mutex<HashMap<Digest, Digest>>,
     /// Keeps the blob of a mounted layer in the store until all of it is in the layer's own file.
     holds: Mutex<HashMap<PathBuf, (Digest, Hold)>>,
     /// None: never.
@@ -120,6 +122,7 @@ impl Layers {
             kept,
             formats,
             completing: Mutex::default(),
+            made: Mutex::default(),
             holds: Mutex::default(),
             complete_after,
             runtime,
@@ -184,6 +187,7 @@ impl Layers {
 
     /// Nothing is kept of this layer any more: whoever asks for it next searches again.
     fn forget(&self, layer: &Digest) {
+        self.completing.lock().unwrap_or_else(PoisonError::into_inner).remove(layer);
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(layer);
     }
 
@@ -197,8 +201,15 @@ impl Layers {
         self.mounts.as_ref()
     }
 
-    /// Takes up an index that this node has just built.
-    pub(crate) fn built(&self, layer: Digest) {
+    /// Takes up an index, of that name, which this node has just built.
+    pub(crate) fn built(&self, layer: Digest, name: Digest) {
+        {
+            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            if made.len() >= MAX_LAYERS {
+                made.clear();
+            }
+            made.insert(layer, name);
+        }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(knowledge) = known.get_mut(&layer)
             && matches!(&*knowledge.borrow(), Knowledge::Absent { .. })
@@ -337,19 +348,21 @@ impl Layers {
             let mut pause = delay;
             loop {
                 tokio::time::sleep(pause).await;
-                match mounted.complete_all().await {
+                let outcome = mounted.complete_all().await;
+                let Some(this) = this.upgrade() else { break };
+                // Another task sees to one that was deleted meanwhile and came again.
+                if !this.is_current(&mounted) {
+                    return;
+                }
+                match outcome {
                     Ok(()) => {
-                        if let Some(this) = this.upgrade() {
-                            this.judged(layer, true).await;
-                            this.let_go(&layer);
-                        }
+                        this.judged(layer, true).await;
+                        this.let_go(&layer);
                         break;
                     }
                     Err(error @ LazyError::Quarantined(_)) => {
                         tracing::error!(digest = %layer, %error, "a layer's index was wrong");
-                        if let Some(this) = this.upgrade() {
-                            this.judged(layer, false).await;
-                        }
+                        this.judged(layer, false).await;
                         break;
                     }
                     Err(error) => {
@@ -359,10 +372,18 @@ impl Layers {
                     }
                 }
             }
-            if let Some(this) = this.upgrade() {
+            if let Some(this) = this.upgrade()
+                && this.is_current(&mounted)
+            {
                 this.completing.lock().unwrap_or_else(PoisonError::into_inner).remove(&layer);
             }
         });
+    }
+
+    /// Whether this is the layer that is kept under its digest now.
+    fn is_current(&self, layer: &Arc<LazyLayer>) -> bool {
+        let now = self.mounts.as_ref().and_then(|mounts| mounts.layer(&layer.digest()));
+        now.is_some_and(|now| Arc::ptr_eq(&now, layer))
     }
 
     /// What a mount reads must not be evicted.

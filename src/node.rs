@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use lapwing_discovery::client::{ClientConfig, TrackerClient};
@@ -45,6 +46,9 @@ pub(crate) mod observer;
 pub(crate) mod pins;
 mod solitary;
 pub(crate) mod state;
+
+/// After so long a node has its mounts of before back, and containerd has ended what it was unpacking.
+const RESTORED: Duration = Duration::from_secs(600);
 
 /// Whether the daemon brings a tracker of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +167,7 @@ async fn start_mirror(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let told = Arc::clone(&parts.layers);
-    let builder = Builder::new(Arc::clone(&parts.node), Box::new(move |layer| told.built(layer)));
+    let builder = Builder::new(Arc::clone(&parts.node), Box::new(move |layer, index| told.built(layer, index)));
     let builder = config.lazy.build_indexes.then(|| Arc::new(builder));
     if let Some(builder) = &builder {
         parts.layers.build_by(Arc::clone(builder));
@@ -291,6 +295,12 @@ pub(crate) async fn start_swarm(
             low_watermark_percent: config.store.low_watermark,
         },
     )?;
+    // Before anything can be evicted: mounts hold what they read, and they come back one after the other.
+    let held: Vec<_> = KeptIndexes::new(&config.root).layers().into_iter().map(|layer| store.hold(layer)).collect();
+    tokio::spawn(async move {
+        tokio::time::sleep(RESTORED).await;
+        drop(held);
+    });
     let mut settings = NodeConfig::new(config.peer.listen, Arc::clone(&identity));
     settings.read_deadline = config.lazy.read_deadline.0;
     settings.congestion_control = config.peer.congestion_control.clone().into();

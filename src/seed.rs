@@ -57,7 +57,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
     let membership = Membership::open(&config, &[Member::Seed], admin.lapwing()).await?;
     let calls = membership.calls()?;
     let node = node::start_swarm(&config, &membership, &mut admin, Role::Seed { port: seed_port }).await?;
-    let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Box::new(|_| {}))));
+    let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Box::new(|_, _| {}))));
     let demand = Demand::new(Arc::clone(&node), registries, ledger, config.seed.fetches, keeping, builder, metrics);
     demand.resume();
 

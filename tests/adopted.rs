@@ -115,6 +115,12 @@ fn nodes_that_start_together_unpack_nothing_and_prove_what_they_have() {
         assert_eq!(machine.containerd.run(&reference, "lapwing", "main", &[]).unwrap().trim(), image::SMALL_OUTPUT);
         wait::until_true("both layers to be proved", SOON, || in_state(machine, "proved") == 2).unwrap();
     }
+    // What was deleted, and came again, is proved again.
+    let machine = &machines[0];
+    check(machine.containerd.ctr().unwrap().args(["images", "rm", "--sync", &reference])).unwrap();
+    wait::until_true("what was kept of the layers to be deleted", SOON, || kept_layers(machine) == 0).unwrap();
+    machine.containerd.pull(&reference, "lapwing").unwrap();
+    wait::until_true("both layers to be proved again", SOON, || in_state(machine, "proved") == 2).unwrap();
 }
 
 /// The node has no right to the image: what its client fetched is all that it needs.

@@ -49,6 +49,14 @@ pub struct Started {
     pub key: String,
 }
 
+/// Chain id of a layer on top of `parent` (OCI image spec, "Layer ChainID").
+pub fn chain_id(parent: Option<&str>, diff_id: &Digest) -> String {
+    match parent {
+        None => diff_id.to_string(),
+        Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()).to_string(),
+    }
+}
+
 /// A layer that containerd has fetched and need not unpack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fetched {

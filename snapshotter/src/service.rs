@@ -17,7 +17,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
@@ -118,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) graph: Graph,
     pub(crate) directories: Directories,
     pub(crate) layers: MountedLayers,
+    /// Held while an active snapshot gets its layer.
+    adopting: Mutex<()>,
     overlay: OverlayOptions,
     metrics: SnapshotMetrics,
 }
@@ -135,7 +137,8 @@ impl Snapshotter {
         let graph = Graph::open(&directories.top().join("graph.redb"))?;
         directories.collect(&graph.ids()?)?;
         let (layers, overlay) = (MountedLayers::new(layers), OverlayOptions::detect());
-        Ok(Self(Arc::new(Shared { config, graph, directories, layers, overlay, metrics })))
+        let adopting = Mutex::default();
+        Ok(Self(Arc::new(Shared { config, graph, directories, layers, adopting, overlay, metrics })))
     }
 
     /// Mounts the layers of all remote snapshots that are not mounted, and gives the number of those that could not be.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::limits::MAX_BLOB_LENGTH;
 use lapwing_plugins::registry::{RegistryName, RepositoryName};
+use lapwing_snapshotter::remote::chain_id;
 use lapwing_snapshotter::toc::Announced;
 use oci_spec::image::{Descriptor, ImageManifest, MediaType};
 use serde::Deserialize;
@@ -129,14 +130,6 @@ impl Image {
                 }
             })
             .collect()
-    }
-}
-
-/// Chain id of a layer on top of `parent` (OCI image spec, "Layer ChainID").
-pub(crate) fn chain_id(parent: Option<&str>, diff_id: &Digest) -> String {
-    match parent {
-        None => diff_id.to_string(),
-        Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()).to_string(),
     }
 }
 

@@ -25,8 +25,8 @@ const PIECES_AHEAD: usize = 8;
 /// Builds missing indexes, a bounded number at a time.
 pub(crate) struct Builder {
     node: Arc<Node>,
-    /// Told of each layer whose index was built.
-    built: Box<dyn Fn(Digest) + Send + Sync>,
+    /// Told of each layer whose index was built, and of that index' name.
+    built: Box<dyn Fn(Digest, Digest) + Send + Sync>,
     /// Inflating is CPU work: no more at once than cores.
     cores: Arc<Semaphore>,
     /// Layers under way: a client asks for one blob in many ranges.
@@ -43,7 +43,7 @@ struct Job {
 }
 
 impl Builder {
-    pub(crate) fn new(node: Arc<Node>, built: Box<dyn Fn(Digest) + Send + Sync>) -> Self {
+    pub(crate) fn new(node: Arc<Node>, built: Box<dyn Fn(Digest, Digest) + Send + Sync>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self { node, built, cores: Arc::new(Semaphore::new(cores)), busy: Mutex::default() }
     }
@@ -104,6 +104,11 @@ impl Builder {
                 return Ok(());
             }
         }
+        self.build_and_publish(blob).await
+    }
+
+    /// Builds the index of a layer that is here, whoever else has one: it may be out of reach, or wrong.
+    pub(crate) async fn build_and_publish(&self, blob: &Arc<Blob>) -> Result<(), String> {
         let index = self.build(blob).await?;
         let (layer, spans, diff_id) = (index.layer(), index.spans().len(), index.diff_id());
         let object = tokio::task::spawn_blocking(move || index.encode()).await.map_err(|error| error.to_string())?;
@@ -113,7 +118,7 @@ impl Builder {
             .publish(StatementKind::LayerIndex, layer, object.into())
             .await
             .map_err(|error| error.to_string())?;
-        (self.built)(layer);
+        (self.built)(layer, name);
         tracing::info!(digest = %layer, index = %name, %diff_id, spans, bytes, "built the index of a layer");
         Ok(())
     }

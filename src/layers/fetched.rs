@@ -1,15 +1,16 @@
 //! Layers that containerd has fetched through the mirror and would unpack now: mounted instead.
 //!
-//! The index comes from the pass that was made over the layer as it came ([`Builder`](super::build::Builder)), here or on another node. Nothing else is needed: the
+//! The index comes from the pass that was made over the layer as it came ([`Builder`](super::build::Builder)). One of another node is held against the whole
+//! layer before anything is shown, as containerd would have held it by unpacking; the layer is then complete. Nothing else is needed: the
 //! blob is in the chunk store, and held there until all of it is in the layer's own file, so that neither registry nor peers are asked again.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::Blob;
 use lapwing_snapshotter::index::Form;
-use lapwing_snapshotter::lazy::{LazyLayer, LazyMounts, Proof};
+use lapwing_snapshotter::lazy::{LazyError, LazyLayer, LazyMounts, Proof};
 use lapwing_snapshotter::remote::{Fallback, Fetched};
 
 use super::kept::KeptKind;
@@ -30,21 +31,17 @@ impl Layers {
             return Err(fallback("unsupported", reason.clone()));
         }
         let mounts = self.mounts.as_ref().ok_or_else(|| fallback("unsupported", String::new()))?;
-        let _not_evicted = self.node.store().hold(layer);
-        self.interest.asked(layer);
+        // Until the mount holds it: nobody else may have it, or give it to this node.
+        self.interest.promised(layer, self.node.store().hold(layer));
         let blob = self.here(layer, length).await?;
         let unknown = || format!("no manifest with {layer} passed the mirror");
         let record = self.catalog.by_layer(&layer).filter(|record| record.length == length);
         let record = record.ok_or_else(|| fallback("unknown_layer", unknown()))?;
-        if self.kept.kind(&layer) == Some(KeptKind::Index) {
-            let reopened = mounts.reopen(&layer).map_err(|error| fallback("not_mountable", error.to_string()))?;
-            return self.ready(&reopened);
-        }
-        if let Some(known) = mounts.layer(&layer) {
-            return self.ready(&known);
-        }
-        let added = self.indexed(mounts, &record, &blob).await?;
-        self.ready(&added)
+        let lazy = match self.kept.kind(&layer) {
+            Some(KeptKind::Index) => reopened(mounts, layer).await?,
+            _ => self.indexed(mounts, &record, &blob).await?,
+        };
+        self.proved(&lazy).await
     }
 
     /// The blob, all of it in the store's own files.
@@ -65,19 +62,28 @@ impl Layers {
         }
     }
 
-    /// What containerd is told of a layer whose tree and diffID somebody found by reading all of it.
-    fn ready(&self, layer: &LazyLayer) -> Result<Fetched, Fallback> {
-        let (index, proof) = (layer.index(), layer.progress().proof);
-        if proof == Proof::Quarantined {
-            return Err(fallback("quarantined", format!("the index of {} was wrong", layer.digest())));
-        }
-        // A table of contents claims a diffID, which containerd would take for proved; and some tell nothing of the tar.
+    /// What containerd is told of a layer, which it takes for proved: so all of the layer must have been read, when its index was built here, or now.
+    async fn proved(&self, layer: &Arc<LazyLayer>) -> Result<Fetched, Fallback> {
+        let (index, digest) = (layer.index(), layer.digest());
+        // What a table of contents tells of a layer is not its tar, and some tell nothing of it.
         if index.form() != Form::Built {
-            let form = index.form().name();
-            return Err(fallback(
-                "by_contents",
-                format!("{} is mounted by its {form} table of contents", layer.digest()),
-            ));
+            return Err(fallback("by_contents", format!("{digest} is mounted by its {} table", index.form().name())));
+        }
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).copied();
+        let is_ours = made.is_some() && self.kept.object(&digest).map(|(name, _)| name) == made;
+        if !is_ours {
+            match layer.complete_all().await {
+                Ok(()) => self.judged(digest, true).await,
+                Err(error) => {
+                    if matches!(error, LazyError::Quarantined(_)) {
+                        self.judged(digest, false).await;
+                    }
+                    return Err(fallback("unproved", error.to_string()));
+                }
+            }
+        }
+        if layer.progress().proof == Proof::Quarantined {
+            return Err(fallback("quarantined", LazyError::Quarantined(digest).to_string()));
         }
         Ok(Fetched { diff_id: index.diff_id(), tar_length: index.tar_length() })
     }
@@ -91,9 +97,24 @@ impl Layers {
         let builder = self.builder.get();
         let builder = builder.ok_or_else(|| fallback("no_index", "lazy.build_indexes is false".to_owned()))?;
         builder.index_now(blob).await.map_err(|message| fallback("no_index", message))?;
-        if let Knowledge::Absent { reason, message, .. } = self.by_swarm(mounts, record).await {
-            return Err(fallback(reason, message));
+        if !matches!(self.by_swarm(mounts, record).await, Knowledge::Ready { .. }) {
+            // Whoever stated it is gone, or it is wrong.
+            builder.build_and_publish(blob).await.map_err(|message| fallback("no_index", message))?;
+            if let Knowledge::Absent { reason, message, .. } = self.by_swarm(mounts, record).await {
+                return Err(fallback(reason, message));
+            }
         }
-        mounts.layer(&record.layer).ok_or_else(|| fallback("not_mountable", "it was given up meanwhile".to_owned()))
+        // It must be there after a restart, too.
+        let kept = self.kept.kind(&record.layer) == Some(KeptKind::Index);
+        let lost = || fallback("not_mountable", "it was given up meanwhile".to_owned());
+        mounts.layer(&record.layer).filter(|_| kept).ok_or_else(lost)
     }
+}
+
+async fn reopened(mounts: &Arc<LazyMounts>, layer: Digest) -> Result<Arc<LazyLayer>, Fallback> {
+    let mounts = Arc::clone(mounts);
+    let reopened = tokio::task::spawn_blocking(move || mounts.reopen(&layer)).await;
+    let reopened =
+        reopened.map_err(|error| error.to_string()).and_then(|layer| layer.map_err(|error| error.to_string()));
+    reopened.map_err(|message| fallback("not_mountable", message))
 }

@@ -4,11 +4,12 @@
 //! ([`LazyMounts::collect`](lapwing_snapshotter::lazy::LazyMounts)): soon after containerd removed an image, and a while after one passed the mirror of which nothing was mounted. The
 //! compressed layer stays in the chunk store, where it ages as every blob does.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::store::Hold;
 use lapwing_snapshotter::service::Snapshotter;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -21,20 +22,47 @@ const INTEREST: Duration = Duration::from_secs(600);
 const SETTLE: Duration = Duration::from_secs(2);
 /// When it is looked again for what was still in use: a container's end takes its time.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Most layers whose interest is remembered: more than are mounted in ten minutes.
+const MAX_INTEREST: usize = 10_000;
 /// How often it is looked though nothing was removed.
 const EVERY: Duration = Duration::from_secs(300);
 
 /// Layers that somebody asked for lately, and the word that some were unmounted.
 #[derive(Default)]
 pub(super) struct Interest {
-    asked: Mutex<HashMap<Digest, Instant>>,
+    asked: Mutex<HashMap<Digest, Asked>>,
     unmounted: Notify,
+}
+
+struct Asked {
+    at: Instant,
+    /// Keeps the blob, where nobody else may have it, until the mount holds it.
+    _hold: Option<Hold>,
 }
 
 impl Interest {
     /// Somebody will probably have this layer mounted.
     pub(super) fn asked(&self, layer: Digest) {
-        self.lock().insert(layer, Instant::now());
+        let mut asked = self.lock();
+        match asked.get_mut(&layer) {
+            Some(known) => known.at = Instant::now(),
+            None => self.insert(asked, layer, None),
+        }
+    }
+
+    /// The same of one whose blob must stay until then.
+    pub(super) fn promised(&self, layer: Digest, hold: Hold) {
+        self.insert(self.lock(), layer, Some(hold));
+    }
+
+    fn insert(&self, mut asked: MutexGuard<'_, HashMap<Digest, Asked>>, layer: Digest, hold: Option<Hold>) {
+        let at = Instant::now();
+        if asked.len() >= MAX_INTEREST {
+            asked.retain(|_, asked| at.saturating_duration_since(asked.at) < INTEREST / 10);
+        }
+        if asked.len() < MAX_INTEREST {
+            asked.insert(layer, Asked { at, _hold: hold });
+        }
     }
 
     /// Which it is now: from here on its snapshot keeps it.
@@ -46,13 +74,15 @@ impl Interest {
         self.unmounted.notify_one();
     }
 
-    fn recent(&self, now: Instant) -> HashSet<Digest> {
-        let mut asked = self.lock();
-        asked.retain(|_, at| now.saturating_duration_since(*at) < INTEREST);
-        asked.keys().copied().collect()
+    fn is_recent(&self, layer: &Digest, now: Instant) -> bool {
+        self.lock().get(layer).is_some_and(|asked| now.saturating_duration_since(asked.at) < INTEREST)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Instant>> {
+    fn forget_old(&self, now: Instant) {
+        self.lock().retain(|_, asked| now.saturating_duration_since(asked.at) < INTEREST);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Asked>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -74,15 +104,21 @@ pub(crate) async fn run(layers: Arc<Layers>, snapshotter: Snapshotter, shutdown:
 
 /// Gives whether something that is to go is still in use.
 async fn sweep(layers: &Arc<Layers>, snapshotter: &Snapshotter) -> Result<bool, String> {
-    let Some(mounts) = layers.mounts() else { return Ok(false) };
-    // Interest first: what is mounted meanwhile is in one of the two.
-    let spared = layers.interest.recent(Instant::now());
+    layers.interest.forget_old(Instant::now());
+    let Some(mounts) = layers.mounts().cloned() else { return Ok(false) };
     let named = snapshotter.named().await.map_err(|error| error.to_string())?;
-    let mounts = Arc::clone(mounts);
-    let collecting = tokio::task::spawn_blocking(move || mounts.collect(&named, &spared));
+    let asked = Arc::clone(layers);
+    let may_go = move |layer: &Digest| {
+        let recent = asked.interest.is_recent(layer, Instant::now());
+        if !recent {
+            // Before its files go: who asks from now on searches again.
+            asked.forget(layer);
+        }
+        !recent
+    };
+    let collecting = tokio::task::spawn_blocking(move || mounts.collect(&named, may_go));
     let collected = collecting.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     for layer in &collected.deleted {
-        layers.forget(layer);
         tracing::info!(digest = %layer, "no image here has this layer any more: what was kept of it is deleted");
     }
     Ok(collected.in_use)
@@ -100,7 +136,9 @@ mod tests {
         interest.asked(waiting);
         interest.mounted(&mounted);
         let now = Instant::now();
-        assert_eq!(interest.recent(now), HashSet::from([waiting]));
-        assert_eq!(interest.recent(now + INTEREST), HashSet::new());
+        let recent = |now: Instant| [mounted, waiting].map(|layer| interest.is_recent(&layer, now));
+        assert_eq!((recent(now), recent(now + INTEREST)), ([false, true], [false, false]));
+        interest.forget_old(now + INTEREST);
+        assert!(interest.lock().is_empty());
     }
 }

@@ -11,6 +11,9 @@ use super::record::{Record, kind_number, nanoseconds};
 use super::{CHILDREN, Graph, GraphError, Info, Kind, Labels, META, NewSnapshot, REF_LABEL, REMOTES, SNAPSHOTS};
 use super::{RemoteSnapshot, Snapshot, Usage};
 
+/// Begins the names of snapshots that were claimed.
+const CLAIMED: &str = "+remote-";
+
 /// What [`Graph::insert_remote`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claimed {
@@ -257,6 +260,16 @@ impl RemoteSnapshot {
     /// snapshots with the wanted label and parent, containerd takes the first in the list, and another namespace may
     /// have unpacked the same layer.
     pub fn name_for(id: u64) -> String {
-        format!("+remote-{id}")
+        format!("{CLAIMED}{id}")
+    }
+
+    /// Whether it was made because the node may mount the layer; else containerd had fetched it.
+    pub fn is_claimed(&self) -> bool {
+        self.name.starts_with(CLAIMED)
+    }
+
+    /// Whether containerd made it for this namespace.
+    pub fn is_of(&self, namespace: &str) -> bool {
+        self.name.split_once('/').is_some_and(|(own, _)| own == namespace)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
@@ -21,12 +21,12 @@ pub(crate) fn mounts_of_all() -> io::Result<Vec<Mount>> {
         if !is_process {
             continue;
         }
-        let link = |name: &str| unless_ended(std::fs::read_link(process.join(name)));
+        let link = |name: &str| unless_ended(&process, std::fs::read_link(process.join(name)));
         let (Some(namespace), Some(root)) = (link("ns/mnt")?, link("root")?) else { continue };
         if seen.contains(&(namespace.clone(), root.clone())) {
             continue;
         }
-        if let Some(table) = unless_ended(std::fs::read(process.join("mountinfo")))? {
+        if let Some(table) = unless_ended(&process, std::fs::read(process.join("mountinfo")))? {
             found.extend(parse(&table));
             seen.insert((namespace, root));
         }
@@ -35,11 +35,19 @@ pub(crate) fn mounts_of_all() -> io::Result<Vec<Mount>> {
 }
 
 /// None of a process that is gone, or has nothing mounted any more.
-fn unless_ended<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+fn unless_ended<T>(process: &Path, outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Ok(value) => Ok(Some(value)),
         Err(error) => match Errno::from_io_error(&error) {
             Some(Errno::NOENT | Errno::SRCH | Errno::INVAL) => Ok(None),
+            // Also what the kernel says of links of a process that has just been reaped.
+            Some(Errno::ACCESS) if !process.exists() => Ok(None),
+            // The first process may have more rights than any other; it is where the services are, whose mounts others tell.
+            Some(Errno::ACCESS) if process.ends_with("1") => Ok(None),
+            Some(Errno::ACCESS) => {
+                let text = format!("{}: the node needs CAP_SYS_PTRACE to see what containers use", process.display());
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+            }
             _ => Err(error),
         },
     }

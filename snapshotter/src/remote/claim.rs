@@ -61,7 +61,9 @@ impl Wish {
     }
 
     fn look_up(&self, shared: &Shared) -> Result<Found, SnapshotError> {
-        if let Some(remote) = shared.graph.remote(&self.chain_id, &self.parent)? {
+        // What a client fetched with rights of its own is its namespace's; for others, who mounts layers must say.
+        let found = shared.graph.remote(&self.chain_id, &self.parent)?;
+        if let Some(remote) = found.filter(|remote| remote.is_claimed() || remote.is_of(&self.namespace)) {
             shared.ensure_chain(&shared.graph.parent_chain(&remote.name)?)?;
             return Ok(Found::Remote);
         }

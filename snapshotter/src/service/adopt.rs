@@ -6,12 +6,14 @@
 
 use std::fs;
 use std::path::{Component, Path};
+use std::sync::PoisonError;
 
 use lapwing_p2p::digest::Digest;
 
 use super::idmap::IdMapping;
 use super::proto::Mount;
 use super::{Shared, SnapshotError};
+use crate::graph::REF_LABEL;
 
 /// The directory that gets what is written below these mounts.
 fn written(mounts: &[Mount]) -> Option<&Path> {
@@ -34,29 +36,54 @@ fn id_of(top: &Path, files: &Path) -> Option<u64> {
     id.to_str().filter(|_| name == "fs")?.parse().ok()
 }
 
+/// An active snapshot that a layer is to be unpacked into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Extraction {
+    pub(super) key: String,
+    pub(super) id: u64,
+    /// What the snapshot is to become.
+    pub(super) chain_id: String,
+    /// What it stands on; none for the lowest layer.
+    pub(super) parent_chain_id: Option<String>,
+}
+
 impl Shared {
-    /// The active snapshot that these mounts were given for, with its id: one whose ids are not mapped.
-    pub(super) fn extraction(&self, mounts: &[Mount]) -> Result<Option<(String, u64)>, SnapshotError> {
+    /// The extraction that these mounts were given for, if its ids are not mapped.
+    pub(super) fn extraction(&self, mounts: &[Mount]) -> Result<Option<Extraction>, SnapshotError> {
         let Some(id) = written(mounts).and_then(|files| id_of(self.directories.top(), files)) else { return Ok(None) };
         let Some(active) = self.graph.active(id)? else { return Ok(None) };
-        Ok(IdMapping::of(&active.labels)?.is_none().then_some((active.name, id)))
+        let Some(chain_id) = active.labels.get(REF_LABEL).cloned() else { return Ok(None) };
+        if IdMapping::of(&active.labels)?.is_some() {
+            return Ok(None);
+        }
+        let parent_chain_id = match active.parent.as_str() {
+            "" => None,
+            parent => match self.graph.chain_id(parent)? {
+                None => return Ok(None),
+                known => known,
+            },
+        };
+        Ok(Some(Extraction { key: active.name, id, chain_id, parent_chain_id }))
     }
 
-    /// Has the active snapshot `key`, with that id, stand for `layer`. Its directory must be empty.
-    pub(super) fn adopt(&self, key: &str, id: u64, layer: &Digest) -> Result<(), SnapshotError> {
+    /// Has an extraction stand for `layer`. Its directory must be empty.
+    pub(super) fn adopt(&self, extraction: &Extraction, layer: &Digest) -> Result<(), SnapshotError> {
+        let Extraction { key, id, .. } = extraction;
+        // Two requests for one snapshot: the second finds what the first did. Local mounts only are waited for.
+        let _one_at_a_time = self.adopting.lock().unwrap_or_else(PoisonError::into_inner);
         let ancestors = self.graph.mountable(key)?.ancestors;
         if self.graph.layer(key)? == Some(*layer) {
-            return self.ensure_mounted(id, layer, &ancestors);
+            return self.ensure_mounted(*id, layer, &ancestors);
         }
-        let files = self.directories.files(id);
+        let files = self.directories.files(*id);
         let failed = |source| SnapshotError::Directory { path: files.clone(), source };
         if fs::read_dir(&files).map_err(failed)?.next().is_some() {
             return Err(SnapshotError::Request(format!("snapshot {key:?} has files already")));
         }
         self.ensure_chain(&ancestors)?;
-        let adopted = self.ensure_mounted(id, layer, &ancestors).and_then(|()| Ok(self.graph.adopt(key, layer)?));
+        let adopted = self.ensure_mounted(*id, layer, &ancestors).and_then(|()| Ok(self.graph.adopt(key, layer)?));
         if adopted.is_err() {
-            self.layers.release(id, &files);
+            self.layers.release(*id, &files);
         }
         adopted
     }

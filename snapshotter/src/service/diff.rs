@@ -19,7 +19,7 @@ use super::proto::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse}
 use super::rpc::namespace_of;
 use super::{Snapshotter, blocking};
 use crate::limits::MAX_UNPACKS;
-use crate::remote::Fallback;
+use crate::remote::{Fallback, chain_id};
 
 /// What containerd calls a tar that is a layer.
 const TAR_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -62,10 +62,15 @@ impl Diffs {
         let layers = shared.layers.layers().ok_or_else(|| refused("off", "lazy mounts are switched off"))?;
         let mounts = request.mounts.clone();
         let extraction = blocking(shared, move |shared| shared.extraction(&mounts)).await?;
-        let (key, id) =
+        let extraction =
             extraction.ok_or_else(|| refused("foreign", "the mounts are no snapshot being extracted here"))?;
         let fetched = layers.fetched(&layer, length).await?;
-        blocking(shared, move |shared| shared.adopt(&key, id, &layer)).await?;
+        let chain = chain_id(extraction.parent_chain_id.as_deref(), &fetched.diff_id);
+        if chain != extraction.chain_id {
+            let message = format!("{layer} gives chain {chain}, not {}", extraction.chain_id);
+            return Err(Fallback { reason: "wrong_chain", message });
+        }
+        blocking(shared, move |shared| shared.adopt(&extraction, &layer)).await?;
         Ok(Descriptor {
             media_type: TAR_TYPE.to_owned(),
             digest: fetched.diff_id.to_string(),

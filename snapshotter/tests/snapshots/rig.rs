@@ -148,6 +148,8 @@ pub(crate) struct Rig {
     pub(crate) metrics: SnapshotMetrics,
     pub(crate) client: SnapshotsClient<Channel>,
     pub(crate) snapshotter: Snapshotter,
+    /// Of the requests.
+    pub(crate) namespace: String,
     server: Option<Server>,
 }
 
@@ -186,7 +188,16 @@ impl Rig {
         });
         let served = tokio::spawn(serving);
         let client = connect(&socket).await;
-        Self { directory, layers, unpacks, metrics, client, snapshotter, server: Some(Server { stop, served }) }
+        Self {
+            directory,
+            layers,
+            unpacks,
+            metrics,
+            client,
+            snapshotter,
+            namespace: "k8s.io".to_owned(),
+            server: Some(Server { stop, served }),
+        }
     }
 
     /// Stops serving, runs `meanwhile`, and starts over on the same root.
@@ -215,7 +226,7 @@ impl Rig {
         let labels: Labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let (snapshotter, key, parent) = (String::new(), key.to_owned(), parent.to_owned());
         let mut request = Request::new(PrepareSnapshotRequest { snapshotter, key, parent, labels });
-        request.metadata_mut().insert("containerd-namespace", "k8s.io".parse().unwrap());
+        request.metadata_mut().insert("containerd-namespace", self.namespace.parse().unwrap());
         Ok(self.client.prepare(request).await?.into_inner().mounts)
     }
 
