@@ -39,7 +39,7 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
 }
 
-const LEGEND: [(&str, &str); 12] = [
+const LEGEND: [(&str, &str); 13] = [
     ("plain", "containerd's own pull from the registry into overlayfs"),
     (
         "first_pull",
