@@ -39,7 +39,7 @@ mod seed;
 mod telemetry;
 mod tracker;
 
-use cli::{Cli, Command, Daemon};
+use cli::{Cli, Command, Daemon, HOLD_COMMAND};
 use config::Config;
 use node::Embedded;
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,8 +47,21 @@ use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     memory::limit_arenas();
-    let cli = Cli::parse();
-    let outcome = match cli.command {
+    // The holder's memory is locked, and half of it would be what parsing leaves behind.
+    let outcome = if is_holder() { commands::detach::hold() } else { run(Cli::parse().command) };
+    outcome.unwrap_or_else(|error: anyhow::Error| {
+        eprintln!("lapwing: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn is_holder() -> bool {
+    let mut arguments = std::env::args_os().skip(1);
+    arguments.next().is_some_and(|command| command == HOLD_COMMAND) && arguments.next().is_none()
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Ca(command) => commands::ca::run(&command),
         Command::Config(arguments) => commands::config::run(&arguments),
         Command::Setup(arguments) => Ok(commands::setup::run(&arguments)),
@@ -74,11 +87,7 @@ fn main() -> ExitCode {
         Command::Up(daemon) => {
             run_daemon(&daemon, async |config, shutdown| node::run(config, Embedded::Tracker, shutdown).await)
         }
-    };
-    outcome.unwrap_or_else(|error: anyhow::Error| {
-        eprintln!("lapwing: {error:#}");
-        ExitCode::FAILURE
-    })
+    }
 }
 
 fn on_runtime<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
