@@ -6,6 +6,7 @@
 //! * [`outage`]: what registries said, for when they are away
 //! * [`proxy`]: the forward proxy
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
+//! * [`platform`]: what images are for
 //! * [`held`], [`hydrate`]: what containerd holds already, and what it is given
 //! * [`membership`]: this machine's certificate, and how it stays good
 //! * [`memory`]: what the allocator is told
@@ -33,6 +34,7 @@ mod memory;
 mod mirror;
 mod node;
 mod outage;
+mod platform;
 mod profiles;
 mod proxy;
 mod seed;

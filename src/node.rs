@@ -296,7 +296,7 @@ pub(crate) async fn start_swarm(
         },
     )?;
     // Before anything can be evicted: mounts hold what they read, and they come back one after the other.
-    let held: Vec<_> = KeptIndexes::new(&config.root).layers().into_iter().map(|layer| store.hold(layer)).collect();
+    let held: Vec<_> = lazy::kept_layers(&config.root).into_iter().map(|layer| store.hold(layer)).collect();
     tokio::spawn(async move {
         tokio::time::sleep(RESTORED).await;
         drop(held);

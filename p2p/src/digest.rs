@@ -92,7 +92,7 @@ fn nibble(digit: u8) -> Option<u8> {
 }
 
 /// Lowercase hexadecimal digits of `bytes`.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -40,7 +40,7 @@ pub use ahead::LazyMetrics;
 pub use cache::replace_file;
 pub use collect::{Collected, Named};
 pub use common::Common;
-pub use files::KeptLayers;
+pub use files::{KeptLayers, kept_layers};
 pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};
 pub use probe::{Support, Unsupported, probe, probe_trees};

@@ -214,17 +214,21 @@ impl Run<'_> {
         let image = image::open(&self.fetcher.ways, name, platform, &directory, &speech).await?;
         let mut whole = true;
         for (place, digest, file) in &image.blobs {
-            self.promise.sha256 = Some(digest.to_string().trim_start_matches("sha256:").to_owned());
-            whole &= self.file(Source::Known(place.clone()), self.headers.clone(), Some(file.clone())).await;
+            let promise = Promise { sha256: Some(digest.hex()), md5: None };
+            let (source, file) = (Source::Known(place.clone()), Some(file.clone()));
+            whole &= self.held(Item { source, headers: self.headers.clone(), promise, file }).await;
         }
-        self.promise.sha256 = None;
         // What failed was told, file by file.
         if whole { image.finish() } else { Ok(()) }
     }
 
+    /// Fetches one file, which must be what the command line promised, if it did.
+    async fn file(&mut self, source: Source, headers: HeaderMap, file: Option<PathBuf>) {
+        self.held(Item { source, headers, promise: self.promise.clone(), file }).await;
+    }
+
     /// Fetches one file, and says how it went; whether it is there.
-    async fn file(&mut self, source: Source, headers: HeaderMap, file: Option<PathBuf>) -> bool {
-        let item = Item { source, headers, promise: self.promise.clone(), file };
+    async fn held(&mut self, item: Item) -> bool {
         let outcome = one(&self.fetcher, self.arguments, item).await;
         if let Err(failed) = &outcome {
             self.count(failed.fault);

@@ -95,14 +95,17 @@ impl Layers {
         blob: &Arc<Blob>,
     ) -> Result<Arc<LazyLayer>, Fallback> {
         let builder = self.builder.get();
-        let builder = builder.ok_or_else(|| fallback("no_index", "lazy.build_indexes is false".to_owned()))?;
-        builder.index_now(blob).await.map_err(|message| fallback("no_index", message))?;
-        if !matches!(self.by_swarm(mounts, record).await, Knowledge::Ready { .. }) {
-            // Whoever stated it is gone, or it is wrong.
+        if let Some(builder) = builder {
+            builder.index_now(blob).await.map_err(|message| fallback("no_index", message))?;
+        }
+        let mut found = self.by_swarm(mounts, record).await;
+        // Whoever stated it is gone, or it is wrong.
+        if let (Knowledge::Absent { .. }, Some(builder)) = (&found, builder) {
             builder.build_and_publish(blob).await.map_err(|message| fallback("no_index", message))?;
-            if let Knowledge::Absent { reason, message, .. } = self.by_swarm(mounts, record).await {
-                return Err(fallback(reason, message));
-            }
+            found = self.by_swarm(mounts, record).await;
+        }
+        if let Knowledge::Absent { reason, message, .. } = found {
+            return Err(fallback(reason, message));
         }
         // It must be there after a restart, too.
         let kept = self.kept.kind(&record.layer) == Some(KeptKind::Index);

@@ -35,13 +35,6 @@ impl KeptIndexes {
         self.0.join(layer.hex()).join("index")
     }
 
-    /// The layers of which anything is kept.
-    pub(crate) fn layers(&self) -> Vec<Digest> {
-        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter_map(|name| format!("sha256:{name}").parse().ok()).collect()
-    }
-
     /// Writes an index that is believed, or the table that it was made of; atomic, and durable when it returns.
     pub(super) fn keep(&self, layer: &Digest, encoded: &[u8]) -> Result<(), String> {
         let path = self.path(layer);

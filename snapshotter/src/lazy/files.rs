@@ -198,10 +198,19 @@ impl Layers {
 
     /// The layers that have a directory.
     pub(super) fn on_disk(&self) -> impl Iterator<Item = Digest> + use<> {
-        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter_map(|name| format!("sha256:{name}").parse().ok())
+        layers_in(&self.directory)
     }
+}
+
+/// The layers of which anything is kept under `root`, whether or not lazy mounts are served from there now.
+pub fn kept_layers(root: &Path) -> Vec<Digest> {
+    layers_in(&root.join("layers")).collect()
+}
+
+fn layers_in(directory: &Path) -> impl Iterator<Item = Digest> + use<> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| format!("sha256:{name}").parse().ok())
 }
 
 /// The layer's number in the FUSE mount: from its digest, so that it is the same in every process.

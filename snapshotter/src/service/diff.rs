@@ -100,6 +100,14 @@ fn layer_of(request: &ApplyRequest) -> Result<(Digest, u64), Fallback> {
     Ok((digest, length))
 }
 
+/// UNIMPLEMENTED for what was passed on and comes back.
+fn refuse_back(under_way: &HashSet<Passed>, passed: &Passed) -> Result<(), Status> {
+    match under_way.contains(passed) {
+        true => Err(Status::unimplemented("this layer is unpacked by containerd itself")),
+        false => Ok(()),
+    }
+}
+
 /// Takes a request down for as long as it is passed on.
 struct UnderWay {
     all: Arc<Mutex<HashSet<Passed>>>,
@@ -109,9 +117,7 @@ struct UnderWay {
 impl UnderWay {
     fn new(all: &Arc<Mutex<HashSet<Passed>>>, passed: Passed) -> Result<Self, Status> {
         let mut under_way = all.lock().unwrap_or_else(PoisonError::into_inner);
-        if under_way.contains(&passed) {
-            return Err(Status::unimplemented("this layer is unpacked by containerd itself"));
-        }
+        refuse_back(&under_way, &passed)?;
         if under_way.len() >= MAX_UNPACKS {
             return Err(Status::resource_exhausted(format!("{MAX_UNPACKS} layers are being unpacked: try again")));
         }
@@ -136,9 +142,7 @@ impl Diff for Diffs {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         let passed = passed(&metadata, &request);
-        if self.passed_on.lock().unwrap_or_else(PoisonError::into_inner).contains(&passed) {
-            return Err(Status::unimplemented("this layer is unpacked by containerd itself"));
-        }
+        refuse_back(&self.passed_on.lock().unwrap_or_else(PoisonError::into_inner), &passed)?;
         let metrics = &self.snapshotter.0.metrics;
         match self.adopted(&request).await {
             Ok(applied) => {

@@ -19,6 +19,7 @@ use super::limits::MAX_IMAGE_BLOBS;
 use super::outcome::{Failed, Fault};
 use super::place::{Place, Repository, Speech};
 use super::ways::Ways;
+use crate::platform;
 
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -67,11 +68,11 @@ pub(super) struct Image {
     top: Value,
 }
 
-/// Asks for the manifests and writes them; `platform`: `os/architecture[/variant]`, or `all`.
+/// Asks for the manifests and writes them; `wanted_platform`: `os/architecture[/variant]`, or `all`.
 pub(super) async fn open(
     ways: &Ways,
     name: &Name,
-    platform: Option<&str>,
+    wanted_platform: Option<&str>,
     directory: &Path,
     speech: &Speech<'_>,
 ) -> Result<Image, Failed> {
@@ -85,10 +86,10 @@ pub(super) async fn open(
     let (mut descriptor, mut manifests) = (described(&document, &digest, top.len()), Vec::new());
     if document.get("manifests").is_some() {
         let index: ImageIndex = serde_json::from_slice(&top).map_err(|error| malformed(&digest, error))?;
-        let wanted = index.manifests().iter().filter(|child| is_wanted(child, platform));
+        let wanted = index.manifests().iter().filter(|child| is_wanted(child, wanted_platform));
         let wanted: Vec<&Descriptor> = wanted.take(MAX_IMAGE_BLOBS).collect();
-        let all = platform == Some("all");
-        let shown = platform.map_or_else(own_platform, str::to_owned);
+        let all = wanted_platform == Some("all");
+        let shown = wanted_platform.map_or_else(platform::own, str::to_owned);
         let first = wanted.first().ok_or_else(|| {
             let reason = format!("{}: there is none for {shown}; choose with --platform", name.full());
             Failed::new(Fault::Status, reason)
@@ -200,27 +201,11 @@ fn described(document: &Value, digest: &Digest, length: usize) -> Value {
     json!({ "mediaType": kind, "digest": digest.to_string(), "size": length })
 }
 
-/// Of this machine, in the image specification's words, which are Go's.
-fn own_platform() -> String {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        other => other,
-    };
-    format!("linux/{architecture}")
-}
-
 fn is_wanted(child: &Descriptor, wanted: Option<&str>) -> bool {
-    if wanted == Some("all") {
-        return true;
-    }
-    let Some(platform) = child.platform() else { return false };
-    let plain = format!("{}/{}", platform.os(), platform.architecture());
-    let full = platform.variant().as_ref().map(|variant| format!("{plain}/{variant}"));
     match wanted {
-        None => plain == own_platform(),
-        Some(wanted) => wanted == plain || Some(wanted) == full.as_deref(),
+        Some("all") => true,
+        Some(wanted) => platform::is_for(child, wanted),
+        None => platform::is_for(child, &platform::own()),
     }
 }
 
@@ -246,23 +231,5 @@ mod tests {
         }
         let by_digest = format!("reg.example/app:1@{digest}");
         assert_eq!(name(&by_digest).unwrap().0, format!("reg.example/app@{digest}"));
-    }
-
-    #[test]
-    fn platforms() {
-        let child = |platform: Value| -> Descriptor {
-            let digest = Digest::of(b"x").to_string();
-            let kind = "application/vnd.oci.image.manifest.v1+json";
-            serde_json::from_value(json!({ "mediaType": kind, "digest": digest, "size": 1, "platform": platform }))
-                .unwrap()
-        };
-        let arm = child(json!({ "os": "linux", "architecture": "arm", "variant": "v7" }));
-        assert!(
-            is_wanted(&arm, Some("linux/arm")) && is_wanted(&arm, Some("linux/arm/v7")) && is_wanted(&arm, Some("all"))
-        );
-        assert!(!is_wanted(&arm, Some("linux/arm/v6")) && !is_wanted(&arm, Some("linux/amd64")));
-        let (os, architecture) =
-            own_platform().split_once('/').map(|(os, arch)| (os.to_owned(), arch.to_owned())).unwrap();
-        assert!(is_wanted(&child(json!({ "os": os, "architecture": architecture })), None));
     }
 }

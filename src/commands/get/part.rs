@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lapwing_p2p::digest::hex;
 use md5::Md5;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -286,12 +287,4 @@ fn read_record(path: &Path) -> Option<Record> {
     let mut text = String::new();
     File::open(path).ok()?.take(MAX_RECORD).read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
