@@ -2,14 +2,24 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use lapwing_discovery::client::{ClientConfig, TrackerClient};
 use lapwing_lab::{
-    BASIC_PASSWORD, BASIC_USER, Containerd, ContainerdOptions, Lapwing, LapwingSettings, Machine, Need, RegistryHosts,
-    Site, TokenGate, check, image, lapwing_binary, require, tree, wait,
+    BASIC_PASSWORD, BASIC_USER, Containerd, ContainerdOptions, Host, Lapwing, LapwingSettings, Machine, Need,
+    RegistryHosts, Site, TokenGate, check, image, lapwing_binary, require, tree, wait,
 };
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::StatementKind;
+use lapwing_p2p::identity::Identity;
+use lapwing_p2p::node::{Node, NodeConfig, Security};
+use lapwing_p2p::store::{ChunkStore, StoreConfig};
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(120);
@@ -149,4 +159,76 @@ fn an_image_that_only_its_client_may_pull_is_mounted_as_it_was_fetched() {
     assert_eq!(not_unpacked(&machine), (2.0, 0.0), "the node itself could not have claimed them");
     let output = machine.containerd.run(&reference, "lapwing", "main", &[]).unwrap();
     assert_eq!(output.trim(), image::SMALL_OUTPUT);
+}
+
+/// A node, of this test's own, that states what it likes; it ends when this is dropped.
+struct Liar(Option<(oneshot::Sender<()>, JoinHandle<anyhow::Result<()>>)>);
+
+impl Liar {
+    /// States `index` of the layer on `host`, until the tracker knows.
+    fn start(host: &Host, tracker: String, layer: Digest, index: Vec<u8>) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let (told, stated) = std::sync::mpsc::channel();
+        let host = host.clone();
+        let state = async move |listen: SocketAddr, root: PathBuf| {
+            let identity = Arc::new(Identity::generate()?);
+            let settings =
+                NodeConfig { security: Security::Plaintext, ..NodeConfig::new(listen, Arc::clone(&identity)) };
+            let client = ClientConfig { piece_port: listen.port(), ..ClientConfig::new(vec![tracker], identity.id()) };
+            let store = ChunkStore::open(&root, StoreConfig::default())?;
+            let node = Node::start(settings, store, TrackerClient::new(client)?, Arc::default()).await?;
+            node.publish(StatementKind::LayerIndex, layer, index.into()).await?;
+            told.send(())?;
+            let _ = stopped.await;
+            node.shutdown().await;
+            anyhow::Ok(())
+        };
+        let thread = std::thread::spawn(move || {
+            let listen = SocketAddr::from((host.address(), 7081));
+            host.within(|| tokio::runtime::Runtime::new()?.block_on(state(listen, host.dir().join("liar"))))
+        });
+        let liar = Self(Some((stop, thread)));
+        stated.recv_timeout(SOON).unwrap();
+        liar
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.0.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Somebody in the swarm says of a layer that it is another: what is pulled whole is what the registry has all the same.
+#[test]
+fn an_index_that_lies_keeps_no_image_from_being_pulled() {
+    const NAME: &str = "an_index_that_lies_keeps_no_image_from_being_pulled";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let site = Site::new(NAME, None).unwrap();
+    let layout = image::small().unwrap();
+    let reference = site.registry.push(&layout, "lab/small:1").unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("index");
+    let mut command = std::process::Command::new(lapwing_binary().unwrap());
+    check(command.args(["index", "build", "-o"]).arg(&path).arg(layout.blob_path(&layout.layers[0]))).unwrap();
+    let mut index = std::fs::read(&path).unwrap();
+    // The diffID begins there (`lapwing_snapshotter::index`).
+    index[56] ^= 1;
+    let layer: Digest = layout.layers[0].digest.parse().unwrap();
+    let host = site.network.host("liar", None).unwrap();
+    let _liar = Liar::start(&host, site.tracker.tracker_address(), layer, index);
+
+    let machine = site.worker("honest", None, site.settings()).unwrap();
+    machine.containerd.pull(&reference, "lapwing").unwrap();
+    let node = machine.lapwing.as_ref().unwrap();
+    let unpacked = node.metric("lapwing_snapshot_layers_unpacked_total", "reason=\"unproved\"").unwrap();
+    assert_eq!(unpacked, 1.0, "the lie was found out by reading the layer");
+    let output = machine.containerd.run(&reference, "lapwing", "main", &[]).unwrap();
+    assert_eq!(output.trim(), image::SMALL_OUTPUT);
+    assert_eq!(in_state(&machine, "quarantined"), 1);
 }
