@@ -19,6 +19,9 @@ use crate::discovery::Replicas;
 /// For how long it is believed how many copies there are elsewhere: not long, since others evict, too.
 const REPLICAS_FRESH: Duration = Duration::from_secs(60);
 
+/// For how long a pass waits for space that its evictions freed and that the filesystem does not show yet.
+const FREED_LATE: Duration = Duration::from_millis(250);
+
 /// Limits, and the turn of those who evict.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -85,7 +88,7 @@ impl ChunkStore {
         self.keep_quota(0, Marks { above: self.room.high(), down_to: self.room.low() })?;
         let margin = self.room.floor_margin();
         if !self.floor_kept(margin)? {
-            self.evict_until(|store| store.floor_kept(2 * margin))?;
+            self.evict_to_floor(2 * margin)?;
         }
         Ok(self.used_bytes() <= self.room.high() && self.floor_kept(margin)?)
     }
@@ -126,12 +129,15 @@ impl ChunkStore {
         Ok(left >= floor)
     }
 
-    /// Evicts at least `bytes` if possible; whether anything was.
+    /// Evicts at least `bytes` if possible; whether anything was. Returns when the filesystem shows it, if it does soon.
     pub fn evict_some(&self, bytes: u64) -> bool {
         let _turn = lock(&self.room.turn);
         let before = self.used_bytes();
-        self.evict_until(|store| Ok(before.saturating_sub(store.used_bytes()) >= bytes)).is_ok()
-            && self.used_bytes() < before
+        let Ok(free) = self.root.free_bytes() else { return false };
+        let evicted = self.evict_until(|store| Ok(before.saturating_sub(store.used_bytes()) >= bytes));
+        let freed = before.saturating_sub(self.used_bytes());
+        let shown = || self.wait_for_space(free.saturating_add(freed.min(bytes)), &mut { FREED_LATE });
+        evicted.is_ok() && freed > 0 && shown().is_ok()
     }
 
     /// Evicts so many blobs if possible, whatever they hold.
@@ -153,7 +159,7 @@ impl ChunkStore {
                  mounts and downloads end"
             )));
         }
-        self.evict_until(|store| store.floor_kept(unwritten))?;
+        self.evict_to_floor(unwritten)?;
         if !self.floor_kept(unwritten)? {
             let floor = self.room.config.free_floor_bytes;
             return Err(self.no_space(format!(
@@ -206,13 +212,51 @@ impl ChunkStore {
         Ok(())
     }
 
-    fn evict(&self, candidate: &Candidate) {
+    /// Waits until so many bytes are free, while `patience` lasts. Space may come back a moment after the blob is gone: XFS
+    /// frees in the background, and a process that is just being started has a copy of every descriptor.
+    fn wait_for_space(&self, free: u64, patience: &mut Duration) -> Result<(), StoreError> {
+        while self.root.free_bytes()? < free && !patience.is_zero() {
+            let pause = Duration::from_millis(1).min(*patience);
+            std::thread::sleep(pause);
+            *patience -= pause;
+        }
+        Ok(())
+    }
+
+    /// Evicts one blob after the other until `bytes` more leave the floor alone, or nothing is left to evict. Waits for
+    /// the space of each, since what else is evicted meanwhile is lost for nothing. The caller has the turn to evict.
+    fn evict_to_floor(&self, bytes: u64) -> Result<(), StoreError> {
+        if self.floor_kept(bytes)? {
+            return Ok(());
+        }
+        let needed = self.used_bytes().saturating_sub(self.room.low());
+        let enough = self.room.config.free_floor_bytes.saturating_add(bytes);
+        let mut patience = FREED_LATE;
+        for candidate in eviction_order(self.candidates(1), needed) {
+            let expected = self.root.free_bytes()?.saturating_add(candidate.bytes);
+            if !self.evict(&candidate) {
+                continue;
+            }
+            self.wait_for_space(expected.min(enough), &mut patience)?;
+            if self.floor_kept(bytes)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is gone now.
+    fn evict(&self, candidate: &Candidate) -> bool {
         let digest = candidate.digest;
         match self.discard(&digest, Removal::Evicted) {
-            Ok(_) => tracing::info!(%digest, bytes = candidate.bytes, "evicted"),
+            Ok(evicted) => {
+                tracing::info!(%digest, bytes = candidate.bytes, "evicted");
+                return evicted;
+            }
             Err(StoreError::InUse(_) | StoreError::Pinned(_)) => {}
             Err(error) => tracing::warn!(%digest, %error, "not evicted"),
         }
+        false
     }
 
     /// The blobs that nobody needs and that hold at least so many bytes.

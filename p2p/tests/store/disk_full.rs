@@ -94,6 +94,36 @@ fn the_free_space_floor_is_kept() {
     assert!(stat.f_bavail * stat.f_frsize >= floor);
 }
 
+/// A process that is just being started has a copy of every descriptor, and filesystems may free in the background:
+/// the space had been taken for not freed, the next blob evicted as well, and the write failed.
+#[test]
+fn space_that_comes_back_a_moment_after_the_eviction_is_waited_for() {
+    for floor in [0, 1 << 20] {
+        space_that_comes_back_late(floor);
+    }
+}
+
+fn space_that_comes_back_late(floor: u64) {
+    let Some(disk) = Mount::tmpfs(8 << 20) else { return };
+    let config = StoreConfig { free_floor_bytes: floor, ..StoreConfig::default() };
+    let root = disk.path().join("store");
+    let store = ChunkStore::open(&root, config).unwrap();
+    let (old, young, new) = (Reference::new(1, 3 * MIB), Reference::new(2, 2 * MIB), Reference::new(3, 4 * MIB));
+    store.insert(&old.digest, &old.bytes).unwrap();
+    store.insert(&young.digest, &young.bytes).unwrap();
+    let hex = old.digest.hex();
+    let copy = std::fs::File::open(root.join("blobs/sha256").join(&hex[..2]).join(&hex).join("data")).unwrap();
+    let closing = std::thread::spawn(move || {
+        while rustix::fs::fstat(&copy).unwrap().st_nlink > 0 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    });
+    assert!(store.insert(&new.digest, &new.bytes).unwrap().is_verified());
+    closing.join().unwrap();
+    assert!(store.get(&young.digest).is_some(), "evicted for nothing");
+}
+
 fn fill(path: &std::path::Path) {
     use std::io::Write as _;
     let mut file = std::fs::File::create(path).unwrap();
