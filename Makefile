@@ -46,8 +46,9 @@ bench-files: ## Reading files of a lazily mounted layer, by EROFS and by FUSE, a
 	cargo run --release --quiet --package lapwing-bench --bin files | tee target/bench/files.json
 
 .PHONY: bench-lazy
-bench-lazy: packages tools release ## Starts of real images against plain containerd (IMAGES="python tensorflow"; the first run fetches 700 MB); writes target/bench/lazy.json
-	contrib/setup/image.sh real learning
+bench-lazy: packages tools release ## Starts of real images against plain containerd, and files, index and memory (IMAGES="python tomcat tensorflow memory files index"; the first run fetches 800 MB); writes target/bench/lazy.json
+	contrib/setup/image.sh real service learning
+	cargo build --release --quiet --package lapwing-bench --bins
 	LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" cargo run --release --quiet --package lapwing-bench --bin lazy -- $(IMAGES)
 
 .PHONY: bench-swarm

@@ -21,7 +21,7 @@ use lapwing_p2p::discovery::{Statement, StatementKind};
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_p2p::store::Hold;
 use lapwing_snapshotter::index::{Form, Index};
-use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyLayer, LazyMounts, MountError, Proof};
+use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyLayer, LazyMounts, MountError, Proof, WholeTar};
 use lapwing_snapshotter::remote::{Fallback, Fetched, RemoteLayers, Started, Target, chain_id};
 use lapwing_snapshotter::source::LayerSource;
 use tokio::sync::{Semaphore, watch};
@@ -30,6 +30,7 @@ use crate::catalog::{Catalog, LayerRecord};
 use crate::config::Formats;
 use crate::profiles::Profiles;
 use build::Builder;
+use tars::Tars;
 
 pub(crate) mod build;
 mod contents;
@@ -39,6 +40,7 @@ mod label;
 mod soci;
 mod source;
 pub(crate) mod sweep;
+pub(crate) mod tars;
 
 pub(crate) use kept::KeptIndexes;
 pub(crate) use source::{Origins, SwarmLayer};
@@ -98,6 +100,8 @@ pub(crate) struct Layers {
     profiles: OnceLock<Arc<Profiles>>,
     /// None where this node builds no indexes.
     builder: OnceLock<Arc<Builder>>,
+    /// None where none are kept.
+    tars: OnceLock<Arc<Tars>>,
     interest: sweep::Interest,
 }
 
@@ -130,6 +134,7 @@ impl Layers {
             known: Mutex::default(),
             profiles: OnceLock::new(),
             builder: OnceLock::new(),
+            tars: OnceLock::new(),
             interest: sweep::Interest::default(),
         })
     }
@@ -140,10 +145,19 @@ impl Layers {
         let _ = self.profiles.set(profiles);
     }
 
-    /// Who builds indexes that nobody has.
-    pub(crate) fn build_by(&self, builder: Arc<Builder>) {
+    /// Who builds indexes that nobody has, and where the tars are that come of it.
+    pub(crate) fn build_by(&self, builder: Arc<Builder>, tars: Option<Arc<Tars>>) {
         // Said once, at the start.
         let _ = self.builder.set(builder);
+        if let Some(tars) = tars {
+            let _ = self.tars.set(tars);
+        }
+    }
+
+    /// The tar that came out of the pass that made the index of that name, if it is still there.
+    fn tar_of(&self, layer: &Digest, index: Digest) -> Option<WholeTar> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(layer).copied();
+        if made == Some(index) { self.tars.get()?.take(layer) } else { None }
     }
 
     /// An image passed the mirror: its layers, base first, and what it is started with.
@@ -258,7 +272,8 @@ impl Layers {
             match decode(record, bytes.clone()).await {
                 Ok(index) => {
                     self.node.accept(statement).await;
-                    return self.take_up(mounts, record, index, Some(bytes)).await;
+                    let tar = self.tar_of(&layer, object.digest());
+                    return self.take_up_with(mounts, record, index, Some(bytes), tar).await;
                 }
                 // The next vote may be for a right one.
                 Err(message) => {
@@ -281,8 +296,20 @@ impl Layers {
         index: Arc<Index>,
         encoded: Option<bytes::Bytes>,
     ) -> Knowledge {
+        self.take_up_with(mounts, record, index, encoded, None).await
+    }
+
+    /// [`Self::take_up`] with the layer's tar, if that came out of the pass that made this index.
+    async fn take_up_with(
+        &self,
+        mounts: &Arc<LazyMounts>,
+        record: &LayerRecord,
+        index: Arc<Index>,
+        encoded: Option<bytes::Bytes>,
+        tar: Option<WholeTar>,
+    ) -> Knowledge {
         let source = Arc::new(self.source(record, index.layer_length()));
-        let added = match mounts.add(Arc::clone(&index), source).await {
+        let added = match mounts.add_with(Arc::clone(&index), source, tar).await {
             Ok(added) => added,
             Err(error) => return absent("not_mountable", error.to_string()),
         };

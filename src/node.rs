@@ -33,6 +33,7 @@ use crate::config::{Config, LazyBackend, StoreKind};
 use crate::held;
 use crate::hydrate::{self, Hydration};
 use crate::layers::build::Builder;
+use crate::layers::tars::Tars;
 use crate::layers::{KeptIndexes, Layers, Lazy, Origins, sweep};
 use crate::membership::Membership;
 use crate::memory;
@@ -166,12 +167,7 @@ async fn start_mirror(
     serving: &mut JoinSet<anyhow::Result<()>>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let told = Arc::clone(&parts.layers);
-    let builder = Builder::new(Arc::clone(&parts.node), Box::new(move |layer, index| told.built(layer, index)));
-    let builder = config.lazy.build_indexes.then(|| Arc::new(builder));
-    if let Some(builder) = &builder {
-        parts.layers.build_by(Arc::clone(builder));
-    }
+    let builder = config.lazy.build_indexes.then(|| start_builder(config, parts));
     let observer = Arc::new(observer::Observer::new(Arc::clone(&parts.catalog), Arc::clone(&parts.layers), builder));
     let default_registry = config.mirror.default_registry.parse();
     let mirror = mirror::Mirror::new(
@@ -196,6 +192,19 @@ async fn start_mirror(
         serving.spawn(proxy::serve(bind_proxy(listen).await?, proxy));
     }
     Ok(())
+}
+
+fn start_builder(config: &Config, parts: &Parts) -> Arc<Builder> {
+    let mounts = parts.layers.mounts().filter(|_| config.lazy.enabled && config.snapshotter.enabled);
+    let tars = mounts.map(|mounts| {
+        let (containerd, socket) = (parts.containerd.clone(), config.snapshotter.socket.clone());
+        Arc::new(Tars::new(Arc::clone(mounts), containerd, socket, config.store.free_floor.0))
+    });
+    let told = Arc::clone(&parts.layers);
+    let built = Box::new(move |layer, index| told.built(layer, index));
+    let builder = Arc::new(Builder::new(Arc::clone(&parts.node), built).keeping(tars.clone()));
+    parts.layers.build_by(Arc::clone(&builder), tars);
+    builder
 }
 
 /// Follows what containerd holds, and begins to answer operators: from then on the node is ready.
@@ -348,7 +357,12 @@ fn start_lazy(config: &Config, metrics: LazyMetrics) -> Lazy {
     } else {
         Err("lazy.enabled or snapshotter.enabled is false".to_owned())
     };
-    let options = lazy::Options { deadline: config.lazy.read_deadline.0, metrics, ..lazy::Options::default() };
+    let options = lazy::Options {
+        deadline: config.lazy.read_deadline.0,
+        watch_first_start: !config.lazy.record_for.0.is_zero(),
+        metrics,
+        ..lazy::Options::default()
+    };
     let options = lazy::Options { backend: *backend.as_ref().unwrap_or(&options.backend), ..options };
     let holder = config.lazy.holder.then(|| HolderProgram {
         // The running program, though an upgrade may have put another in its place.

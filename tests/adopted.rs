@@ -65,7 +65,8 @@ fn is_what_containerd_unpacks_and_outlives_everybody(name: &str, backend: &str) 
     let unpacked =
         machine.host.check("find", &[root.join("snapshots").to_str().unwrap(), "-xdev", "-type", "f"]).unwrap();
     assert!(unpacked.trim().ends_with("graph.redb"), "nothing is unpacked: {unpacked}");
-    assert_eq!(in_state(&machine, "pending"), 2);
+    // Nothing completes layers later here: their tars came out of the pass that made their indexes.
+    assert_eq!(in_state(&machine, "proved"), 2);
 
     machine.containerd.pull(&reference, "overlayfs").unwrap();
     let mut unpacked = machine.walk_image(&reference, "overlayfs").unwrap();

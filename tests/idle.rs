@@ -2,10 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
-use std::path::Path;
 use std::time::Duration;
 
-use lapwing_lab::image::{Entry, EntryKind, ImageConfig, Layout, LayoutWriter, TarWriter};
+use lapwing_lab::image::many_layers;
 use lapwing_lab::wait::{self, Poll};
 use lapwing_lab::{Need, Site, require};
 
@@ -16,23 +15,6 @@ const LAYERS: usize = 100;
 const FILES: usize = 500;
 /// What the node may have resident of its own. Its code comes on top of that: 8 MiB of an optimised one, three times as much of one for tests.
 const MOST_MEMORY_KIB: u64 = 30 << 10;
-
-fn image(dir: &Path) -> Layout {
-    let mut image = LayoutWriter::new(dir).unwrap();
-    for layer in 0..LAYERS {
-        let written = image.layer(|out| {
-            let mut tar = TarWriter::new(out);
-            for file in 0..FILES {
-                let path = format!("usr/lib/python3/dist-packages/package-{layer:03}/module_{file:03}/__init__.py");
-                let content = format!("{layer} {file}\n").repeat(30);
-                tar.add(&Entry::new(path.as_bytes(), EntryKind::File(content.as_bytes())))?;
-            }
-            tar.finish().map(drop)
-        });
-        written.unwrap();
-    }
-    image.finish(&ImageConfig { cmd: &["/bin/true"], working_dir: "/", ..ImageConfig::default() }).unwrap()
-}
 
 /// A number of KiB from `/proc/<pid>/<file>`.
 fn kib(pid: u32, file: &str, name: &str) -> u64 {
@@ -48,7 +30,7 @@ fn a_node_with_a_hundred_lazy_layers_idles_small() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let layout = image(dir.path());
+    let layout = many_layers(dir.path(), LAYERS, FILES).unwrap();
     let site = Site::new("idle", None).unwrap();
     let reference = site.registry.push(&layout, "lab/idle:1").unwrap();
     let first = site.worker("first", None, site.settings()).unwrap();

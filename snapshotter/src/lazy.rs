@@ -3,6 +3,7 @@
 //! * [`layer`]: one layer: index, source of compressed bytes, span cache, single flight, background completion
 //! * [`cache`]: the spans on disk, and the bitmap that says which
 //! * [`common`]: what all layers share: CPU and descriptors
+//! * [`whole`]: the tar of a layer that was read as a whole
 //! * [`readahead`]: finds sequential readers
 //! * [`recorder`]: takes down what is read while containers start
 //! * [`ahead`]: counts what was fetched before it was read
@@ -35,6 +36,7 @@ mod probe;
 mod readahead;
 mod recorder;
 mod trees;
+mod whole;
 
 pub use ahead::LazyMetrics;
 pub use cache::replace_file;
@@ -45,6 +47,7 @@ pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};
 pub use probe::{Support, Unsupported, probe, probe_trees};
 pub use recorder::Recorder;
+pub use whole::{TarWriter, WholeTar};
 
 use std::time::Duration;
 
@@ -73,6 +76,8 @@ pub struct Options {
     pub inflations: usize,
     /// Spans that background completion of one layer has in work at once.
     pub background_spans: usize,
+    /// Whether it is to be seen what the first start of an image reads ([`Recorder`]), though all of it is here.
+    pub watch_first_start: bool,
     /// Where it is counted.
     pub metrics: LazyMetrics,
 }
@@ -82,7 +87,7 @@ impl Default for Options {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let metrics = LazyMetrics::default();
         let (backend, deadline) = (Backend::Erofs, Duration::from_secs(60));
-        Self { backend, deadline, inflations: cores, background_spans: 4, metrics }
+        Self { backend, deadline, inflations: cores, background_spans: 4, watch_first_start: false, metrics }
     }
 }
 

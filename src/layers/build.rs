@@ -13,7 +13,10 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::node::{Blob, Node, Priority};
 use lapwing_snapshotter::index::{Index, IndexBuilder};
+use lapwing_snapshotter::lazy::{TarWriter, WholeTar};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+use super::tars::Tars;
 
 /// How long a node that could build waits for the one that should, plus as much again at random.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -27,6 +30,8 @@ pub(crate) struct Builder {
     node: Arc<Node>,
     /// Told of each layer whose index was built, and of that index' name.
     built: Box<dyn Fn(Digest, Digest) + Send + Sync>,
+    /// Where the tars go that come out of the pass; none if nobody would use them.
+    tars: Option<Arc<Tars>>,
     /// Inflating is CPU work: no more at once than cores.
     cores: Arc<Semaphore>,
     /// Layers under way: a client asks for one blob in many ranges.
@@ -45,7 +50,12 @@ struct Job {
 impl Builder {
     pub(crate) fn new(node: Arc<Node>, built: Box<dyn Fn(Digest, Digest) + Send + Sync>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { node, built, cores: Arc::new(Semaphore::new(cores)), busy: Mutex::default() }
+        Self { node, built, tars: None, cores: Arc::new(Semaphore::new(cores)), busy: Mutex::default() }
+    }
+
+    /// Gives the tars of the layers to `tars` as well.
+    pub(crate) fn keeping(self, tars: Option<Arc<Tars>>) -> Self {
+        Self { tars, ..self }
     }
 
     /// A client has begun to pull this layer whole.
@@ -86,7 +96,7 @@ impl Builder {
     }
 
     fn busy(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Job>>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.busy)
     }
 
     async fn ensure_index(&self, blob: &Arc<Blob>, hurry: &Notify) -> Result<(), String> {
@@ -109,7 +119,7 @@ impl Builder {
 
     /// Builds the index of a layer that is here, whoever else has one: it may be out of reach, or wrong.
     pub(crate) async fn build_and_publish(&self, blob: &Arc<Blob>) -> Result<(), String> {
-        let index = self.build(blob).await?;
+        let (index, tar) = self.build(blob).await?;
         let (layer, spans, diff_id) = (index.layer(), index.spans().len(), index.diff_id());
         let object = tokio::task::spawn_blocking(move || index.encode()).await.map_err(|error| error.to_string())?;
         let bytes = object.len();
@@ -118,16 +128,24 @@ impl Builder {
             .publish(StatementKind::LayerIndex, layer, object.into())
             .await
             .map_err(|error| error.to_string())?;
+        if let (Some(tars), Some(tar)) = (&self.tars, tar) {
+            tars.keep(layer, tar);
+        }
         (self.built)(layer, name);
         tracing::info!(digest = %layer, index = %name, %diff_id, spans, bytes, "built the index of a layer");
         Ok(())
     }
 
-    async fn build(&self, blob: &Arc<Blob>) -> Result<Index, String> {
+    /// The index, and the tar where it was to be kept and could be.
+    async fn build(&self, blob: &Arc<Blob>) -> Result<(Index, Option<WholeTar>), String> {
         let _core = self.cores.acquire().await.map_err(|error| error.to_string())?;
+        let tar = match &self.tars {
+            Some(tars) => tars.writer().await,
+            None => None,
+        };
         let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
         let (layer, length) = (blob.digest(), blob.length());
-        let inflating = tokio::task::spawn_blocking(move || inflate(layer, length, receiver));
+        let inflating = tokio::task::spawn_blocking(move || inflate(layer, length, receiver, tar));
         let mut stream = Box::pin(blob.stream(0..length, Priority::Bulk));
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|error| error.to_string())?;
@@ -140,10 +158,30 @@ impl Builder {
     }
 }
 
-fn inflate(layer: Digest, length: u64, mut pieces: mpsc::Receiver<bytes::Bytes>) -> Result<Index, String> {
+fn inflate(
+    layer: Digest,
+    length: u64,
+    mut pieces: mpsc::Receiver<bytes::Bytes>,
+    tar: Option<TarWriter>,
+) -> Result<(Index, Option<WholeTar>), String> {
     let mut builder = IndexBuilder::new(layer, length);
+    let tar = Arc::new(Mutex::new(tar));
+    if lock(&tar).is_some() {
+        let writing = Arc::clone(&tar);
+        builder = builder.telling(move |output| {
+            if let Some(tar) = &mut *lock(&writing) {
+                tar.push(output);
+            }
+        });
+    }
     while let Some(piece) = pieces.blocking_recv() {
         builder.push(&piece).map_err(|error| error.to_string())?;
     }
-    builder.finish().map_err(|error| error.to_string())
+    let index = builder.finish().map_err(|error| error.to_string())?;
+    let tar = lock(&tar).take();
+    Ok((index, tar.and_then(TarWriter::finish)))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

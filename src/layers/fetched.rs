@@ -31,6 +31,9 @@ impl Layers {
             return Err(fallback("unsupported", reason.clone()));
         }
         let mounts = self.mounts.as_ref().ok_or_else(|| fallback("unsupported", String::new()))?;
+        if let Some(tars) = self.tars.get() {
+            tars.asked();
+        }
         // Until the mount holds it: nobody else may have it, or give it to this node.
         self.interest.promised(layer, self.node.store().hold(layer));
         let blob = self.here(layer, length).await?;

@@ -105,6 +105,9 @@ pub(crate) async fn run(layers: Arc<Layers>, snapshotter: Snapshotter, shutdown:
 /// Gives whether something that is to go is still in use.
 async fn sweep(layers: &Arc<Layers>, snapshotter: &Snapshotter) -> Result<bool, String> {
     layers.interest.forget_old(Instant::now());
+    if let Some(tars) = layers.tars.get() {
+        tars.forget_old();
+    }
     let Some(mounts) = layers.mounts().cloned() else { return Ok(false) };
     let named = snapshotter.named().await.map_err(|error| error.to_string())?;
     let asked = Arc::clone(layers);

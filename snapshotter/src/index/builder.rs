@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use crate::limits::{MAX_SPAN_BYTES, MAX_ZSTD_SPAN_BYTES};
 
 use super::gzip::GzipReader;
-use super::ledger::{Ledger, Members, SPAN_BYTES};
+use super::ledger::{Ledger, Members, SPAN_BYTES, TarSink};
 use super::zstd::ZstdReader;
 use super::{Compression, Form, Index, IndexError};
 
@@ -39,6 +39,8 @@ pub struct IndexBuilder {
     stage: Stage,
     /// Whose beginnings are to be noted, in the place of making spans.
     members: Option<Members>,
+    /// Who else takes the tar.
+    sink: Option<TarSink>,
     /// How much of the tar's start is to be hashed.
     start: u64,
 }
@@ -54,12 +56,18 @@ impl IndexBuilder {
     /// For the layer with this digest and length, as its descriptor in the manifest gives them.
     pub fn new(layer: Digest, layer_length: u64) -> Self {
         let (hash, stage) = (Sha256::new(), Stage::Magic(Vec::new()));
-        Self { layer, layer_length, received: 0, hash, stage, members: None, start: 0 }
+        Self { layer, layer_length, received: 0, hash, stage, members: None, sink: None, start: 0 }
     }
 
     /// The same for who wants to know where these members begin and how the tar begins, and no spans.
     pub(super) fn of_members(layer: Digest, layer_length: u64, members: Members, start: u64) -> Self {
         Self { members: Some(members), start, ..Self::new(layer, layer_length) }
+    }
+
+    /// Gives the tar to `sink` as well, portion by portion as it comes out. It is the layer's only if [`Self::finish`] gives an index.
+    #[must_use]
+    pub fn telling(self, sink: impl FnMut(&[u8]) + Send + 'static) -> Self {
+        Self { sink: Some(Box::new(sink)), ..self }
     }
 
     /// Takes the next bytes of the layer.
@@ -107,6 +115,7 @@ impl IndexBuilder {
             Some(members) => Ledger::of_members(self.layer, members, self.start),
             None => Ledger::new(self.layer, longest),
         });
+        ledger.tell(self.sink.take());
         read(&mut reader, &mut ledger, start)?;
         self.stage = Stage::Reading(reader, ledger);
         Ok(())

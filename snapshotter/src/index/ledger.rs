@@ -52,6 +52,9 @@ impl Members {
     }
 }
 
+/// Takes a tar's bytes as they come out, in order.
+pub(super) type TarSink = Box<dyn FnMut(&[u8]) + Send>;
+
 /// Counters, hashes, spans and the tar reader.
 pub(super) struct Ledger {
     layer: Digest,
@@ -66,6 +69,7 @@ pub(super) struct Ledger {
     produced: u64,
     tar_hash: Sha256,
     tar: Scanner,
+    sink: Option<TarSink>,
     open: Option<Open>,
     spans: Vec<Span>,
     window_bytes: usize,
@@ -95,6 +99,7 @@ impl Ledger {
             produced: 0,
             tar_hash: Sha256::new(),
             tar: Scanner::default(),
+            sink: None,
             open: None,
             spans: Vec::new(),
             window_bytes: 0,
@@ -105,6 +110,11 @@ impl Ledger {
     /// `start` bytes of the tar.
     pub(super) fn of_members(layer: Digest, members: Members, start: u64) -> Self {
         Self { span_bytes: u64::MAX, members, start_left: start, ..Self::new(layer, u64::MAX / 2) }
+    }
+
+    /// Gives every byte of the tar to `sink` as well.
+    pub(super) fn tell(&mut self, sink: Option<TarSink>) {
+        self.sink = sink;
     }
 
     pub(super) fn layer(&self) -> Digest {
@@ -159,6 +169,9 @@ impl Ledger {
             return Err(self.span_too_long());
         }
         self.tar_hash.update(output);
+        if let Some(sink) = &mut self.sink {
+            sink(output);
+        }
         let start = usize::try_from(self.start_left).map_or(output.len(), |left| left.min(output.len()));
         self.start_hash.update(&output[..start]);
         self.start_left -= start as u64;

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use bytes::Bytes;
 
 use super::common::Common;
+use super::whole::WholeTar;
 
 const MAGIC: &[u8; 8] = b"LWSPANS1";
 const HEADER: usize = 48;
@@ -96,6 +97,30 @@ impl SpanCache {
             settled: AtomicBool::new(present == spans),
             retired: Mutex::new(false),
         })
+    }
+
+    /// Takes all of the tar, which somebody has made of the whole layer, unless it is here already. Nobody may be reading
+    /// yet. It lasts from the next [`SpanCache::commit`].
+    pub(super) fn take(&self, whole: &WholeTar) -> io::Result<()> {
+        if self.settled() {
+            return Ok(());
+        }
+        let (tar_path, length) = (self.tar_path(), fs::metadata(self.tar_path())?.len());
+        // As when it is opened: bits that say something of the former file go first.
+        remove_if_there(&self.directory.join("spans"))?;
+        remove_if_there(&tar_path)?;
+        File::open(&self.directory)?.sync_all()?;
+        self.words.iter().for_each(|word| word.store(0, Ordering::Release));
+        self.present.store(0, Ordering::Release);
+        self.common.files.close(self.number);
+        whole.place(&tar_path)?;
+        self.tar()?.set_len(length)?;
+        for span in 0..self.spans {
+            self.words[span / 64].fetch_or(1 << (span % 64), Ordering::AcqRel);
+        }
+        self.present.store(self.spans, Ordering::Release);
+        self.set_proof(Proof::Proved);
+        Ok(())
     }
 
     /// The file that holds the bytes.
@@ -260,6 +285,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::whole::TarWriter;
     use super::*;
 
     const PRINT: [u8; 32] = [7; 32];
@@ -314,6 +340,34 @@ mod tests {
         assert_eq!(former.read(0, 512).unwrap(), &[1; 512][..], "its own bytes, not its successor's");
         assert!(!former.settled());
         assert!(!open(directory.path(), 1, 512).unwrap().has(0));
+    }
+
+    fn whole(directory: &Path, tar: &[u8]) -> WholeTar {
+        let mut writer = TarWriter::new(directory, 0).unwrap();
+        writer.push(tar);
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn a_whole_tar_takes_the_place_of_a_part_and_lasts_once_it_is_committed() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = open(directory.path(), 2, 1024).unwrap();
+        cache.write(1, 512, &[9; 512]).unwrap();
+        cache.commit().unwrap();
+        // 1,000 bytes: the device is longer by zeros.
+        cache.take(&whole(directory.path(), &[7; 1000])).unwrap();
+        assert_eq!((cache.present(), cache.proof(), cache.settled()), (2, Proof::Proved, false));
+        assert_eq!(cache.read(512, 512).unwrap(), [[7; 488].as_slice(), &[0; 24]].concat());
+        drop(cache);
+        let cache = open(directory.path(), 2, 1024).unwrap();
+        assert_eq!((cache.present(), cache.proof()), (0, Proof::Pending), "not committed");
+        cache.take(&whole(directory.path(), &[8; 1000])).unwrap();
+        cache.commit().unwrap();
+        assert!(cache.settled());
+        cache.take(&whole(directory.path(), &[5; 1000])).unwrap();
+        let cache = open(directory.path(), 2, 1024).unwrap();
+        assert_eq!((cache.present(), cache.proof(), cache.settled()), (2, Proof::Proved, true));
+        assert_eq!(cache.read(0, 4).unwrap(), &[8; 4][..], "what was all there stays");
     }
 
     #[test]

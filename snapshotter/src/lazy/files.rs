@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use super::common::Common;
 use super::mounts::MountError;
 use super::trees::Images;
+use super::whole::WholeTar;
 use super::{LazyLayer, Options};
 use crate::fuse::{DataFile, DataFiles, TREE, Trees};
 use crate::index::Index;
@@ -81,6 +82,10 @@ impl Layers {
         let _ = self.kept.set(kept);
     }
 
+    pub(super) const fn options(&self) -> &Options {
+        &self.options
+    }
+
     pub(super) fn common(&self) -> &Common {
         &self.common
     }
@@ -122,8 +127,13 @@ impl Layers {
         layers
     }
 
-    /// Opens a layer, or gives the one that is open. Its directory must be there.
-    pub(super) fn open(&self, index: Arc<Index>, source: Arc<dyn LayerSource>) -> Result<Arc<LazyLayer>, MountError> {
+    /// Opens a layer, or gives the one that is open. Its directory must be there. `whole`: its tar, from the builder of that index.
+    pub(super) fn open(
+        &self,
+        index: Arc<Index>,
+        source: Arc<dyn LayerSource>,
+        whole: Option<&WholeTar>,
+    ) -> Result<Arc<LazyLayer>, MountError> {
         let digest = index.layer();
         let mut failures = self.opening();
         match self.by_number(nodeid(&digest)) {
@@ -132,7 +142,7 @@ impl Layers {
             None => {}
         }
         let (options, common) = (self.options.clone(), Arc::clone(&self.common));
-        let layer = LazyLayer::open(&self.directory(&digest), index, source, options, common)?;
+        let layer = LazyLayer::open_with(&self.directory(&digest), index, source, options, common, whole)?;
         failures.remove(&nodeid(&digest));
         self.known.write().unwrap_or_else(PoisonError::into_inner).insert(nodeid(&digest), layer.clone());
         Ok(layer)
@@ -147,7 +157,7 @@ impl Layers {
         let _context = self.runtime.enter();
         let reloaded = kept.reload(digest);
         let (index, source) = reloaded.map_err(|message| MountError::Lost { layer: *digest, message })?;
-        self.open(index, source)
+        self.open(index, source, None)
     }
 
     /// Forgets a layer, then has `put_aside` take its files away.

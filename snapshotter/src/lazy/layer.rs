@@ -21,6 +21,7 @@ pub use super::cache::Proof;
 use super::cache::SpanCache;
 use super::common::Common;
 use super::readahead::ReadAhead;
+use super::whole::WholeTar;
 use super::{LazyError, Options};
 use crate::erofs::device_length;
 use crate::index::{Form, Index, IndexError, LayerProof};
@@ -77,6 +78,8 @@ pub struct LazyLayer {
     ahead_fetches: Arc<Semaphore>,
     unread: Unread,
     commit_due: AtomicBool,
+    /// Was read as a whole by this process before anybody had it mounted.
+    is_new: bool,
     prefetched: AtomicBool,
     runtime: tokio::runtime::Handle,
 }
@@ -101,7 +104,20 @@ impl LazyLayer {
         options: Options,
         common: Arc<Common>,
     ) -> Result<Arc<Self>, LazyError> {
+        Self::open_with(directory, index, source, options, common, None)
+    }
+
+    /// [`Self::open`] with the layer's tar, if that came out of the pass that made this very index.
+    pub(super) fn open_with(
+        directory: &Path,
+        index: Arc<Index>,
+        source: Arc<dyn LayerSource>,
+        options: Options,
+        common: Arc<Common>,
+        whole: Option<&WholeTar>,
+    ) -> Result<Arc<Self>, LazyError> {
         let layer = index.layer();
+        let whole = whole.filter(|whole| index.form() == Form::Built && whole.length() == index.tar_length());
         let fingerprint = fingerprint(&index);
         let cache = std::fs::create_dir_all(directory)
             .and_then(|()| {
@@ -113,7 +129,11 @@ impl LazyLayer {
                 path: directory.display().to_string(),
                 cause: error.to_string(),
             })?;
-        Ok(Arc::new(Self {
+        let taken = whole.map(|whole| cache.take(whole));
+        if let Some(Err(error)) = &taken {
+            tracing::warn!(digest = %layer, %error, "the tar of a layer cannot be taken up: it will be inflated as it is read");
+        }
+        let opened = Arc::new(Self {
             index,
             source,
             cache,
@@ -126,9 +146,14 @@ impl LazyLayer {
             ahead_fetches: Arc::new(Semaphore::new(READ_AHEAD_FETCHES)),
             unread: Unread::default(),
             commit_due: AtomicBool::new(false),
+            is_new: matches!(taken, Some(Ok(()))),
             prefetched: AtomicBool::new(false),
             runtime: tokio::runtime::Handle::current(),
-        }))
+        });
+        if opened.is_new {
+            opened.schedule_commit();
+        }
+        Ok(opened)
     }
 
     /// The layer's digest.
@@ -154,6 +179,11 @@ impl LazyLayer {
     /// The local file with the whole tar, once all of it is proved and on disk to stay.
     pub fn complete(&self) -> Option<PathBuf> {
         (self.cache.settled() && self.cache.proof() == Proof::Proved).then(|| self.cache.tar_path())
+    }
+
+    /// Whether all of it came before anybody had it mounted by this process.
+    pub(super) const fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Makes what is in the cache last. Blocks on the disk.
@@ -246,9 +276,12 @@ impl LazyLayer {
         if self.cache.settled() && self.cache.proof() == Proof::Proved {
             return Ok(());
         }
-        let right =
-            if self.index.form() == Form::Built { self.complete_tar().await? } else { self.complete_device().await? };
-        self.cache.set_proof(if right { Proof::Proved } else { Proof::Quarantined });
+        // Where it is proved and all here, it only has to last.
+        if self.cache.proof() != Proof::Proved || self.cache.present() < self.index.spans().len() {
+            let is_tar = self.index.form() == Form::Built;
+            let right = if is_tar { self.complete_tar().await? } else { self.complete_device().await? };
+            self.cache.set_proof(if right { Proof::Proved } else { Proof::Quarantined });
+        }
         let layer = self.clone();
         self.blocking(move || layer.cache.commit()).await.map_err(|error| self.cache_error(&error))?;
         self.refuse_quarantined()?;

@@ -35,6 +35,7 @@ use super::former;
 use super::inherit::{self, Inherited};
 use super::layer::{LazyLayer, Proof};
 use super::recorder::Recorder;
+use super::whole::{TarWriter, WholeTar};
 use super::{Backend, LazyError, Options, erofs_mount};
 use crate::erofs::{self, ErofsError};
 use crate::fuse::{self, Handshake, HolderProgram, Keeping, Lengths, Purpose, Record, RecordError, Session};
@@ -302,18 +303,37 @@ impl LazyMounts {
         index: Arc<Index>,
         source: Arc<dyn LayerSource>,
     ) -> Result<Arc<LazyLayer>, MountError> {
-        let this = self.clone();
-        // Inside spawn_blocking the runtime's context is there, which the layer needs.
-        let added = tokio::task::spawn_blocking(move || this.add_blocking(index, source)).await;
-        added.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        self.add_with(index, source, None).await
     }
 
-    /// [`Self::add`] for a thread that may block; within a tokio runtime's context.
+    /// [`Self::add`] for a layer that may have been read as a whole: `tar` came out of the pass that made this very index.
     ///
     /// # Errors
     ///
     /// As for [`Self::add`].
-    pub fn add_blocking(&self, index: Arc<Index>, source: Arc<dyn LayerSource>) -> Result<Arc<LazyLayer>, MountError> {
+    pub async fn add_with(
+        self: &Arc<Self>,
+        index: Arc<Index>,
+        source: Arc<dyn LayerSource>,
+        tar: Option<WholeTar>,
+    ) -> Result<Arc<LazyLayer>, MountError> {
+        let this = self.clone();
+        // Inside spawn_blocking the runtime's context is there, which the layer needs.
+        let added = tokio::task::spawn_blocking(move || this.add_blocking(index, source, tar.as_ref())).await;
+        added.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// [`Self::add_with`] for a thread that may block; within a tokio runtime's context.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::add`].
+    pub fn add_blocking(
+        &self,
+        index: Arc<Index>,
+        source: Arc<dyn LayerSource>,
+        tar: Option<&WholeTar>,
+    ) -> Result<Arc<LazyLayer>, MountError> {
         let digest = index.layer();
         if let Some(known) = self.layers.get(&digest) {
             return Ok(known);
@@ -326,7 +346,16 @@ impl LazyMounts {
             .create(&directory)
             .map_err(system("make directory", &directory))?;
         write_image(&mut images, &index, &directory.join("erofs"), &Inherited::new())?;
-        self.layers.open(index, source)
+        self.layers.open(index, source, tar)
+    }
+
+    /// Takes the tar of a layer that is being read as a whole, for [`Self::add_with`]; leaves `floor` bytes free on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When the filesystem has no files without names.
+    pub fn tar_writer(&self, floor: u64) -> io::Result<TarWriter> {
+        TarWriter::new(&self.root.join("layers"), floor)
     }
 
     /// A layer that was added, by this process or a former one.
@@ -391,7 +420,10 @@ impl LazyMounts {
         let data = self.root.join("data");
         let source = match self.backend {
             Backend::Erofs => {
-                let device = layer.complete().unwrap_or_else(|| data.join(file_name(digest)));
+                // What the kernel reads from the file itself nobody sees.
+                let watched = layer.is_new() && self.layers.options().watch_first_start;
+                let complete = layer.complete().filter(|_| !watched);
+                let device = complete.unwrap_or_else(|| data.join(file_name(digest)));
                 erofs_mount::mount(&image, &device, at).map_err(system("mount EROFS at", at))?;
                 device
             }

@@ -2,17 +2,21 @@
 //! random ones of any size, and a pause image for CRI.
 
 mod layout;
+mod many;
 mod noise;
 mod pause;
 mod real;
+mod service;
 mod small;
 mod tar;
 
 pub(crate) use layout::hex;
 pub use layout::{Blob, ImageConfig, LAYER, LAYER_ZSTD, Layout, LayoutWriter};
+pub use many::many_layers;
 pub use noise::{Noise, noise};
 pub use pause::pause;
 pub use real::{FULL_OUTPUT, FULL_SCRIPT, LEARNING_OUTPUTS, MAIN_OUTPUT, learning, real};
+pub use service::{SERVICE_OUTPUTS, service};
 pub use small::{SMALL_OUTPUT, small, small_in_utf8};
 pub use tar::{Entry, EntryKind, TarWriter};
 

@@ -8,7 +8,7 @@ fn main() -> Result<()> {
     let mut out = std::io::stdout();
     let names: Vec<String> = std::env::args().skip(1).collect();
     let of_tests = [("pause", image::pause as fn() -> _), ("small", image::small), ("real", image::real)];
-    let all = of_tests.into_iter().chain([("learning", image::learning as fn() -> _)]);
+    let all = of_tests.into_iter().chain([("service", image::service as fn() -> _), ("learning", image::learning)]);
     let wanted = |name: &str| match names.is_empty() {
         true => of_tests.iter().any(|(of_tests, _)| *of_tests == name),
         false => names.iter().any(|wanted| wanted == name),

@@ -58,7 +58,7 @@ pub const LEARNING_OUTPUTS: [&str; 2] = ["lapwing: first output", "lapwing: read
 /// The image of a large library: Debian, Python, numpy and TensorFlow, above 700 MB compressed. The first call on a machine takes some
 /// minutes and some GB of disk.
 pub fn learning() -> Result<Layout> {
-    let base = base_tar()?;
+    let base = debian_tar(PACKAGES)?;
     let libraries = libraries_tar(LEARNING)?;
     let sources: [&[u8]; 2] = [LEARN.as_bytes(), include_bytes!("layout.rs")];
     let parts = [base.as_os_str().as_encoded_bytes(), libraries.as_os_str().as_encoded_bytes()];
@@ -84,7 +84,7 @@ const PYTHON_CONFIG: ImageConfig<'static> = ImageConfig {
 
 /// The realistic image: above 200 MB compressed, more than 15,000 files. The first call on a machine takes some minutes.
 pub fn real() -> Result<Layout> {
-    let base = base_tar()?;
+    let base = debian_tar(PACKAGES)?;
     let libraries = libraries_tar(REQUIREMENTS)?;
     let sources: [&[u8]; 2] = [include_bytes!("real.rs"), include_bytes!("layout.rs")];
     let parts = [base.as_os_str().as_encoded_bytes(), libraries.as_os_str().as_encoded_bytes()];
@@ -101,13 +101,14 @@ pub fn real() -> Result<Layout> {
     Layout::open(&dir)
 }
 
-fn base_tar() -> Result<PathBuf> {
-    let key = super::recipe_key("debian", &[SUITE.as_bytes(), PACKAGES.as_bytes(), EPOCH.as_bytes()]);
+/// A minimal Debian with these packages.
+pub(super) fn debian_tar(packages: &str) -> Result<PathBuf> {
+    let key = super::recipe_key("debian", &[SUITE.as_bytes(), packages.as_bytes(), EPOCH.as_bytes()]);
     let dir = built_once("layers", &key, |dir| {
-        eprintln!("building the realistic image: Debian {SUITE} (about a minute)");
+        eprintln!("building a Debian {SUITE} with {packages} (about a minute)");
         let mut command = Command::new("mmdebstrap");
         command
-            .args(["--quiet", "--variant=minbase", &format!("--include={PACKAGES}"), SUITE])
+            .args(["--quiet", "--variant=minbase", &format!("--include={packages}"), SUITE])
             .arg(dir.join("base.tar"));
         command.args(debian_sources()).env("SOURCE_DATE_EPOCH", EPOCH);
         check(&mut command).map(drop)
@@ -179,7 +180,7 @@ fn compile(site: &Path) -> Result<()> {
     crate::process::output(command.arg(site).arg(site)).map(drop)
 }
 
-fn app_tar(dir: &Path, programs: &[(&str, &str)]) -> Result<PathBuf> {
+pub(super) fn app_tar(dir: &Path, programs: &[(&str, &str)]) -> Result<PathBuf> {
     let root = dir.join("work/root");
     std::fs::create_dir_all(root.join("app"))?;
     for (name, program) in programs {

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -37,6 +38,8 @@ impl Row {
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
+    /// What was measured beside the starts, by its name.
+    pub(crate) parts: BTreeMap<&'static str, Value>,
 }
 
 const LEGEND: [(&str, &str); 13] = [
@@ -78,11 +81,14 @@ impl Report {
     pub(crate) fn write(&self) -> Result<()> {
         let directory = Path::new("target/bench");
         std::fs::create_dir_all(directory).context("target/bench")?;
-        let document = serde_json::json!({
+        let mut document = serde_json::json!({
             "what": "start of a container of an image that the machine does not have; registry 100 Mbit/s, each worker 400 Mbit/s, once each",
             "meaning": BTreeMap::from(LEGEND),
             "rows": self.rows,
         });
+        for (name, part) in &self.parts {
+            document[name] = part.clone();
+        }
         std::fs::write(directory.join("lazy.json"), serde_json::to_string_pretty(&document)? + "\n")
             .context("target/bench/lazy.json")
     }
