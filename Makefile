@@ -41,9 +41,9 @@ bench-index: ## CPU and size of building a layer index, against plain decompress
 	cargo run --release --quiet --package lapwing-bench --bin index | tee target/bench/index.json
 
 .PHONY: bench-files
-bench-files: ## Reading files of a lazily mounted layer, by EROFS and by FUSE, against the local filesystem (as root); writes target/bench/files.json
+bench-files: ## Reading files of a lazily mounted layer, by EROFS and by FUSE, against the local filesystem (as root; MEASUREMENTS="stat_warm ..."); writes target/bench/files.json
 	@mkdir -p target/bench
-	cargo run --release --quiet --package lapwing-bench --bin files | tee target/bench/files.json
+	cargo run --release --quiet --package lapwing-bench --bin files -- $(MEASUREMENTS) | tee target/bench/files.json
 
 .PHONY: bench-lazy
 bench-lazy: packages tools release ## Starts of real images against plain containerd, and files, index and memory (IMAGES="python tomcat tensorflow memory files index"; the first run fetches 800 MB); writes target/bench/lazy.json

@@ -23,13 +23,18 @@ const YARDSTICK: &str = "local";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    let known: Vec<_> = Measurement::all().map(|measurement| measurement.name).collect();
+    let unknown: Vec<_> = names.iter().filter(|name| !known.contains(&name.as_str())).collect();
+    anyhow::ensure!(unknown.is_empty(), "there is no {unknown:?}; there are {known:?}");
+    let asked = || Measurement::all().filter(|it| names.is_empty() || names.iter().any(|name| name == it.name));
     // Images cannot be on tmpfs, which /tmp may be.
     let scratch = tempfile::tempdir_in(std::env::var_os("LAPWING_BENCH_DIR").unwrap_or_else(|| "/var/tmp".into()))?;
     let content = Content::make(&scratch.path().join("content"))?;
     let subjects = mounts::all(scratch.path(), &content).await?;
     let mut taken: BTreeMap<(&'static str, &'static str), Vec<f64>> = BTreeMap::new();
     for round in 0..ROUNDS {
-        for measurement in Measurement::all() {
+        for measurement in asked() {
             for number in 0..subjects.len() {
                 // Who goes first takes turns.
                 let subject = &subjects[(number + round) % subjects.len()];
@@ -43,7 +48,7 @@ async fn main() -> anyhow::Result<()> {
         "rounds": ROUNDS,
         "files": content.small.len(),
         "large_bytes": content::LARGE_BYTES,
-        "measurements": Measurement::all().map(|measurement| reported(&measurement, &subjects, &taken)).collect::<Vec<_>>(),
+        "measurements": asked().map(|measurement| reported(&measurement, &subjects, &taken)).collect::<Vec<_>>(),
     });
     writeln!(std::io::stdout(), "{report:#}")?;
     for subject in subjects {

@@ -21,10 +21,15 @@ use rustix::mount::{MountFlags, mount};
 
 use crate::content::Content;
 
+/// More than the files take, and their journal.
+const IMAGE_BYTES: u64 = 3 << 30;
+
 /// What is measured: a tree, and what it takes to have it.
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
     pub(crate) root: PathBuf,
+    /// Mounted for it below.
+    lower: Option<PathBuf>,
     mounts: Option<(Arc<LazyMounts>, PathBuf)>,
 }
 
@@ -32,6 +37,9 @@ impl Subject {
     /// Takes the mounts away.
     pub(crate) async fn end(self) -> anyhow::Result<()> {
         mountpoint::detach(&self.root)?;
+        if let Some(lower) = self.lower {
+            mountpoint::detach(&lower)?;
+        }
         if let Some((mounts, at)) = self.mounts {
             mounts.unmount(&at)?;
             mounts.shutdown().await;
@@ -41,13 +49,14 @@ impl Subject {
 }
 
 /// * `local`: the files as they are on this machine's disk
+/// * `local_small_folios`: the same in an ext4 that journals its data, whose page cache is of single pages, as every ext4's is before Linux 6.16
 /// * `erofs`: the layer over EROFS and the FUSE data file, as long as it is not complete
 /// * `erofs_complete`: the same, complete: no FUSE
 /// * `fuse`: the layer as a FUSE tree
 pub(crate) async fn all(scratch: &Path, content: &Content) -> anyhow::Result<Vec<Subject>> {
     let layer = scratch.join("layer");
     let index = Arc::new(pack(&content.directory, &layer)?);
-    let mut subjects = vec![overlay(scratch, "local", &content.directory, None)?];
+    let mut subjects = vec![overlay(scratch, "local", &content.directory, None)?, small_folios(scratch, content)?];
     for (name, backend, complete) in
         [("erofs", Backend::Erofs, false), ("erofs_complete", Backend::Erofs, true), ("fuse", Backend::Fuse, false)]
     {
@@ -85,7 +94,25 @@ fn overlay(
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
     mount("overlay", &root, "overlay", MountFlags::empty(), CString::new(options)?.as_c_str())
         .context("mount overlayfs")?;
-    Ok(Subject { name, root, mounts })
+    Ok(Subject { name, root, lower: None, mounts })
+}
+
+fn small_folios(scratch: &Path, content: &Content) -> anyhow::Result<Subject> {
+    let (name, directory) = ("local_small_folios", scratch.join("local_small_folios"));
+    let (image, at) = (directory.join("image"), directory.join("files"));
+    fs::create_dir_all(&at)?;
+    File::create(&image)?.set_len(IMAGE_BYTES)?;
+    let run = |command: &mut Command| {
+        let status = command.status().with_context(|| format!("{command:?}"))?;
+        anyhow::ensure!(status.success(), "{command:?}: {status}");
+        Ok(())
+    };
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
+    run(Command::new("mount").args(["-o", "loop,data=journal"]).args([&image, &at]))?;
+    let copied = run(Command::new("cp").arg("-a").arg(content.directory.join(".")).arg(&at));
+    let subject =
+        copied.and_then(|()| overlay(scratch, name, &at, None)).inspect_err(|_| drop(mountpoint::detach(&at)))?;
+    Ok(Subject { lower: Some(at), ..subject })
 }
 
 /// Makes the layer of a directory, and its index.
