@@ -385,6 +385,9 @@ impl Layers {
                     Ok(()) => {
                         this.judged(layer, true).await;
                         this.let_go(&layer);
+                        if let Some(mounts) = &this.mounts {
+                            mounts.completed(&layer);
+                        }
                         break;
                     }
                     Err(error @ LazyError::Quarantined(_)) => {

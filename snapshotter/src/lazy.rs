@@ -4,6 +4,7 @@
 //! * [`cache`]: the spans on disk, and the bitmap that says which
 //! * [`common`]: what all layers share: CPU and descriptors
 //! * [`whole`]: the tar of a layer that was read as a whole
+//! * [`bdi`]: how far the kernel reads ahead in a mount
 //! * [`readahead`]: finds sequential readers
 //! * [`recorder`]: takes down what is read while containers start
 //! * [`ahead`]: counts what was fetched before it was read
@@ -23,6 +24,7 @@
 //! After a crash every span whose bit is set is right: data is synced before its bit. A lost bit costs a refetch.
 
 mod ahead;
+mod bdi;
 mod cache;
 mod collect;
 mod common;

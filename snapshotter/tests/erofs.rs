@@ -341,3 +341,51 @@ async fn directories_that_only_lower_layers_describe_keep_their_attributes(backe
     assert_eq!(std::fs::read(over.join("var/tmp/new/file")).unwrap(), b"x");
     mounts.shutdown().await;
 }
+
+/// The sizes that the kernel reads ahead in EROFS mounts, in KiB.
+fn read_ahead_of_mounts() -> Vec<String> {
+    let all = std::fs::read_dir("/sys/class/bdi").unwrap().flatten();
+    let mounts = all.filter(|bdi| bdi.file_name().as_encoded_bytes().starts_with(b"erofs-"));
+    mounts.filter_map(|bdi| std::fs::read_to_string(bdi.path().join("read_ahead_kb")).ok()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_complete_layer_is_read_ahead_as_its_disk_is() {
+    /// As nothing else on the machine has it.
+    const KIB: &str = "1236\n";
+    let Some(scratch) = Scratch::supported() else { return };
+    let (disk, image) = (scratch.directory("disk"), scratch.path().join("image"));
+    std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+    run(Command::new("mount").args(["-o", "loop"]).args([&image, &disk]));
+    let device = std::fs::metadata(&disk).unwrap().dev();
+    let bdi = format!("/sys/class/bdi/{}:{}/read_ahead_kb", rustix::fs::major(device), rustix::fs::minor(device));
+    let before = std::fs::read_to_string(&bdi).unwrap();
+    std::fs::write(&bdi, KIB).unwrap();
+    let files = scratch.directory("files");
+    std::fs::write(files.join("file"), noise(3 << 20, 5)).unwrap();
+    let layer = pack(&files);
+    let digest = layer.index.layer();
+    let mounts = LazyMounts::start(&disk.join("root"), options(Backend::Erofs)).unwrap();
+    let mut lazy = mounts.add(layer.index.clone(), Source::of(&layer)).await.unwrap();
+    let at = scratch.directory("mnt");
+    // Where another process makes a mount at the same moment, it is not told whose is whose.
+    let mut read_ahead = Vec::new();
+    for _ in 0..10 {
+        mounts.mount(&digest, &at, &[]).unwrap();
+        assert!(!read_ahead_of_mounts().iter().any(|kib| kib == KIB), "what is not here is not read ahead so far");
+        lazy.complete_all().await.unwrap();
+        mounts.completed(&digest);
+        read_ahead = read_ahead_of_mounts();
+        mounts.unmount(&at).unwrap();
+        if read_ahead.iter().any(|kib| kib == KIB) {
+            break;
+        }
+        mounts.remove(&digest).unwrap();
+        lazy = mounts.add(layer.index.clone(), Source::of(&layer)).await.unwrap();
+    }
+    mounts.shutdown().await;
+    std::fs::write(&bdi, before).unwrap();
+    assert_eq!(read_ahead.iter().filter(|kib| *kib == KIB).count(), 1, "{read_ahead:?}");
+}

@@ -6,6 +6,7 @@ use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use super::bdi::Bdi;
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
@@ -15,12 +16,12 @@ const DEVICE_BLOCKS_AT: usize = 1152 + 0x40;
 
 /// Mounts `image` with `device` read-only at the directory `at`.
 ///
-/// The kernel does not compare the device's length with the image; this does.
+/// Gives what the kernel has of the mount, if that can be told. The kernel does not compare the device's length with the image; this does.
 ///
 /// # Errors
 ///
 /// With what the kernel wrote into the mount's log, when it refuses.
-pub(super) fn mount(image: &Path, device: &Path, at: &Path) -> io::Result<()> {
+pub(super) fn mount(image: &Path, device: &Path, at: &Path) -> io::Result<Option<Bdi>> {
     let expected = device_length_in(image)?;
     let found = std::fs::metadata(device)?.len();
     if found != expected {
@@ -28,12 +29,13 @@ pub(super) fn mount(image: &Path, device: &Path, at: &Path) -> io::Result<()> {
         return Err(io::Error::other(message));
     }
     let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let mounted = configure(&context, image, device)
+    let (configured, bdi) = Bdi::of(|| configure(&context, image, device));
+    let mounted = configured
         .and_then(|()| {
             rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
         })
         .and_then(|mount| rustix::mount::move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH));
-    mounted.map_err(|error| explain(&context, error))
+    mounted.map(|()| bdi).map_err(|error| explain(&context, error))
 }
 
 fn configure(context: &OwnedFd, image: &Path, device: &Path) -> Result<(), Errno> {

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use lapwing_p2p::digest::Digest;
 
+use super::bdi::Bdi;
 use super::cache::replace_file;
 use super::files::{KeptLayers, Layers, file_name};
 use super::former;
@@ -135,6 +136,8 @@ pub struct LazyMounts {
     /// Whether the FUSE mount is where it should be; not when somebody detached it under a living connection.
     attached: bool,
     mounted: Mutex<HashMap<PathBuf, Digest>>,
+    /// What the kernel has of the EROFS mounts that this process made.
+    bdis: Mutex<HashMap<PathBuf, Bdi>>,
     /// Images that this process has compared with their index. Held while a layer's files are made: two that made the
     /// same at once would take them from under each other.
     images: Mutex<HashSet<PathBuf>>,
@@ -245,7 +248,7 @@ impl LazyMounts {
 
     fn with(root: PathBuf, backend: Backend, layers: Arc<Layers>, connection: Connection, attached: bool) -> Arc<Self> {
         let (connection, mounted, images) = (Mutex::new(connection), Mutex::default(), Mutex::default());
-        Arc::new(Self { root, backend, layers, connection, attached, mounted, images })
+        Arc::new(Self { root, backend, layers, connection, attached, mounted, bdis: Mutex::default(), images })
     }
 
     /// Answers requests for the layers that a former process mounted, from now on; `kept` brings each of them back when it
@@ -424,7 +427,13 @@ impl LazyMounts {
                 let watched = layer.is_new() && self.layers.options().watch_first_start;
                 let complete = layer.complete().filter(|_| !watched);
                 let device = complete.unwrap_or_else(|| data.join(file_name(digest)));
-                erofs_mount::mount(&image, &device, at).map_err(system("mount EROFS at", at))?;
+                let bdi = erofs_mount::mount(&image, &device, at).map_err(system("mount EROFS at", at))?;
+                if let Some(bdi) = bdi {
+                    self.lock_bdis().insert(at.to_owned(), bdi);
+                }
+                if layer.complete().is_some() {
+                    self.completed(digest);
+                }
                 device
             }
             Backend::Fuse => {
@@ -445,7 +454,24 @@ impl LazyMounts {
     pub fn unmount(&self, at: &Path) -> Result<(), MountError> {
         mountpoint::detach(at).map_err(system("unmount", at))?;
         self.lock_mounted().remove(at);
+        self.lock_bdis().remove(at);
         Ok(())
+    }
+
+    /// All of a layer has come: it is read as files of its disk are.
+    pub fn completed(&self, digest: &Digest) {
+        let Some(tar) = self.layer(digest).and_then(|layer| layer.complete()) else { return };
+        let mounted = self.lock_mounted();
+        let bdis = self.lock_bdis();
+        for (at, _) in mounted.iter().filter(|(_, layer)| *layer == digest) {
+            if let Some(bdi) = bdis.get(at) {
+                bdi.follow_disk_of(&tar);
+            }
+        }
+    }
+
+    fn lock_bdis(&self) -> MutexGuard<'_, HashMap<PathBuf, Bdi>> {
+        self.bdis.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets a layer and deletes its files.
