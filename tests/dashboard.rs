@@ -49,8 +49,8 @@ fn a_browser_sees_a_pull_happen_and_end() {
     let first_host = network.host("first", None).unwrap();
     let first = Lapwing::start(&first_host, settings.clone().with("tracker", "zone = \"z1\"")).unwrap();
     pull(&first_host, &first, &registry.name(), &layout);
-    // Slow enough to be seen: some ten seconds.
-    let host = network.host("second", Some(Mbit(8))).unwrap();
+    // Slow enough to be seen: some fifteen seconds.
+    let host = network.host("second", Some(Mbit(5))).unwrap();
     let settings = settings.with("tracker", &format!("zone = {ZONE:?}"));
     let node = Lapwing::start(&host, settings).unwrap();
 
