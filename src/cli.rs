@@ -46,8 +46,14 @@ pub(crate) enum Command {
     Hydrate(Hydrate),
     /// List the nodes that the tracker on this machine knows
     Nodes(Nodes),
+    /// Show where the time and the bytes of a pull went, and what limited it
+    Explain(Explain),
     /// Show who holds a blob, nearest first, as the tracker on this machine knows it
     Find(Find),
+    /// Take blobs, or all blobs of an image, out of the chunk store of the node on this machine
+    Rm(Rm),
+    /// Take everything out of the chunk store that nothing uses
+    Gc(Gc),
     /// Show the speed limits of the node on this machine, or change them until it is started anew
     Limits(Limits),
     /// Keep blobs on this machine, whatever else needs room, until they are unpinned
@@ -336,6 +342,52 @@ pub(crate) struct Nodes {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = EXPLAIN_HELP)]
+pub(crate) struct Explain {
+    /// The image as it was pulled ("registry.example/team/app:1.0", or the end of that), or a digest; default: list the last pulls
+    #[arg(value_name = "IMAGE|DIGEST")]
+    pub name: Option<String>,
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+const EXPLAIN_HELP: &str = "The last pulls through this node's mirror are remembered until it is started anew; docs/explain.md says what the phases \
+                            and causes mean.";
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 something is pinned or in use, and was left. containerd's own images and content are not touched."
+)]
+pub(crate) struct Rm {
+    /// Digests of blobs ("sha256:..."), or images as they were pulled
+    #[arg(required = true, value_name = "BLOB|IMAGE")]
+    pub names: Vec<String>,
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Show what would be removed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The node's admin address (admin.listen)
+    #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
+    pub admin: SocketAddr,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Find {
     /// Digest of a layer or another blob ("sha256:...")
     pub digest: lapwing_p2p::digest::Digest,
@@ -402,6 +454,9 @@ pub(crate) struct Pin {
     /// Digests of layers or other blobs ("sha256:..."), as `lapwing ls --json` names them
     #[arg(required = true, value_name = "DIGEST")]
     pub digests: Vec<lapwing_p2p::digest::Digest>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
     /// The node's admin address (admin.listen)
     #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
     pub admin: SocketAddr,

@@ -20,6 +20,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Statement, StatementKind};
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_p2p::store::Hold;
+use lapwing_p2p::timeline::Track;
 use lapwing_snapshotter::index::{Form, Index};
 use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyLayer, LazyMounts, MountError, Proof, WholeTar};
 use lapwing_snapshotter::remote::{Fallback, Fetched, RemoteLayers, Started, Target, chain_id};
@@ -473,6 +474,7 @@ impl RemoteLayers for Layers {
     fn resolve<'a>(&'a self, target: &'a Target<'a>) -> BoxFuture<'a, Result<Digest, Fallback>> {
         async move {
             let record = self.identify(target)?;
+            let _looking = self.node.timelines().of(&record.layer).span(Track::Index);
             let mut knowledge = self.expect(&record);
             let settled = knowledge.wait_for(|now| !matches!(now, Knowledge::Searching)).await;
             match settled.map(|now| now.clone()) {
@@ -490,8 +492,10 @@ impl RemoteLayers for Layers {
 
     fn mount(&self, layer: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), String> {
         let mounts = self.mounts.as_ref().ok_or_else(|| self.unsupported.clone().unwrap_or_default())?;
+        let mounting = self.node.timelines().of(layer).span(Track::Mount);
         mounts.reopen(layer).map_err(|error| error.to_string())?;
         mounts.mount(layer, at, lowers).map_err(|error| error.to_string())?;
+        drop(mounting);
         self.hold(mounts, *layer, at);
         self.interest.mounted(layer);
         if let Some(mounted) = mounts.layer(layer) {

@@ -6,11 +6,13 @@
 //! * [`outage`]: what registries said, for when they are away
 //! * [`proxy`]: the forward proxy
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
+//! * [`explain`]: where the time of a pull went
 //! * [`platform`]: what images are for
 //! * [`held`], [`hydrate`]: what containerd holds already, and what it is given
 //! * [`membership`]: this machine's certificate, and how it stays good
 //! * [`memory`]: what the allocator is told
 //! * [`admin`]: metrics, health, state
+//! * [`dashboard`]: a page that shows what goes on
 //! * [`commands`]: everything that runs and ends
 //!
 //! A pull goes: containerd asks [`mirror`] for a manifest -> [`catalog`] learns its layers and [`layers`] fetches their
@@ -26,6 +28,8 @@ mod catalog;
 mod cli;
 mod commands;
 mod config;
+mod dashboard;
+mod explain;
 mod held;
 mod hydrate;
 mod layers;
@@ -73,13 +77,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Index(command) => commands::index::run(&command),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
+        Command::Explain(arguments) => on_runtime(commands::explain::run(&arguments)),
         Command::Find(arguments) => on_runtime(commands::find::run(&arguments)),
         Command::Nodes(arguments) => on_runtime(commands::nodes::run(&arguments)),
+        Command::Gc(arguments) => on_runtime(commands::gc::run(&arguments)),
         Command::Get(arguments) => on_runtime(commands::get::run(&arguments)),
         Command::Hydrate(arguments) => on_runtime(commands::hydrate::run(&arguments)),
         Command::Ls(query) => on_runtime(commands::ls::run(&query)),
         Command::Pin(arguments) => on_runtime(commands::pin::run(&arguments, true)),
         Command::Profile(command) => on_runtime(commands::profile::run(&command)),
+        Command::Rm(arguments) => on_runtime(commands::rm::run(&arguments)),
         Command::Unpin(arguments) => on_runtime(commands::pin::run(&arguments, false)),
         Command::Tracker(daemon) => run_daemon(&daemon, async |config, shutdown| tracker::run(&config, shutdown).await),
         Command::Seed(daemon) => run_daemon(&daemon, async |config, shutdown| seed::run(config, shutdown).await),

@@ -31,7 +31,7 @@ use axum::response::Response;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_plugins::http::Urls;
-use lapwing_plugins::registry::{Registries, RegistryName, RepositoryName};
+use lapwing_plugins::registry::{Reference, Registries, RegistryName, RepositoryName};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -75,6 +75,12 @@ pub(crate) trait ImageObserver: Send + Sync + 'static {
     /// [`Catalog::learn`](crate::catalog::Catalog::learn) can take it up. Runs on a thread that may block for a moment;
     /// the client is given the config only when this is done, or after a short while.
     fn image_seen(&self, image: &Image);
+
+    /// The registry was asked for a manifest, from `began` until now.
+    fn manifest_resolved(&self, _: &RegistryName, _: &RepositoryName, _: &Reference, _began: std::time::Instant) {}
+
+    /// A client was given the manifest of an image; its config is not known yet.
+    fn pull_begun(&self, _: &Image) {}
 
     /// A client that may have it has begun to pull a blob, or a range of it: a layer mostly. Called for each request.
     fn blob_opened(&self, registry: &RegistryName, repo: &RepositoryName, blob: &Arc<Blob>);

@@ -16,6 +16,7 @@ use lapwing_p2p::discovery::Discovery;
 use lapwing_p2p::membership::Role as Member;
 use lapwing_p2p::node::{Node, NodeConfig, NodeError};
 use lapwing_p2p::store::{ChunkStore, Medium, StoreConfig};
+use lapwing_p2p::timeline::Timelines;
 use lapwing_plugins::containerd::Containerd;
 use lapwing_plugins::http::Urls;
 use lapwing_plugins::registry::Registries;
@@ -30,6 +31,8 @@ use crate::admin::{self, Admin};
 use crate::catalog::Catalog;
 use crate::cli::HOLD_COMMAND;
 use crate::config::{Config, LazyBackend, StoreKind};
+use crate::dashboard::{self, Dashboard};
+use crate::explain::{self, Pulls};
 use crate::held;
 use crate::hydrate::{self, Hydration};
 use crate::layers::build::Builder;
@@ -45,6 +48,7 @@ use crate::tracker;
 
 pub(crate) mod observer;
 pub(crate) mod pins;
+pub(crate) mod removal;
 mod solitary;
 pub(crate) mod state;
 
@@ -92,6 +96,7 @@ struct Parts {
     containerd: Containerd,
     /// None where nothing is mounted lazily.
     profiles: Option<Arc<Profiles>>,
+    pulls: Arc<Pulls>,
 }
 
 /// Runs until `shutdown`, then lets go in the opposite order. Mounts stay for the next process to take up.
@@ -100,10 +105,12 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let mut admin = Admin::default();
     let roles: &[_] = if embedded == Embedded::Tracker { &[Member::Node, Member::Tracker] } else { &[Member::Node] };
     let membership = Membership::open(&config, roles, admin.lapwing()).await?;
+    let mut shown = Vec::new();
     if embedded == Embedded::Tracker {
         let tracker = tracker::new(&config)?;
         tracker.metrics().register(&mut admin.metrics);
         admin.api = admin.api.merge(tracker::view::routes(tracker.clone()));
+        shown.push(tracker::dashboard_part(tracker.clone()));
         tracker::start(&config, tracker, &membership, shutdown.clone()).await?;
         config.tracker.addresses.push(config.tracker.listen.to_string());
     }
@@ -115,7 +122,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         serving.spawn(start_snapshotter(&config, &parts, &mut admin, &shutdown).await?);
     }
     start_mirror(&config, &root, &parts, &mut admin, &mut serving, &shutdown).await?;
-    start_admin(&config, &parts, admin, &shutdown).await?;
+    start_admin(&config, &parts, admin, shown, &shutdown).await?;
     let Parts { node, layers, .. } = parts;
     serving.spawn(memory::return_after_bursts(Arc::clone(&node), shutdown.clone()));
     tracing::info!(peer = %node.id(), mirror = %config.mirror.listen, wire = %node.local_addr(), "node is ready");
@@ -142,7 +149,7 @@ fn assemble(config: &Config, root: &Path, node: Arc<Node>, admin: &mut Admin) ->
         Arc::clone(&node),
         Arc::clone(&catalog),
         Arc::clone(&origins),
-        start_lazy(config, metrics),
+        start_lazy(config, metrics, Arc::clone(node.timelines())),
         KeptIndexes::new(root),
         config.lazy.formats(),
         complete_after,
@@ -155,7 +162,8 @@ fn assemble(config: &Config, root: &Path, node: Arc<Node>, admin: &mut Admin) ->
     if let Some(profiles) = &profiles {
         layers.tell(Arc::clone(profiles));
     }
-    Ok(Parts { node, catalog, registries, origins, layers, outage, containerd, profiles })
+    let pulls = Arc::new(Pulls::new(Arc::clone(node.timelines())));
+    Ok(Parts { node, catalog, registries, origins, layers, outage, containerd, profiles, pulls })
 }
 
 /// Starts the mirror, and the forward proxy if there is to be one.
@@ -168,7 +176,8 @@ async fn start_mirror(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let builder = config.lazy.build_indexes.then(|| start_builder(config, parts));
-    let observer = Arc::new(observer::Observer::new(Arc::clone(&parts.catalog), Arc::clone(&parts.layers), builder));
+    let (catalog, layers, pulls) = (Arc::clone(&parts.catalog), Arc::clone(&parts.layers), Arc::clone(&parts.pulls));
+    let observer = Arc::new(observer::Observer::new(catalog, layers, pulls, builder));
     let default_registry = config.mirror.default_registry.parse();
     let mirror = mirror::Mirror::new(
         MirrorSettings {
@@ -212,15 +221,20 @@ async fn start_admin(
     config: &Config,
     parts: &Parts,
     mut admin: Admin,
+    mut shown: Vec<(&'static str, dashboard::Part)>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let Parts { node, catalog, layers, origins, containerd, profiles, .. } = parts;
+    let Parts { node, catalog, layers, origins, containerd, profiles, pulls, .. } = parts;
     let told = (Arc::clone(node), Arc::clone(layers), Arc::clone(catalog));
     admin.state = Some(Box::new(move || {
         serde_json::to_value(state::NodeState::gather(&told.0, &told.1, &told.2)).unwrap_or_default()
     }));
     admin.limited = Some(Arc::clone(node));
     admin.api = admin.api.merge(pins::routes(Arc::clone(node.store())));
+    admin.api = admin.api.merge(explain::api::routes(Arc::clone(pulls)));
+    admin.api = admin.api.merge(removal::routes(Arc::clone(node)));
+    shown.push(("node", dashboard_part(config, parts)));
+    admin.api = admin.api.merge(dashboard::routes(Dashboard::new("node", shown)));
     if let Some(profiles) = profiles {
         admin.api = admin.api.merge(profiles::api::routes(Arc::clone(profiles)));
     }
@@ -238,6 +252,16 @@ async fn start_admin(
         .with_context(|| cannot_listen("admin.listen", listen))?;
     ready.store(true, Ordering::Release);
     Ok(())
+}
+
+/// What the dashboard shows of the node.
+fn dashboard_part(config: &Config, parts: &Parts) -> dashboard::Part {
+    let Parts { node, catalog, layers, pulls, .. } = parts;
+    let (node, catalog, layers, pulls) = (Arc::clone(node), Arc::clone(catalog), Arc::clone(layers), Arc::clone(pulls));
+    let quota = (config.store.quota.0 > 0).then_some(config.store.quota.0);
+    Box::new(move || {
+        dashboard::node::state(&node, state::NodeState::gather(&node, &layers, &catalog), Some(&pulls), quota)
+    })
 }
 
 /// Waits for the shutdown and then for the end of everything that serves. What ends before ends the node: one that lacks a part
@@ -350,7 +374,7 @@ pub(crate) async fn start_swarm(
 
 /// The lazy mounts, or the reason why layers are pulled whole on this machine. Those that a former process left alive are taken up in any
 /// case: containers use them.
-fn start_lazy(config: &Config, metrics: LazyMetrics) -> Lazy {
+fn start_lazy(config: &Config, metrics: LazyMetrics, timelines: Arc<Timelines>) -> Lazy {
     let enabled = config.lazy.enabled && config.snapshotter.enabled;
     let backend = if enabled {
         lazy_backend(config).map_err(|error| error.to_string())
@@ -361,6 +385,7 @@ fn start_lazy(config: &Config, metrics: LazyMetrics) -> Lazy {
         deadline: config.lazy.read_deadline.0,
         watch_first_start: !config.lazy.record_for.0.is_zero(),
         metrics,
+        timelines,
         ..lazy::Options::default()
     };
     let options = lazy::Options { backend: *backend.as_ref().unwrap_or(&options.backend), ..options };
@@ -428,6 +453,7 @@ async fn start_snapshotter(
     tokio::spawn(sweep::run(Arc::clone(&parts.layers), snapshotter.clone(), shutdown.clone()));
     let socket = Socket::bind(&config.snapshotter.socket).context("configuration key snapshotter.socket")?;
     let diffs = Diffs::new(snapshotter.clone(), Arc::new(parts.containerd.clone()));
+    let diffs = diffs.taken_down(Arc::clone(parts.node.timelines()));
     let serving = socket.serve(snapshotter, Some(diffs), shutdown.clone().cancelled_owned());
     Ok(async move { serving.await.context("the snapshotter's socket") })
 }

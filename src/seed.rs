@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
+use crate::dashboard::{self, Dashboard};
 use crate::layers::build::Builder;
 use crate::membership::Membership;
 use crate::node::{self, Role, cannot_listen, state::NodeState};
@@ -66,6 +67,12 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
     serving.spawn(async move { Ok(seed::serve(listener, demand, calls, stop.cancelled_owned()).await?) });
     let told = Arc::clone(&node);
     admin.state = Some(Box::new(move || serde_json::to_value(NodeState::blobs_of(&told)).unwrap_or_default()));
+    let (shown, quota) = (Arc::clone(&node), config.store.quota.0);
+    let part: dashboard::Part = Box::new(move || {
+        dashboard::node::state(&shown, NodeState::blobs_of(&shown), None, (quota > 0).then_some(quota))
+    });
+    let shown = Dashboard::new("seed", vec![("node", part)]);
+    admin.api = admin.api.merge(dashboard::routes(shown));
     let ready = Arc::clone(&admin.ready);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.clone().cancelled_owned())

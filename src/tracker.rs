@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
 use crate::config::Config;
+use crate::dashboard::{self, Dashboard};
 use crate::membership::Membership;
 use crate::node::{cannot_listen, prepare_root};
 
@@ -22,6 +23,8 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
     let tracker = new(config)?;
     tracker.metrics().register(&mut admin.metrics);
     admin.api = admin.api.merge(view::routes(tracker.clone()));
+    let shown = Dashboard::new("tracker", vec![dashboard_part(tracker.clone())]);
+    admin.api = admin.api.merge(dashboard::routes(shown));
     if config.identity.has_authority() {
         prepare_root(&config.root)?;
     }
@@ -34,6 +37,11 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
         .await
         .with_context(|| cannot_listen("admin.listen", listen))?;
     serving.await?
+}
+
+/// What the dashboard shows of it.
+pub(crate) fn dashboard_part(tracker: Tracker) -> (&'static str, dashboard::Part) {
+    ("tracker", Box::new(move || dashboard::tracker::state(&tracker)))
 }
 
 /// A tracker as configured, with its memory or what it shares.

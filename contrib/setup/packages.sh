@@ -12,6 +12,7 @@ iproute2 iptables util-linux procps
 pigz gzip zstd tar xz-utils jq bc curl ca-certificates
 gcc libc6-dev make pkg-config git shellcheck
 rpm systemd dbus man-db
+chromium fonts-dejavu-core
 "
 
 if ! command -v cargo >/dev/null 2>&1; then

@@ -272,6 +272,12 @@ impl Discovery for TrackerClient {
         }))
     }
 
+    fn trackers(&self) -> Vec<(String, Option<String>)> {
+        let links = self.shared.links();
+        let health = |link: &Arc<Link>| (link.tracker.clone(), link.check_open().err().map(|error| error.to_string()));
+        links.all().iter().map(health).collect()
+    }
+
     fn leave(&self) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         Box::pin(self.leave_all())
     }

@@ -320,6 +320,12 @@ pub trait Discovery: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// The trackers that are asked, with what the last failure of one that is given up for now was. A discovery without any
+    /// names none.
+    fn trackers(&self) -> Vec<(String, Option<String>)> {
+        Vec::new()
+    }
+
     /// Takes back all that this node told, before it ends. The last call.
     fn leave(&self) -> BoxFuture<'_, Result<(), DiscoveryError>>;
 }

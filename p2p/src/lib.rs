@@ -7,6 +7,7 @@
 //! * [`wire`]: the framing that peers speak
 //! * [`swarm`]: the deterministic scheduler: events and time in, actions out
 //! * [`rate`]: speed limits
+//! * [`timeline`]: where the time of a pull went
 //! * `exchange`: whom to ask, and what to believe, while no tracker answers
 //! * [`origin`], [`discovery`], [`storage`], [`foreign`]: the contracts that somebody else fulfils
 //! * [`node`]: the shell of sockets and tasks around all of it
@@ -33,6 +34,7 @@ pub mod statement;
 pub mod storage;
 pub mod store;
 pub mod swarm;
+pub mod timeline;
 pub mod tls;
 pub mod verify;
 pub mod wire;

@@ -138,3 +138,12 @@ pub const MAX_PEM_BYTES: u64 = 256 << 10;
 
 /// Most certificates in one file, and in what one side of a connection shows.
 pub const MAX_CERTIFICATES: usize = 16;
+
+/// Blobs whose last pull is remembered, with where its time went: at most 24 KiB each, and mostly a tenth of that.
+pub const MAX_TIMELINES: usize = 128;
+
+/// Things under way at the same time that are shown of one pull of one blob; more are taken down when they end.
+pub const MAX_OPEN_SPANS: usize = 64;
+
+/// Peers of which it is remembered for one pull where they stand.
+pub const MAX_PEERS_PLACED: usize = 128;

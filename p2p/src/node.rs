@@ -56,6 +56,7 @@ use crate::metrics::Metrics;
 use crate::origin::{Origin, OriginError};
 use crate::store::{ChunkStore, Pin, StoreError};
 use crate::swarm::{Event, Policy, Swarm, SwarmConfig, WantId};
+use crate::timeline::Timelines;
 use crate::tls::{Protocol, Tls};
 
 pub use crate::swarm::Priority;
@@ -101,6 +102,7 @@ pub struct Node {
     store: Arc<ChunkStore>,
     discovery: Arc<dyn Discovery>,
     metrics: Arc<Metrics>,
+    timelines: Arc<Timelines>,
     local_addr: SocketAddr,
     started: Instant,
     inner: Mutex<Inner>,
@@ -191,6 +193,7 @@ impl Node {
             store,
             discovery,
             metrics,
+            timelines: Arc::default(),
             local_addr,
             started: Instant::now(),
             inner: Mutex::new(Inner { swarm, blobs: HashMap::new(), links: HashMap::new() }),
@@ -230,6 +233,16 @@ impl Node {
         &self.store
     }
 
+    /// The trackers that it asks, and what is wrong with those that it does not for now.
+    pub fn trackers(&self) -> Vec<(String, Option<String>)> {
+        self.discovery.trackers()
+    }
+
+    /// Where the time of the last pulls went.
+    pub fn timelines(&self) -> &Arc<Timelines> {
+        &self.timelines
+    }
+
     /// Opens a blob; it joins the swarm at the first want. All opens of a digest share one state: an origin that works
     /// stays in use, and one that comes later stands by until that is refused. Opens a few files, so it may block for
     /// a moment.
@@ -258,6 +271,9 @@ impl Node {
                 return Err(OpenError::LengthMismatch { digest, open: blob.length(), asked: length });
             }
             *lock(&blob.last_open) = Instant::now();
+            let timeline = self.timelines.of(&digest);
+            timeline.opened(length, blob.stored.have_bytes());
+            *lock(&blob.timeline) = timeline;
             Ok(blob)
         };
         if let Some(blob) = self.open_blob(&digest) {

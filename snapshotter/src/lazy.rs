@@ -51,9 +51,11 @@ pub use probe::{Support, Unsupported, probe, probe_trees};
 pub use recorder::Recorder;
 pub use whole::{TarWriter, WholeTar};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::timeline::Timelines;
 
 use crate::index::SpanError;
 use crate::source::SourceError;
@@ -82,6 +84,8 @@ pub struct Options {
     pub watch_first_start: bool,
     /// Where it is counted.
     pub metrics: LazyMetrics,
+    /// Where it is taken down for how long reads of a layer waited, and its bytes were inflated.
+    pub timelines: Arc<Timelines>,
 }
 
 impl Default for Options {
@@ -89,7 +93,15 @@ impl Default for Options {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let metrics = LazyMetrics::default();
         let (backend, deadline) = (Backend::Erofs, Duration::from_secs(60));
-        Self { backend, deadline, inflations: cores, background_spans: 4, watch_first_start: false, metrics }
+        Self {
+            backend,
+            deadline,
+            inflations: cores,
+            background_spans: 4,
+            watch_first_start: false,
+            metrics,
+            timelines: Arc::default(),
+        }
     }
 }
 

@@ -107,6 +107,11 @@ impl Image {
         &self.arguments
     }
 
+    /// Digests and lengths of the layers, base first.
+    pub(crate) fn layer_sizes(&self) -> impl Iterator<Item = (Digest, u64)> {
+        self.layers.iter().map(|layer| (layer.digest, layer.length))
+    }
+
     /// The layers with their chain ids, base first; none before the config is known.
     pub(crate) fn records(&self) -> Vec<LayerRecord> {
         let mut parent: Option<String> = None;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::Table;
 use lapwing_discovery::TrackerSource;
 use rustix::fs::StatVfs;
 use serde::Serialize;
@@ -72,9 +72,7 @@ pub(crate) fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
 }
 
 fn table(findings: &[Finding]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["", "CHECK", "FOUND", "REMEDY"]);
+    let mut table = super::table::plain(["", "CHECK", "FOUND", "REMEDY"]);
     for finding in findings {
         let verdict = match finding.verdict {
             Verdict::Ok => "ok",

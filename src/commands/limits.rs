@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::Table;
 use reqwest::{Client, RequestBuilder};
 
 use crate::cli::Limits;
@@ -64,9 +64,7 @@ fn change(arguments: &Limits, limits: &mut LimitsTable) -> bool {
 }
 
 fn table(limits: &LimitsTable) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["BYTES PER SECOND", "NODE", "PER BLOB", "PER PEER"]);
+    let mut table = super::table::plain(["BYTES PER SECOND", "NODE", "PER BLOB", "PER PEER"]);
     let LimitsTable { upload, download, origin } = limits;
     for (direction, rates) in [("upload", upload), ("download", download)] {
         table.add_row([direction.to_owned(), size(rates.node), size(rates.per_blob), size(rates.per_peer)]);

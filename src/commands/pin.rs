@@ -13,6 +13,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(arguments: &Pin, pin: bool) -> anyhow::Result<ExitCode> {
     let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+    let mut states = Vec::new();
     for digest in &arguments.digests {
         let url = format!("http://{}/api/v1/pins/{digest}", arguments.admin);
         let request = if pin { client.put(&url) } else { client.delete(&url) };
@@ -25,7 +26,13 @@ pub(crate) async fn run(arguments: &Pin, pin: bool) -> anyhow::Result<ExitCode> 
         }
         let state: PinState =
             answer.json().await.with_context(|| format!("{url} answered something else than a pin"))?;
-        writeln!(std::io::stdout(), "{}", told(&state))?;
+        if !arguments.json {
+            writeln!(std::io::stdout(), "{}", told(&state))?;
+        }
+        states.push(state);
+    }
+    if arguments.json {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&states)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::Table;
 use lapwing_p2p::limits::MAX_PROFILE_LENGTH;
 use lapwing_snapshotter::profile::Profile as Decoded;
 use reqwest::{Client, RequestBuilder, Response};
 
+use super::table::plain;
 use crate::cli::{Profile, ProfileExport, ProfileImport, ProfileShow};
 use crate::config::ByteSize;
 use crate::profiles::api::{ProfileState, StartState, Wanted};
@@ -117,10 +118,4 @@ fn layers(state: &ProfileState) -> Table {
 fn date(unix: u64) -> String {
     let time = i64::try_from(unix).ok().and_then(|unix| time::OffsetDateTime::from_unix_timestamp(unix).ok());
     time.map_or_else(String::new, |time| time.date().to_string())
-}
-
-fn plain<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
-    table
 }

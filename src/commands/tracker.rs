@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub(super) use super::table::plain;
 use crate::tracker::view::MemberState;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,12 +29,6 @@ pub(super) async fn ask<T: DeserializeOwned>(url: &str, query: &impl Serialize) 
         anyhow::bail!("the tracker at {url} refused ({status}): {}", text.trim_end());
     }
     answer.json().await.with_context(|| format!("{url} answered something else than a tracker's state"))
-}
-
-pub(super) fn plain<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
-    table
 }
 
 pub(super) fn short(peer: &str) -> String {

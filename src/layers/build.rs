@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::node::{Blob, Node, Priority};
+use lapwing_p2p::timeline::{Timeline, Track};
 use lapwing_snapshotter::index::{Index, IndexBuilder};
 use lapwing_snapshotter::lazy::{TarWriter, WholeTar};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -145,7 +146,8 @@ impl Builder {
         };
         let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
         let (layer, length) = (blob.digest(), blob.length());
-        let inflating = tokio::task::spawn_blocking(move || inflate(layer, length, receiver, tar));
+        let timeline = blob.timeline();
+        let inflating = tokio::task::spawn_blocking(move || inflate(layer, length, receiver, tar, &timeline));
         let mut stream = Box::pin(blob.stream(0..length, Priority::Bulk));
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|error| error.to_string())?;
@@ -163,6 +165,7 @@ fn inflate(
     length: u64,
     mut pieces: mpsc::Receiver<bytes::Bytes>,
     tar: Option<TarWriter>,
+    timeline: &Timeline,
 ) -> Result<(Index, Option<WholeTar>), String> {
     let mut builder = IndexBuilder::new(layer, length);
     let tar = Arc::new(Mutex::new(tar));
@@ -175,7 +178,9 @@ fn inflate(
         });
     }
     while let Some(piece) = pieces.blocking_recv() {
+        let began = Instant::now();
         builder.push(&piece).map_err(|error| error.to_string())?;
+        timeline.add(Track::Inflate, began, Instant::now());
     }
     let index = builder.finish().map_err(|error| error.to_string())?;
     let tar = lock(&tar).take();

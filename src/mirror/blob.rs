@@ -12,6 +12,7 @@ use futures_util::{Stream, StreamExt as _};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Blob, Priority, ReadError};
 use lapwing_p2p::origin::Origin;
+use lapwing_p2p::timeline::{Span, Timeline, Track};
 use lapwing_plugins::registry::RegistryOrigin;
 use tokio::time::Instant;
 
@@ -36,7 +37,9 @@ impl Mirror {
         deadline: Instant,
     ) -> Result<Response, Refusal> {
         let credential = self.registries.client_credential(&asked.registry, asked.authorization());
+        let began = std::time::Instant::now();
         let grant = self.before(deadline, asked, self.grant(asked, digest, &credential)).await?;
+        let granted = std::time::Instant::now();
         let length = grant.length;
         let etag = format!("\"{digest}\"");
         let (status, range) = match wanted(&asked.headers, length, &etag) {
@@ -54,6 +57,7 @@ impl Mirror {
                 .map_err(|error| Refusal::unavailable(error.to_string()))?;
             if grant.listed {
                 let blob = self.before(deadline, asked, self.shared(asked, digest, length, Arc::new(origin))).await?;
+                blob.timeline().add(Track::Authorize, began, granted);
                 came = self.watched.begin(&blob);
                 if range == (0..length) && !asked.headers.contains_key(sources::PACE) {
                     blob.want_all(Priority::Bulk);
@@ -87,6 +91,7 @@ impl Mirror {
         length: u64,
         origin: Arc<dyn Origin>,
     ) -> Result<Arc<Blob>, Refusal> {
+        self.node.timelines().go_on(&digest);
         let blob = self.node.open(digest, length, Some(origin))?;
         self.observer.blob_opened(&asked.registry, &asked.repository, &blob);
         self.learning.settled(digest).await;
@@ -101,7 +106,9 @@ impl Mirror {
             None => return Err(Refusal::unavailable(format!("{shown}: the swarm gave no bytes")).into()),
         };
         let (left, metrics, watched) = (range.end - range.start, self.metrics.clone(), Arc::clone(&self.watched));
-        let transfer = Transfer { shown, blob: blob.clone(), left, range, metrics, watched };
+        let timeline = blob.timeline();
+        let taking = timeline.span(Track::Transfer);
+        let transfer = Transfer { shown, blob: blob.clone(), left, range, metrics, watched, timeline, _taking: taking };
         let whole = futures_util::stream::once(async { Ok(first) }).chain(stream);
         Ok(Body::from_stream(transfer.watch(whole)))
     }
@@ -168,6 +175,22 @@ async fn straight(asked: &Asked, range: Range<u64>, origin: &RegistryOrigin) -> 
     Ok(Body::from_stream(stream))
 }
 
+/// Takes down how long the client leaves what it was given without asking for more.
+fn timed<T>(
+    stream: impl Stream<Item = T> + Send + 'static,
+    timeline: Arc<Timeline>,
+) -> impl Stream<Item = T> + Send + 'static {
+    let (mut stream, mut given) = (Box::pin(stream), None::<std::time::Instant>);
+    futures_util::stream::poll_fn(move |context| {
+        if let Some(given) = given.take() {
+            timeline.add(Track::Client, given, std::time::Instant::now());
+        }
+        let polled = stream.as_mut().poll_next(context);
+        given = matches!(&polled, std::task::Poll::Ready(Some(_))).then(std::time::Instant::now);
+        polled
+    })
+}
+
 /// Says in the log how a transfer ended, and counts its bytes.
 struct Transfer {
     shown: String,
@@ -176,6 +199,8 @@ struct Transfer {
     left: u64,
     metrics: MirrorMetrics,
     watched: Arc<sources::Watched>,
+    timeline: Arc<Timeline>,
+    _taking: Span,
 }
 
 impl Transfer {
@@ -184,11 +209,13 @@ impl Transfer {
         mut self,
         stream: impl Stream<Item = Result<Bytes, ReadError>> + Send + 'static,
     ) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + 'static {
-        stream.map(move |item| {
+        let timeline = Arc::clone(&self.timeline);
+        let watched = stream.map(move |item| {
             match &item {
                 Ok(bytes) => {
                     self.left = self.left.saturating_sub(bytes.len() as u64);
                     self.metrics.count_bytes(bytes.len() as u64);
+                    self.timeline.bytes(Track::Transfer, bytes.len() as u64);
                 }
                 Err(error) => {
                     tracing::warn!(digest = %self.blob.digest(), asked = %self.shown, %error, "transfer is cut; the client resumes elsewhere");
@@ -196,7 +223,8 @@ impl Transfer {
                 }
             }
             item
-        })
+        });
+        timed(watched, timeline)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::header::CONTENT_LENGTH;
@@ -43,6 +43,7 @@ impl Mirror {
             accept: asked.accept(),
             credential: credential.clone(),
         };
+        let began = Instant::now();
         let forwarded = match self.ask_registry(&request).await {
             Ok(forwarded) if !forwarded.status.is_server_error() => forwarded,
             failed => {
@@ -56,6 +57,7 @@ impl Mirror {
             && forwarded.status == StatusCode::OK
         {
             check_digest(asked, reference, &forwarded)?;
+            self.observer.manifest_resolved(&asked.registry, &asked.repository, reference, began);
             if let (Reference::Tag(_), Some(digest)) = (reference, stated_digest(&forwarded)) {
                 self.named.note(&asked.registry, &asked.repository, digest);
             }
@@ -88,6 +90,7 @@ impl Mirror {
                 return;
             }
         };
+        self.observer.pull_begun(&image);
         let Some(done) = self.learning.begin(image.config) else {
             return;
         };

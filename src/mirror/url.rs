@@ -108,6 +108,7 @@ impl Mirror {
         let body = if method == Method::HEAD || range.is_empty() {
             Body::empty()
         } else {
+            self.node.timelines().go_on(&version.name);
             let blob = self.node.open(version.name, length, Some(version.origin.clone())).map_err(Refusal::from)?;
             headers.extend(self.watched.begin(&blob).map(|came| (sources::CONTENT, came)));
             if range == (0..length) && !request.contains_key(sources::PACE) {

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::Blob;
-use lapwing_plugins::registry::{RegistryName, RepositoryName};
+use lapwing_plugins::registry::{Reference, RegistryName, RepositoryName};
 
 use crate::catalog::{Catalog, Image};
+use crate::explain::Pulls;
 use crate::layers::Layers;
 use crate::layers::build::Builder;
 use crate::mirror::ImageObserver;
@@ -19,6 +21,7 @@ const MAX_UNCLAIMED: usize = 4096;
 pub(super) struct Observer {
     catalog: Arc<Catalog>,
     layers: Arc<Layers>,
+    pulls: Arc<Pulls>,
     /// None where this node builds no indexes.
     builder: Option<Arc<Builder>>,
     /// Blobs asked for before their image was known: some clients ask for the layers and the config at once.
@@ -26,8 +29,13 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    pub(super) fn new(catalog: Arc<Catalog>, layers: Arc<Layers>, builder: Option<Arc<Builder>>) -> Self {
-        Self { catalog, layers, builder, unclaimed: Mutex::default() }
+    pub(super) fn new(
+        catalog: Arc<Catalog>,
+        layers: Arc<Layers>,
+        pulls: Arc<Pulls>,
+        builder: Option<Arc<Builder>>,
+    ) -> Self {
+        Self { catalog, layers, pulls, builder, unclaimed: Mutex::default() }
     }
 
     fn unclaimed(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Weak<Blob>>> {
@@ -52,6 +60,14 @@ impl ImageObserver for Observer {
                 tracing::warn!(%error, "an image was not taken into the catalog: its layers are pulled whole");
             }
         }
+    }
+
+    fn manifest_resolved(&self, registry: &RegistryName, repo: &RepositoryName, reference: &Reference, began: Instant) {
+        self.pulls.resolved(registry, repo, reference, began);
+    }
+
+    fn pull_begun(&self, image: &Image) {
+        self.pulls.begin(image);
     }
 
     fn blob_opened(&self, _: &RegistryName, _: &RepositoryName, blob: &Arc<Blob>) {

@@ -161,7 +161,7 @@ async fn holders(
     Json(found.into_iter().map(|view| blob(digest, view)).collect::<Vec<_>>()).into_response()
 }
 
-fn state(tracker: &Tracker) -> TrackerState {
+pub(crate) fn state(tracker: &Tracker) -> TrackerState {
     let counts = tracker.counts();
     let groups = tracker.group_counts().into_iter();
     TrackerState {
@@ -173,7 +173,7 @@ fn state(tracker: &Tracker) -> TrackerState {
     }
 }
 
-fn member(member: Member) -> MemberState {
+pub(crate) fn member(member: Member) -> MemberState {
     let state = match (member.set_aside, member.silence >= UNREPORTED_SILENCE) {
         (true, _) => "reported",
         (false, true) => "silent",
@@ -191,7 +191,7 @@ fn member(member: Member) -> MemberState {
     }
 }
 
-fn blob(digest: Digest, view: BlobView) -> BlobHolders {
+pub(crate) fn blob(digest: Digest, view: BlobView) -> BlobHolders {
     let holders = view.holders.into_iter().map(|holder| HolderState {
         node: member(holder.node),
         complete: holder.holding == Holding::Complete,

@@ -135,6 +135,15 @@ impl Registry {
         groups.filter_map(|(name, group)| group.view(now, name, digest, from, limit)).collect()
     }
 
+    /// Blobs that somebody fetches from the origin now, or has just fetched, with their groups: at most `limit`. Looks at no
+    /// others, however many there are.
+    pub fn under_way(&self, limit: usize) -> Vec<(String, Digest)> {
+        let leased = self.groups_called(None).into_iter().flat_map(|(name, group)| {
+            group.leased.iter().filter_map(move |index| Some((name.to_owned(), group.blobs.get(*index)?.digest)))
+        });
+        leased.take(limit.min(MAX_VIEW_ROWS)).collect()
+    }
+
     fn groups_called(&self, name: Option<&str>) -> Vec<(&str, &Group)> {
         let mut groups: Vec<(&str, &Group)> = match name {
             Some(name) => {

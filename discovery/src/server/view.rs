@@ -25,6 +25,11 @@ impl Tracker {
         self.registry().members(now, filter)
     }
 
+    /// Blobs that somebody fetches from the origin now, or has just fetched, with their groups: at most `limit`.
+    pub fn under_way(&self, limit: usize) -> Vec<(String, Digest)> {
+        self.registry().under_way(limit)
+    }
+
     /// Who has `digest`, in one group or in all where somebody has, nearest to `from` first, at most `limit` of each.
     pub fn holders_of(&self, digest: Digest, group: Option<&str>, from: &Place, limit: usize) -> Vec<BlobView> {
         let now = (self.clock)();

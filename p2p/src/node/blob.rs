@@ -24,6 +24,7 @@ use crate::layout::{PieceIndex, PieceLayout};
 use crate::origin::OriginError;
 use crate::store::{Pin, StoreError, StoredBlob};
 use crate::swarm::{Event, Priority, WantId};
+use crate::timeline::Timeline;
 use crate::verify::{StreamVerifier, VerifyError, piece_hash};
 
 /// How often a reader asks again for pieces that came when there was no room for them.
@@ -99,6 +100,7 @@ pub struct Blob {
     pub(super) bytes_from_peers: AtomicU64,
     pub(super) bytes_from_origin: AtomicU64,
     pub(super) last_open: Mutex<Instant>,
+    pub(super) timeline: Mutex<Arc<Timeline>>,
     _pin: Pin,
     /// The present attempt at having all of it, with its own want: what is known of an earlier one says nothing of it.
     wants_all: Mutex<Option<(Priority, WantId)>>,
@@ -152,6 +154,7 @@ impl Blob {
             bytes_from_peers: AtomicU64::new(0),
             bytes_from_origin: AtomicU64::new(0),
             last_open: Mutex::new(Instant::now()),
+            timeline: Mutex::new(node.timelines.of(&digest)),
             wants_all: Mutex::new(None),
             stored,
             _pin: pin,
@@ -281,6 +284,11 @@ impl Blob {
             bytes_from_peers: self.bytes_from_peers.load(Ordering::Relaxed),
             bytes_from_origin: self.bytes_from_origin.load(Ordering::Relaxed),
         }
+    }
+
+    /// Where the time and bytes of its last pull went.
+    pub fn timeline(&self) -> Arc<Timeline> {
+        Arc::clone(&lock(&self.timeline))
     }
 
     /// Whether a piece of this or another blob came lately, and nothing is known against this one: its turn will come.

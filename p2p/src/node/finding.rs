@@ -13,6 +13,7 @@ use crate::discovery::{DiscoveryError, Found, Holder, LeaseReply, LeaseRequest, 
 use crate::identity::PeerId;
 use crate::limits::MAX_METAINFO_LENGTH;
 use crate::swarm::{Event, FoundPeers, Priority};
+use crate::timeline::Track;
 use crate::verify::Metainfo;
 
 /// Discovery promises to answer within seconds; after that it counts as silent.
@@ -42,7 +43,9 @@ const fn named(digest: Digest, peers: FoundPeers, by_peer: bool) -> Event {
 impl Node {
     pub(super) async fn find(self: Arc<Self>, blob: Arc<Blob>) {
         let digest = blob.digest;
+        let asking = blob.timeline().span(Track::Find);
         let found = timeout(PATIENCE, self.discovery.find(digest)).await;
+        drop(asking);
         let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(error @ DiscoveryError::Refused { .. })) => {
@@ -68,6 +71,7 @@ impl Node {
     /// Uses what discovery, or a peer in its place, says.
     pub(super) async fn take_up(self: Arc<Self>, blob: Arc<Blob>, found: Found, told_by_peer: bool) {
         let digest = blob.digest;
+        blob.timeline().place(&found.holders);
         let (news, needs_no_word) = {
             let mut trust = lock(&blob.trust);
             self.agreed(&found, digest).for_each(|object| trust.confirm(&object));
@@ -122,6 +126,7 @@ impl Node {
         told_by_peer: bool,
     ) {
         let digest = blob.digest;
+        let _loading = blob.timeline().span(Track::Metainfo);
         for Candidate { object, length, firm } in candidates {
             let Ok(encoded) = self.open(object, length, None) else { continue };
             // Who has the blob has its metainfo: no need to ask discovery first.
@@ -154,6 +159,7 @@ impl Node {
     /// Lets a seed fetch the blob, if its origin is one that seeds can have, too.
     pub(super) async fn ask_seed(self: Arc<Self>, blob: Arc<Blob>, urgency: Priority, failed: Option<PeerId>) {
         let digest = blob.digest;
+        let asking = blob.timeline().span(Track::Find);
         let locator = lock(&blob.origins).current().and_then(|origin| origin.locator());
         let seed = match locator {
             Some(locator) => {
@@ -166,7 +172,9 @@ impl Node {
             tracing::debug!(%digest, %error, "no seed can be asked");
             None
         });
+        drop(asking);
         if let Some(seed) = &seed {
+            blob.timeline().place(&[Holder { seed: true, ..*seed }]);
             tracing::debug!(%digest, peer = %seed.peer, "a seed fetches the blob");
             lock(&blob.trust).add_lessees(&[seed.peer]);
         }
@@ -176,7 +184,10 @@ impl Node {
 
     pub(super) async fn ask_lease(self: Arc<Self>, mut request: LeaseRequest) {
         let digest = request.digest;
-        let origin = self.open_blob(&digest).and_then(|blob| lock(&blob.origins).current());
+        let blob = self.open_blob(&digest);
+        let timeline = blob.as_ref().map(|blob| blob.timeline());
+        let asking = timeline.as_ref().map(|timeline| timeline.span(Track::Lease));
+        let origin = blob.and_then(|blob| lock(&blob.origins).current());
         request.site = origin.map(|origin| origin.site()).unwrap_or_default();
         let reply = match timeout(PATIENCE, self.discovery.lease(request)).await {
             Ok(Ok(reply)) => Some(reply),
@@ -190,6 +201,10 @@ impl Node {
             }
             Err(_) => None,
         };
+        drop(asking);
+        if let (Some(timeline), Some(LeaseReply::Wait(pause))) = (&timeline, &reply) {
+            timeline.pause(*pause);
+        }
         if let Some(LeaseReply::Granted(lease)) = &reply {
             tracing::debug!(%digest, first = lease.first.0, count = lease.count, "lease granted");
         }

@@ -22,6 +22,7 @@ use crate::identity::PeerId;
 use crate::layout::PieceIndex;
 use crate::store::{StoreError, StoredBlob};
 use crate::swarm::Event;
+use crate::timeline::Track;
 use crate::verify::{Metainfo, StreamVerifier, VerifyError};
 
 /// Pieces hashed in one go.
@@ -71,6 +72,7 @@ impl Node {
         let digest = blob.digest;
         lock(&blob.trust).set_proven(metainfo.clone());
         blob.unflushed_bytes.store(0, Ordering::Relaxed);
+        blob.timeline().completed();
         self.drive(Event::Verified(digest));
         blob.progress.send_modify(|progress| progress.verified = true);
         tracing::info!(%digest, from_peers = blob.sources().bytes_from_peers,
@@ -282,10 +284,15 @@ async fn prove(node: Weak<Node>, blob: Weak<Blob>, stored: Arc<StoredBlob>, mut 
         let verifier = begun.take().filter(|(_, before)| *before == drops).map(|(verifier, _)| verifier);
         let verifier = verifier.unwrap_or_else(|| StreamVerifier::new(stored.digest(), stored.layout()));
         let (before, hashing) = (verifier.next_piece(), Arc::clone(&stored));
-        let Ok(hashed) = tokio::task::spawn_blocking(move || hash_more(&hashing, verifier)).await else { return };
+        let work = tokio::task::spawn_blocking(move || {
+            let began = std::time::Instant::now();
+            (hash_more(&hashing, verifier), began, std::time::Instant::now())
+        });
+        let Ok((hashed, began, ended)) = work.await else { return };
         // Right bytes may have taken the place of wrong ones, or the other way round.
         let hashed = if stored.drops() == drops { hashed } else { hashed.or_changed() };
         let (Some(node), Some(blob)) = (node.upgrade(), blob.upgrade()) else { return };
+        blob.timeline().add(Track::Verify, began, ended);
         let outcome = match hashed {
             Hashed::More(more) => {
                 let idle = more.next_piece() == before;

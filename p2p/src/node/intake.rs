@@ -22,6 +22,7 @@ use crate::metrics::Source;
 use crate::statement::PieceStatement;
 use crate::store::StoreError;
 use crate::swarm::{Event, PieceSource};
+use crate::timeline::Track;
 
 /// After so many new bytes of a blob they are made durable at once.
 const FLUSH_BYTES: u64 = 64 << 20;
@@ -51,16 +52,21 @@ impl Node {
         let judged = tokio::task::spawn_blocking({
             let (node, blob) = (Arc::clone(self), Arc::clone(&blob));
             move || {
+                let timeline = blob.timeline();
+                let began = std::time::Instant::now();
                 let (verdict, refuted) = {
                     let mut trust = lock(&blob.trust);
                     let had_metainfo = trust.needs_no_word();
                     let verdict = trust.judge(piece, &undecided.bytes, undecided.statement.as_ref());
                     (verdict, had_metainfo && !trust.needs_no_word())
                 };
+                let judged = std::time::Instant::now();
+                timeline.add(Track::Verify, began, judged);
                 let written = match verdict {
                     Verdict::Good => node.keep_piece(&blob, piece, &undecided.bytes),
                     Verdict::Bad | Verdict::Unknown => Ok(Kept::Passed),
                 };
+                timeline.add(Track::Write, judged, std::time::Instant::now());
                 (verdict, refuted, written, undecided)
             }
         });
@@ -78,6 +84,7 @@ impl Node {
                 let bytes = undecided.bytes.len() as u64;
                 blob.bytes_from_peers.fetch_add(bytes, Ordering::Relaxed);
                 self.metrics.count_bytes(Source::peer, bytes);
+                blob.timeline().bytes_of_peer(&peer, bytes);
                 self.received(&blob, piece, PieceSource::Peer(peer), bytes, kept);
             }
             Verdict::Bad => {

@@ -115,6 +115,25 @@ impl Node {
         self.store_failed(blob, error);
     }
 
+    /// Removes a blob from the chunk store, and from discovery; false if it was not there. Refused while somebody uses it, or an
+    /// operator pinned it. Blocks on the disk.
+    pub fn remove(self: &Arc<Self>, digest: &Digest) -> Result<bool, StoreError> {
+        self.let_go();
+        self.store.remove(digest)
+    }
+
+    /// The blobs that [`Self::remove`] would remove now, with the bytes of their pieces. Blocks on the disk.
+    pub fn removable(self: &Arc<Self>) -> Vec<(Digest, u64)> {
+        self.let_go();
+        self.store.removable()
+    }
+
+    /// Closes what is only kept open for who may come back.
+    fn let_go(self: &Arc<Self>) {
+        self.unflushed().into_iter().for_each(|blob| self.flush_blob(&blob));
+        self.close_unused(Duration::ZERO);
+    }
+
     /// Closes blobs that nobody has held for so long, wants or trades, so that their pieces may be evicted.
     pub(super) fn close_unused(self: &Arc<Self>, linger: Duration) {
         let mut inner = lock(&self.inner);

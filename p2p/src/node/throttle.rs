@@ -12,6 +12,7 @@ use super::blob::{Blob, lock};
 use crate::metrics::Metrics;
 use crate::rate::{Gate, Limits, Rates, Ticket};
 use crate::swarm::Priority;
+use crate::timeline::Track;
 
 /// The gate that bytes of origins pass.
 #[derive(Debug, Default)]
@@ -58,13 +59,34 @@ impl Node {
         let priority = lock(&self.inner).swarm.urgency(&blob.digest, pieces).unwrap_or(Priority::Background);
         let ticket = lock(&self.origin_gate.gate).queue(priority, blob.digest, bytes);
         let waiting = Waiting { node: self, ticket };
+        let began = std::time::Instant::now();
         loop {
             let changed = self.origin_gate.changed.notified();
-            let Err(wait) = lock(&self.origin_gate.gate).pass(self.elapsed(), waiting.ticket) else { return };
+            let Err(wait) = lock(&self.origin_gate.gate).pass(self.elapsed(), waiting.ticket) else {
+                return blob.timeline().add(Track::Limit, began, std::time::Instant::now());
+            };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = changed => {}
             }
+        }
+    }
+
+    /// The limit is the whole node's: it held back every blob that wants something.
+    fn take_down_limit(&self, time: Duration) {
+        let now = std::time::Instant::now();
+        let Some(began) = now.checked_sub(time) else { return };
+        let active: Vec<_> = {
+            let inner = lock(&self.inner);
+            inner
+                .blobs
+                .iter()
+                .filter(|(digest, _)| inner.swarm.is_active(digest))
+                .map(|(_, blob)| Arc::clone(blob))
+                .collect()
+        };
+        for blob in active {
+            blob.timeline().add(Track::Limit, began, now);
         }
     }
 
@@ -74,15 +96,21 @@ impl Node {
         let origin = lock(&self.origin_gate.gate).throttled();
         let times = [("upload", upload), ("download", download), ("origin", origin)];
         for ((direction, time), told) in times.into_iter().zip(&self.origin_gate.told) {
-            count(&self.metrics, direction, time, told);
+            let more = count(&self.metrics, direction, time, told);
+            if direction == "download" && !more.is_zero() {
+                self.take_down_limit(more);
+            }
         }
     }
 }
 
-fn count(metrics: &Metrics, direction: &'static str, time: Duration, told: &AtomicU64) {
+/// Gives what was new.
+fn count(metrics: &Metrics, direction: &'static str, time: Duration, told: &AtomicU64) -> Duration {
     let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let before = told.swap(nanos, Ordering::Relaxed);
-    if nanos > before {
-        metrics.count_throttled(direction, Duration::from_nanos(nanos - before));
+    let more = Duration::from_nanos(nanos.saturating_sub(before));
+    if !more.is_zero() {
+        metrics.count_throttled(direction, more);
     }
+    more
 }

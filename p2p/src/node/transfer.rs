@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
@@ -17,6 +17,7 @@ use crate::layout::PieceIndex;
 use crate::metrics::Source;
 use crate::origin::{ByteStream, Origin, OriginError};
 use crate::swarm::{Event, PieceSource, TransferId};
+use crate::timeline::Track;
 use crate::verify::piece_hash;
 
 /// An origin that sends nothing for so long is given up.
@@ -59,8 +60,13 @@ impl Node {
         let digest = blob.digest;
         let end = blob.layout.range(PieceIndex(pieces.end - 1)).end;
         let range = blob.layout.range(PieceIndex(pieces.start)).start..end;
+        let timeline = blob.timeline();
+        let asked = timeline.span(Track::OriginAnswer);
         let Some((origin, stream)) = open(blob, range).await? else { return Ok(()) };
         let mut body = Body { origin: &*origin, stream, chunk: Bytes::new() };
+        body.await_bytes().await?;
+        drop(asked);
+        let _sending = timeline.span(Track::Origin);
         let (wanted, mut first) = (pieces.clone(), true);
         for piece in pieces.map(PieceIndex) {
             let length = {
@@ -81,6 +87,7 @@ impl Node {
                 let filled = body.give(missing);
                 self.metrics.count_bytes(Source::origin, filled as u64);
                 blob.bytes_from_origin.fetch_add(filled as u64, Ordering::Relaxed);
+                timeline.bytes(Track::Origin, filled as u64);
                 missing = &mut missing[filled..];
             }
             let bytes = Bytes::from_owner(buffer);
@@ -103,11 +110,16 @@ impl Node {
         let stored = tokio::task::spawn_blocking({
             let (node, blob) = (Arc::clone(self), Arc::clone(blob));
             move || {
+                let timeline = blob.timeline();
+                let began = Instant::now();
                 let hash = piece_hash(&bytes);
+                timeline.add(Track::Verify, began, Instant::now());
                 if blob.stored.has(piece) {
                     return Ok(Kept::Stored);
                 }
+                let began = Instant::now();
                 let kept = node.keep_piece(&blob, piece, &bytes)?;
+                timeline.add(Track::Write, began, Instant::now());
                 if !lock(&blob.trust).vouch(&identity, piece, hash) {
                     let digest = blob.digest;
                     tracing::warn!(%digest, piece = piece.0, "metainfo contradicts the origin, not believed any more");

@@ -259,6 +259,11 @@ impl ChunkStore {
         false
     }
 
+    /// The blobs that nobody uses and no operator pinned, with the bytes of their pieces.
+    pub fn removable(&self) -> Vec<(Digest, u64)> {
+        self.candidates(0).into_iter().map(|candidate| (candidate.digest, candidate.bytes)).collect()
+    }
+
     /// The blobs that nobody needs and that hold at least so many bytes.
     fn candidates(&self, least_bytes: u64) -> Vec<Candidate> {
         let unneeded =

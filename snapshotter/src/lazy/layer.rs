@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::{FutureExt as _, Shared};
 use futures_util::stream::{self, StreamExt as _};
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::timeline::Track;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
@@ -223,9 +224,11 @@ impl LazyLayer {
         self.read_ahead(&range);
         let spans = self.spans_of(&range);
         self.note_read(spans.clone(), &range);
-        if !spans.clone().all(|span| self.cache.has(span)) {
+        let waits = !spans.clone().all(|span| self.cache.has(span));
+        let _waiting = waits.then(|| {
             self.options.metrics.count_waited();
-        }
+            self.options.timelines.of(&self.digest()).span(Track::Fault)
+        });
         let flights: Vec<_> = spans.map(|span| (span, self.span(span, Urgency::Fault))).collect();
         let mut out = BytesMut::with_capacity((range.end - range.start) as usize);
         for (span, bytes) in flights {
@@ -539,7 +542,9 @@ impl LazyLayer {
         {
             return Ok(bytes);
         }
+        let began = std::time::Instant::now();
         let bytes = self.index.inflate_span(span, compressed)?;
+        self.options.timelines.of(&self.digest()).add(Track::Inflate, began, std::time::Instant::now());
         if let Err(error) = self.cache.write(span, output.start, &bytes) {
             // A full disk costs the cache, not the read.
             tracing::warn!(digest = %self.digest(), span, %error, "a span cannot be cached");

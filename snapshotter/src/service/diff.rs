@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_core::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::timeline::{Timelines, Track};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -44,6 +45,7 @@ pub struct Diffs {
     unpacker: Arc<dyn Unpacker>,
     /// What was passed on and is not done: it may come back.
     passed_on: Arc<Mutex<HashSet<Passed>>>,
+    timelines: Option<Arc<Timelines>>,
 }
 
 /// A namespace, a layer, and where it goes.
@@ -52,7 +54,13 @@ type Passed = (String, String, String);
 impl Diffs {
     /// For snapshots of `snapshotter`; all else is left to `unpacker`.
     pub fn new(snapshotter: Snapshotter, unpacker: Arc<dyn Unpacker>) -> Self {
-        Self { snapshotter, unpacker, passed_on: Arc::default() }
+        Self { snapshotter, unpacker, passed_on: Arc::default(), timelines: None }
+    }
+
+    /// Takes down how long containerd waited for each layer.
+    #[must_use]
+    pub fn taken_down(self, timelines: Arc<Timelines>) -> Self {
+        Self { timelines: Some(timelines), ..self }
     }
 
     async fn adopted(&self, request: &ApplyRequest) -> Result<Descriptor, Fallback> {
@@ -143,6 +151,8 @@ impl Diff for Diffs {
         let (metadata, _, request) = request.into_parts();
         let passed = passed(&metadata, &request);
         refuse_back(&self.passed_on.lock().unwrap_or_else(PoisonError::into_inner), &passed)?;
+        let layer = passed.1.parse::<Digest>().ok().zip(self.timelines.as_ref());
+        let _unpacking = layer.map(|(layer, timelines)| timelines.of(&layer).span(Track::Unpack));
         let metrics = &self.snapshotter.0.metrics;
         match self.adopted(&request).await {
             Ok(applied) => {

@@ -1,0 +1,33 @@
+//! How the commands ask the node on this machine.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::Method;
+use serde::de::DeserializeOwned;
+
+/// What stays as it is in a name that is part of a path.
+const KEPT: AsciiSet = NON_ALPHANUMERIC.remove(b'/').remove(b':').remove(b'@').remove(b'.').remove(b'-').remove(b'_');
+
+/// A name for the path of a URL.
+pub(super) fn in_path(name: &str) -> String {
+    utf8_percent_encode(name, &KEPT).to_string()
+}
+
+/// Asks the node's admin listener; what it refuses it says why.
+pub(super) async fn ask<T: DeserializeOwned>(method: Method, url: &str, timeout: Duration) -> anyhow::Result<T> {
+    let client = reqwest::Client::builder().no_proxy().timeout(timeout).build()?;
+    let answer = client.request(method, url).send().await.with_context(|| {
+        format!("no node answers at {url}; is `lapwing node` running, and is this its admin.listen?")
+    })?;
+    let status = answer.status();
+    if !status.is_success() {
+        let text = answer.text().await.unwrap_or_default();
+        match text.trim_end() {
+            "" => anyhow::bail!("{url} answered {status}; is it the admin.listen of a node of this version?"),
+            text => anyhow::bail!("{text}"),
+        }
+    }
+    answer.json().await.with_context(|| format!("{url} answered something else than was expected of a node"))
+}

@@ -1,0 +1,34 @@
+//! `GET /api/v1/pulls`: the last pulls, the newest first; `GET /api/v1/pulls/<image or digest>`: all that is known of one.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+
+use super::Pulls;
+use super::view::{self, PullSummary};
+
+pub(crate) fn routes(pulls: Arc<Pulls>) -> Router {
+    Router::new().route("/api/v1/pulls", get(all)).route("/api/v1/pulls/{*name}", get(one)).with_state(pulls)
+}
+
+async fn all(State(pulls): State<Arc<Pulls>>) -> Json<Vec<PullSummary>> {
+    Json(view::list(&pulls))
+}
+
+async fn one(State(pulls): State<Arc<Pulls>>, Path(name): Path<String>) -> Response {
+    match view::find(&pulls, &name) {
+        Some(pull) => Json(pull).into_response(),
+        None => {
+            let shown: String = name.chars().take(120).collect();
+            let reason = format!(
+                "no pull of {shown:?} is remembered: it did not come through this node's mirror since the node started, or \
+                 newer pulls took its place; `lapwing explain` without a name lists those that are\n"
+            );
+            (StatusCode::NOT_FOUND, reason).into_response()
+        }
+    }
+}
