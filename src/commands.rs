@@ -13,6 +13,7 @@ pub(crate) mod limits;
 pub(crate) mod ls;
 pub(crate) mod nodes;
 pub(crate) mod pin;
+pub(crate) mod preheat;
 pub(crate) mod profile;
 pub(crate) mod setup;
 mod tracker;

@@ -12,9 +12,9 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "index", "node", "tracker", "up", "ls", "hydrate", "nodes", "find", "pin", "unpin", "limits", "doctor", "setup",
-    "config", "generate", "get",
+    "config", "generate", "get", "preheat",
 ];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 
