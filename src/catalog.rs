@@ -16,7 +16,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMet
 mod image;
 mod record;
 
-pub(crate) use image::Image;
+pub(crate) use image::{Image, is_layer};
 pub(crate) use record::LayerRecord;
 
 /// Most layers remembered.

@@ -8,8 +8,10 @@ use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::membership::Roles;
 
 mod get;
+mod preheat;
 
 pub(crate) use get::Get;
+pub(crate) use preheat::Preheat;
 
 use crate::commands::setup::DOCKER_CONFIG;
 use crate::commands::setup::containerd::CONFIG as CONTAINERD_CONFIG;
@@ -42,6 +44,8 @@ pub(crate) enum Command {
     Ls(Query),
     /// Fetch files by their URLs, out of the swarm where that may be, as wget does
     Get(Box<Get>),
+    /// Bring images to seeds or nodes before anybody pulls them, with the indexes of their layers if wanted
+    Preheat(Preheat),
     /// Put the blobs of a lazily pulled image into containerd's content store, for export, push, convert and other snapshotters
     Hydrate(Hydrate),
     /// List the nodes that the tracker on this machine knows
@@ -105,7 +109,7 @@ pub(crate) enum GenerateWhat {
     Man,
     /// For bash (lapwing.bash), zsh (_lapwing) and fish (lapwing.fish)
     Completions,
-    /// cli.md and configuration.md
+    /// cli.md, configuration.md and preheat-api.json
     Reference,
 }
 

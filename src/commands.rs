@@ -16,6 +16,7 @@ pub(crate) mod ls;
 mod node;
 pub(crate) mod nodes;
 pub(crate) mod pin;
+pub(crate) mod preheat;
 pub(crate) mod profile;
 pub(crate) mod rm;
 pub(crate) mod setup;

@@ -18,6 +18,7 @@ mod identity;
 mod lazy;
 mod limits;
 mod origin;
+mod preheat;
 mod proxy;
 mod tracker;
 mod units;
@@ -26,6 +27,7 @@ pub(crate) use containerd::Containerd;
 pub(crate) use identity::Identity;
 pub(crate) use lazy::{Formats, Lazy, LazyBackend, LazyFormat};
 pub(crate) use limits::LimitsTable;
+pub(crate) use preheat::Preheat;
 pub(crate) use proxy::{Proxy, ProxyAction};
 pub(crate) use tracker::Tracker;
 pub(crate) use units::{ByteSize, Span};
@@ -61,6 +63,7 @@ pub(crate) struct Config {
     pub tracker: Tracker,
     pub origin: Origin,
     pub seed: Seed,
+    pub preheat: Preheat,
     pub store: Store,
     pub limits: LimitsTable,
     pub trust: Trust,
@@ -203,6 +206,7 @@ impl Default for Config {
             tracker: Tracker::default(),
             origin: Origin::default(),
             seed: Seed::default(),
+            preheat: Preheat::default(),
             store: Store::default(),
             limits: LimitsTable::default(),
             trust: Trust::default(),
@@ -387,6 +391,7 @@ impl Config {
             return invalid("registries.kubelet", "config and bin_dir go together".into());
         }
         self.proxy.check(&self)?;
+        self.preheat.check()?;
         if self.registries.max_parallel == 0 {
             return invalid("registries.max_parallel", "at least 1, or nothing comes".into());
         }
@@ -558,6 +563,9 @@ mod tests {
             ("[[proxy.rules]]\naction = \"direct\"", "proxy.rules[0].host"),
             ("[proxy]\nprivate_hosts = [\"10.0.0.0/8\"]", "proxy.private_hosts"),
             ("[http]\nmax_parallel = 0", "http.max_parallel"),
+            ("[preheat]\nlisten = \"7088\"", "address:port"),
+            ("[preheat]\nlisten = \"0.0.0.0:7088\"", "go together"),
+            ("[preheat]\nlisten = \"0.0.0.0:7088\"\n[preheat.webhooks.x]\nsecret_file = \"s\"", "absolute"),
             ("[registries.hosts.x]\nmax_parallel = 0", "max_parallel"),
         ];
         for (text, hint) in cases {

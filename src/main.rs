@@ -8,6 +8,7 @@
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
 //! * [`explain`]: where the time of a pull went
 //! * [`platform`]: what images are for
+//! * [`preheat`]: images brought to where they will be wanted
 //! * [`held`], [`hydrate`]: what containerd holds already, and what it is given
 //! * [`membership`]: this machine's certificate, and how it stays good
 //! * [`memory`]: what the allocator is told
@@ -39,6 +40,7 @@ mod mirror;
 mod node;
 mod outage;
 mod platform;
+mod preheat;
 mod profiles;
 mod proxy;
 mod seed;
@@ -85,6 +87,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Hydrate(arguments) => on_runtime(commands::hydrate::run(&arguments)),
         Command::Ls(query) => on_runtime(commands::ls::run(&query)),
         Command::Pin(arguments) => on_runtime(commands::pin::run(&arguments, true)),
+        Command::Preheat(arguments) => on_runtime(commands::preheat::run(&arguments)),
         Command::Profile(command) => on_runtime(commands::profile::run(&command)),
         Command::Rm(arguments) => on_runtime(commands::rm::run(&arguments)),
         Command::Unpin(arguments) => on_runtime(commands::pin::run(&arguments, false)),

@@ -42,6 +42,8 @@ use crate::membership::Membership;
 use crate::memory;
 use crate::mirror::{self, MirrorMetrics, MirrorSettings};
 use crate::outage::Outage;
+use crate::preheat::Preheat;
+use crate::preheat::machine::Worker;
 use crate::profiles::{self, Profiles, Terms};
 use crate::proxy::{self, Proxy, ProxyMetrics};
 use crate::tracker;
@@ -224,7 +226,7 @@ async fn start_admin(
     mut shown: Vec<(&'static str, dashboard::Part)>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let Parts { node, catalog, layers, origins, containerd, profiles, pulls, .. } = parts;
+    let Parts { node, catalog, registries, layers, origins, containerd, profiles, pulls, .. } = parts;
     let told = (Arc::clone(node), Arc::clone(layers), Arc::clone(catalog));
     admin.state = Some(Box::new(move || {
         serde_json::to_value(state::NodeState::gather(&told.0, &told.1, &told.2)).unwrap_or_default()
@@ -245,6 +247,11 @@ async fn start_admin(
         catalog: Arc::clone(catalog),
         containerd: containerd.clone(),
     }));
+    let told = Arc::clone(layers);
+    // Of its own: it keeps no tars, since nobody has asked for these layers yet.
+    let builder = Builder::new(Arc::clone(node), Box::new(move |layer, index| told.built(layer, index)));
+    let worker = Worker { node: Arc::clone(node), registries: Arc::clone(registries), builder: Arc::new(builder) };
+    Preheat::start(Arc::new(worker), node, registries, config, &mut admin, shutdown).await?;
     let ready = Arc::clone(&admin.ready);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.clone().cancelled_owned())

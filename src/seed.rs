@@ -1,6 +1,7 @@
 //! The seed daemon: a node without containers that fetches blobs from their registries when nodes ask for them.
 //!
 //! * `demand`: what it is asked for, and what it does about that
+//! * `indexing`: indexes of the layers that it has
 //! * `ledger`: what it has taken on, over restarts
 //! * `keeping`: completed blobs in a storage besides the local disk
 //!
@@ -26,13 +27,16 @@ use crate::dashboard::{self, Dashboard};
 use crate::layers::build::Builder;
 use crate::membership::Membership;
 use crate::node::{self, Role, cannot_listen, state::NodeState};
+use crate::preheat::Preheat;
 
 mod demand;
+mod indexing;
 mod keeping;
 mod ledger;
 mod metrics;
 
 use demand::Demand;
+use indexing::Indexing;
 use keeping::Keeping;
 use ledger::Ledger;
 use metrics::SeedMetrics;
@@ -58,8 +62,11 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
     let membership = Membership::open(&config, &[Member::Seed], admin.lapwing()).await?;
     let calls = membership.calls()?;
     let node = node::start_swarm(&config, &membership, &mut admin, Role::Seed { port: seed_port }).await?;
-    let builder = config.lazy.build_indexes.then(|| Arc::new(Builder::new(Arc::clone(&node), Box::new(|_, _| {}))));
-    let demand = Demand::new(Arc::clone(&node), registries, ledger, config.seed.fetches, keeping, builder, metrics);
+    let builder = Arc::new(Builder::new(Arc::clone(&node), Box::new(|_, _| {})));
+    let indexing = Indexing::new(builder, config.lazy.build_indexes);
+    let (of, fetches) = (Arc::clone(&registries), config.seed.fetches);
+    let demand = Demand::new(Arc::clone(&node), of, ledger, fetches, keeping, indexing, metrics);
+    Preheat::start(Arc::clone(&demand) as _, &node, &registries, &config, &mut admin, &shutdown).await?;
     demand.resume();
 
     let mut serving = JoinSet::new();

@@ -167,7 +167,7 @@ fn a_private_blob_goes_to_those_whom_its_registry_lets_have_it() {
         return;
     }
     let site = Site::new(NAME, None).unwrap();
-    let options = RegistryOptions { basic_auth: true };
+    let options = RegistryOptions { basic_auth: true, ..RegistryOptions::default() };
     let private = Registry::start(&site.network.host("private", None).unwrap(), options).unwrap();
     private.push(&image::small().unwrap(), "lab/small:1").unwrap();
     let (path, digest, _) = layer();

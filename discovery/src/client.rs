@@ -18,6 +18,7 @@ mod config;
 mod leasing;
 mod link;
 mod links;
+mod orders;
 mod owners;
 mod pace;
 mod seeds;
@@ -30,8 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::{BoxFuture, join_all};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{
-    Discovery, DiscoveryError, Found, Holder, Holding, LeaseReply, LeaseRequest, Replicas, SeedRequest, Settlement,
-    Statement,
+    Discovery, DiscoveryError, Found, Holder, Holding, LeaseReply, LeaseRequest, Order, OrderRequest, OrderStand,
+    PreheatRequest, Preheated, Replicas, SeedRefusal, SeedRequest, Settlement, Statement,
 };
 use lapwing_p2p::identity::PeerId;
 use tokio::time::{Instant, timeout};
@@ -58,6 +59,7 @@ struct Shared {
     budget: Arc<Mutex<RetryBudget>>,
     /// Who granted the leases under way.
     granted: Mutex<Granted>,
+    heard: orders::Heard,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -117,6 +119,7 @@ impl TrackerClient {
             tasks: Mutex::default(),
             budget: Arc::new(Mutex::new(RetryBudget::new(Instant::now()))),
             granted: Mutex::default(),
+            heard: orders::Heard::default(),
         });
         let fixed = |source: &TrackerSource| match source {
             TrackerSource::Address(address) => Some(address.clone()),
@@ -260,6 +263,24 @@ impl Discovery for TrackerClient {
     /// The responsible seed is asked, and up to two more in its place.
     fn ask_seed(&self, request: SeedRequest) -> BoxFuture<'_, Result<Option<Holder>, DiscoveryError>> {
         Box::pin(async move { Ok(self.have_seed_fetch(&request).await) })
+    }
+
+    /// The same seed is asked as for a pull.
+    fn preheat_seed(&self, request: PreheatRequest) -> BoxFuture<'_, Result<Preheated, SeedRefusal>> {
+        Box::pin(async move { self.have_seed_preheat(&request).await })
+    }
+
+    /// Who owns the blob knows who has it.
+    fn order(&self, request: OrderRequest) -> BoxFuture<'_, Result<OrderStand, DiscoveryError>> {
+        Box::pin(self.give_order(request))
+    }
+
+    fn next_order(&self) -> BoxFuture<'_, Order> {
+        Box::pin(self.shared.heard.next())
+    }
+
+    fn order_failed(&self, digest: Digest, reason: String) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        Box::pin(self.fail_order(digest, reason))
     }
 
     /// Is told to every tracker. They stop naming the peer: to this node for a minute, to others until it is heard from

@@ -229,6 +229,8 @@ pub const MAX_SEEDS: usize = 64;
 pub const MAX_SEED_REQUEST_BYTES: usize = 4096;
 /// Largest answer of a seed that is decoded, in bytes.
 pub const MAX_SEED_REPLY_BYTES: usize = 16 * 1024;
+/// Longest reason that a seed gives, in bytes.
+pub const MAX_SEED_REASON_BYTES: usize = 1024;
 /// Longest name of a registry in a request to a seed, in bytes: a DNS name, a colon, five digits.
 pub const MAX_NAMESPACE_BYTES: usize = 259;
 /// Longest name of a repository, in bytes.
@@ -241,6 +243,23 @@ pub const SEED_DEADLINE: Duration = Duration::from_secs(1);
 pub const SEED_LISTING_AGE: Duration = Duration::from_secs(2);
 /// How long a seed that did not answer, or was too busy, is passed over.
 pub const SEED_SUSPICION: Duration = Duration::from_secs(10);
+
+// Orders.
+
+/// Most orders of a group.
+pub const MAX_ORDERS: usize = 4096;
+/// An order that is not repeated for so long is forgotten.
+pub const ORDER_TTL: Duration = Duration::from_secs(60);
+/// Most orders in one answer: with names of full length they fit into [`MAX_REPLY_BYTES`].
+pub const MAX_ORDERS_PER_ANSWER: usize = 128;
+/// Nodes of which it is remembered that they cannot carry out an order.
+pub const MAX_FAILURES_PER_ORDER: usize = 1024;
+/// Jobs of which it is remembered that they gave the same order.
+pub const MAX_JOBS_PER_ORDER: usize = 64;
+/// Longest reason of such a node, in bytes.
+pub const MAX_ORDER_REASON_BYTES: usize = 512;
+/// Orders that a node has heard of and not begun with; more are heard of again.
+pub const MAX_HEARD_ORDERS: usize = 1024;
 
 // Piccolo's agents.
 

@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::registry::TrackerSnapshot;
 
 /// Every call there is.
-pub(crate) const METHODS: [&str; 15] = [
+pub(crate) const METHODS: [&str; 18] = [
     "find",
     "announce",
     "sync",
@@ -20,6 +20,9 @@ pub(crate) const METHODS: [&str; 15] = [
     "heartbeat",
     "replicas",
     "seeds",
+    "order",
+    "orders",
+    "fail_order",
     "report",
     "leave",
     "piccolo_findkey",

@@ -14,14 +14,17 @@ use std::net::{IpAddr, SocketAddr};
 
 use futures_util::future::BoxFuture;
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::IndexStand;
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::origin::Locator;
 
 pub use self::rendezvous::order;
 pub use self::service::{ServeError, serve};
 
+pub(crate) use self::service::shortened;
+
 pub(crate) use self::proto::seed_service_client::SeedServiceClient;
-pub(crate) use self::proto::{FetchRequest, Urgency, fetch_reply};
+pub(crate) use self::proto::{FetchRequest, IndexState, Urgency, fetch_reply};
 
 /// A live seed, as a tracker names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,15 +62,29 @@ pub struct Wanted {
     pub locator: Locator,
     /// Whether somebody waits for it.
     pub waited_for: bool,
+    /// Whether its index shall be built and stated, also where the seed builds none by itself.
+    pub index: bool,
 }
 
-/// What a seed does for a blob that it is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// It fetches it, and serves what it has so far.
-    Fetching,
-    /// It has all of it.
-    Complete,
+/// What a seed does for a blob that it is asked for: it has all of it, or fetches it and serves what it has so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Whether it has all of it.
+    pub complete: bool,
+    /// How much it has, in bytes.
+    pub have: u64,
+    /// How it is with the index.
+    pub index: IndexStand,
+}
+
+impl Taken {
+    /// It has begun to fetch it.
+    pub const FETCHING: Self = Self { complete: false, have: 0, index: IndexStand::NotAsked };
+
+    /// It has all `length` bytes of it.
+    pub const fn complete(length: u64) -> Self {
+        Self { complete: true, have: length, index: IndexStand::NotAsked }
+    }
 }
 
 /// Why a seed does not fetch a blob.

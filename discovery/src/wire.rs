@@ -5,16 +5,20 @@ pub(crate) mod lease;
 use std::net::{IpAddr, SocketAddr};
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Found, Holder, Holding, Statement, StatementKind, Vote};
+use lapwing_p2p::discovery::{Found, Holder, Holding, Order, OrderRequest, OrderStand, Statement, StatementKind, Vote};
 use lapwing_p2p::identity::PeerId;
-use lapwing_p2p::limits::MAX_REPLICA_QUESTIONS;
+use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_REPLICA_QUESTIONS};
 use lapwing_p2p::membership::{Role, is_group};
+use lapwing_p2p::origin::Locator;
 use tonic::Status;
 
-use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES};
+use crate::limits::{
+    MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES, MAX_NAMESPACE_BYTES, MAX_NODES, MAX_ORDER_REASON_BYTES,
+    MAX_REPOSITORY_BYTES,
+};
 use crate::proto;
 use crate::registry::{Caller, Place};
-use crate::seed::Seed;
+use crate::seed::{Seed, shortened};
 use crate::transport::{Arrival, Claim};
 
 fn invalid(text: impl Into<String>) -> Status {
@@ -137,7 +141,60 @@ fn statement(message: &proto::Statement) -> Result<Statement, Status> {
     Ok(statement)
 }
 
+pub(crate) fn order_request(message: &proto::OrderRequest) -> Result<OrderRequest, Status> {
+    let blob = message.blob.as_ref().ok_or_else(|| invalid("blob: missing"))?;
+    if message.nodes as usize > MAX_NODES {
+        return Err(invalid(format!("nodes: {} are more than {MAX_NODES}", message.nodes)));
+    }
+    let nodes = (message.nodes > 0).then_some(message.nodes);
+    Ok(OrderRequest { order: order(blob).map_err(invalid)?, job: message.job, nodes })
+}
+
+/// What is ordered; a client reads a tracker's word with the same bounds.
+pub(crate) fn order(message: &proto::OrderedBlob) -> Result<Order, String> {
+    let digest = digest("blob.digest", &message.digest).map_err(|status| status.message().to_owned())?;
+    for (field, text, limit) in [
+        ("blob.registry", &message.registry, MAX_NAMESPACE_BYTES),
+        ("blob.repository", &message.repository, MAX_REPOSITORY_BYTES),
+    ] {
+        if text.is_empty() || text.len() > limit {
+            return Err(format!("{field}: expected 1 to {limit} bytes, got {}", text.len()));
+        }
+    }
+    if message.length > MAX_BLOB_LENGTH {
+        return Err(format!("blob.length: {} is more than {MAX_BLOB_LENGTH}", message.length));
+    }
+    let locator = Locator { namespace: message.registry.clone(), repository: message.repository.clone() };
+    Ok(Order { digest, length: message.length, locator, index: message.index })
+}
+
+pub(crate) fn failed_order(message: &proto::FailOrderRequest) -> Result<(Digest, String), Status> {
+    let digest = digest("digest", &message.digest)?;
+    let reason: String = message.reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Ok((digest, shortened(reason, MAX_ORDER_REASON_BYTES)))
+}
+
 // What goes out, and how a client reads it.
+
+pub(crate) fn ordered_blob(order: &Order) -> proto::OrderedBlob {
+    proto::OrderedBlob {
+        digest: order.digest.as_bytes().to_vec(),
+        length: order.length,
+        registry: order.locator.namespace.clone(),
+        repository: order.locator.repository.clone(),
+        index: order.index,
+    }
+}
+
+pub(crate) fn order_reply(registration: u64, stand: OrderStand) -> proto::OrderReply {
+    let OrderStand { nodes, complete, failed, reason } = stand;
+    proto::OrderReply { registration, pause_ms: 0, nodes, complete, failed, reason }
+}
+
+pub(crate) fn order_stand(reply: proto::OrderReply) -> OrderStand {
+    let reason = shortened(reply.reason, MAX_ORDER_REASON_BYTES);
+    OrderStand { nodes: reply.nodes, complete: reply.complete, failed: reply.failed, reason }
+}
 
 pub(crate) fn holding_message(digest: Digest, holding: Option<Holding>) -> proto::Holding {
     proto::Holding { digest: digest.as_bytes().to_vec(), state: state(holding).into() }

@@ -46,7 +46,7 @@ impl Seed {
     async fn start(tracker: SocketAddr, number: u8) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let seed_port = listener.local_addr().unwrap().port();
-        let fetcher = Arc::new(Noting { asked: Mutex::default(), answer: Mutex::new(Ok(Taken::Fetching)) });
+        let fetcher = Arc::new(Noting { asked: Mutex::default(), answer: Mutex::new(Ok(Taken::FETCHING)) });
         let serving = Arc::clone(&fetcher);
         let task =
             tokio::spawn(async move { seed::serve(listener, serving, None, std::future::pending()).await.unwrap() });
@@ -130,7 +130,7 @@ async fn a_seed_that_is_gone_busy_or_given_up_is_replaced_by_the_next() {
 
     chosen.answer(Err(Refusal::Busy(1)));
     assert_eq!(ask(&client, request(1)).await.unwrap().peer, other.peer, "busy");
-    chosen.answer(Ok(Taken::Complete));
+    chosen.answer(Ok(Taken::complete(7)));
     let back = ask(&client, request(1)).await.unwrap();
     assert_eq!((back.peer, back.holding), (chosen.peer, Holding::Complete), "a busy one is asked again");
 

@@ -279,6 +279,96 @@ pub struct SeedRequest {
     pub failed: Option<PeerId>,
 }
 
+/// A request that the seeds have a blob before anybody pulls it. Repeated until it is complete, it tells how far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreheatRequest {
+    /// The blob.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Where it was published.
+    pub locator: Locator,
+    /// Whether it is a layer whose index shall be built and stated.
+    pub index: bool,
+}
+
+/// How a seed stands with a blob that it was asked to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preheated {
+    /// The seed.
+    pub peer: PeerId,
+    /// Whether it has all of it.
+    pub complete: bool,
+    /// How much it has, in bytes; 0 if it does not say.
+    pub have: u64,
+    /// How it is with the index.
+    pub index: IndexStand,
+}
+
+/// How a seed stands with the index of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IndexStand {
+    /// Nobody asked for it, or the seed does not know of it.
+    NotAsked,
+    /// The layer is not there yet, or its index is being built.
+    Building,
+    /// It is there, and stated.
+    There,
+    /// There will be none, for this reason.
+    Impossible(String),
+}
+
+/// Why no seed takes a blob on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SeedRefusal {
+    /// None lives, or none answers: it may be otherwise in a while.
+    #[error("no seed of this group answers: {0}")]
+    Nobody(String),
+    /// All have enough to do: one will have time.
+    #[error("the seeds are busy: {0}")]
+    Busy(String),
+    /// It may not be shared, is not there, or may not be had: asking again will not help.
+    #[error("a seed refuses: {0}")]
+    Refused(String),
+}
+
+/// A blob that nodes of a group are asked to fetch before anybody pulls it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// The blob.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Where it was published: looked up in each node's own configuration, never dialled as it stands.
+    pub locator: Locator,
+    /// Whether it is a layer whose index shall be built and stated.
+    pub index: bool,
+}
+
+/// An order, as it is given. It stands while it is repeated, which also tells how far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderRequest {
+    /// What.
+    pub order: Order,
+    /// Orders of one job are for the same nodes.
+    pub job: u64,
+    /// For so many nodes of the group; none: for all.
+    pub nodes: Option<u32>,
+}
+
+/// How far an order is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OrderStand {
+    /// Live nodes that it is for; seeds are none of them.
+    pub nodes: u32,
+    /// Those that have all of the blob.
+    pub complete: u32,
+    /// Those that said that they cannot have it.
+    pub failed: u32,
+    /// What one of these said.
+    pub reason: String,
+}
+
 /// Discovery, as the swarm sees it: soft state, kept by trackers.
 ///
 /// Contract:
@@ -312,6 +402,27 @@ pub trait Discovery: Send + Sync + 'static {
     /// of several seeds that live. A cluster without seeds has none for any blob.
     fn ask_seed(&self, _request: SeedRequest) -> BoxFuture<'_, Result<Option<Holder>, DiscoveryError>> {
         Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Lets the seed that nodes will ask for a blob fetch it ahead of them. A cluster without seeds refuses.
+    fn preheat_seed(&self, _request: PreheatRequest) -> BoxFuture<'_, Result<Preheated, SeedRefusal>> {
+        Box::pin(std::future::ready(Err(SeedRefusal::Nobody("there is none".to_owned()))))
+    }
+
+    /// Orders a blob for nodes of this group, or repeats that it is wanted; to be repeated every few seconds.
+    fn order(&self, _request: OrderRequest) -> BoxFuture<'_, Result<OrderStand, DiscoveryError>> {
+        let (tracker, reason) = ("(none)".to_owned(), "without a tracker there are no other nodes".to_owned());
+        Box::pin(std::future::ready(Err(DiscoveryError::Unreachable { tracker, reason })))
+    }
+
+    /// Waits for an order of another node that this one is to carry out. Told once; several trackers may tell of the same.
+    fn next_order(&self) -> BoxFuture<'_, Order> {
+        Box::pin(std::future::pending())
+    }
+
+    /// An order cannot be carried out here.
+    fn order_failed(&self, _digest: Digest, _reason: String) -> BoxFuture<'_, Result<(), DiscoveryError>> {
+        Box::pin(std::future::ready(Ok(())))
     }
 
     /// Tells that `peer` did not answer, or answered wrongly, so that it is not named again for now. A discovery that keeps

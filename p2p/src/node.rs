@@ -228,6 +228,11 @@ impl Node {
         self.config.identity.id()
     }
 
+    /// Whom it asks who has what.
+    pub fn discovery(&self) -> &Arc<dyn Discovery> {
+        &self.discovery
+    }
+
     /// Its chunk store.
     pub fn store(&self) -> &Arc<ChunkStore> {
         &self.store

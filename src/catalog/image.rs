@@ -164,7 +164,7 @@ fn is_config(media_type: &MediaType) -> bool {
 }
 
 /// What containerd counts as a layer (`images.IsLayerType`).
-fn is_layer(media_type: &MediaType) -> bool {
+pub(crate) fn is_layer(media_type: &MediaType) -> bool {
     let name = media_type.to_string();
     name.starts_with("application/vnd.oci.image.layer.")
         || name.starts_with("application/vnd.docker.image.rootfs.diff.tar")

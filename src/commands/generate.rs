@@ -43,10 +43,14 @@ fn completions(directory: &Path) -> std::io::Result<()> {
 }
 
 /// The pages of `docs/reference/` that come from the code, by name.
-fn reference() -> [(&'static str, String); 2] {
+fn reference() -> [(&'static str, String); 3] {
     let mut command = Cli::command();
     command.build();
-    [("cli.md", cli_page::render(&command)), ("configuration.md", config_page::render(crate::config::REFERENCE))]
+    [
+        ("cli.md", cli_page::render(&command)),
+        ("configuration.md", config_page::render(crate::config::REFERENCE)),
+        ("preheat-api.json", crate::preheat::openapi::page()),
+    ]
 }
 
 #[cfg(test)]

@@ -74,6 +74,18 @@ impl Builder {
         settled.clone().unwrap_or(Ok(()))
     }
 
+    /// Waits until a layer has an index that is here, too, and stated. A blob that is no layer needs none.
+    pub(crate) async fn index_ahead(self: &Arc<Self>, blob: &Arc<Blob>) -> Result<(), String> {
+        let head = blob.read(0..blob.length().min(512), Priority::Bulk).await.map_err(|error| error.to_string())?;
+        if !is_layer(&head) {
+            return Ok(());
+        }
+        self.index_now(blob).await?;
+        let index = self.node.derived(blob.digest(), StatementKind::LayerIndex).await;
+        // It may be another node's.
+        index.ok_or("its index went meanwhile")?.verified().await.map_err(|error| error.to_string())
+    }
+
     /// Begins with a layer's index, unless that is under way.
     fn job(self: &Arc<Self>, blob: &Arc<Blob>) -> Arc<Job> {
         let (this, blob, digest) = (Arc::clone(self), Arc::clone(blob), blob.digest());
@@ -189,4 +201,28 @@ fn inflate(
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a blob that begins so can be a layer: gzip (RFC 1952), zstd (RFC 8878), or a tar header (POSIX ustar).
+pub(crate) fn is_layer(head: &[u8]) -> bool {
+    head.starts_with(&[0x1f, 0x8b])
+        || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
+        || head.get(257..262) == Some(b"ustar")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_told_by_its_first_bytes() {
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        for head in [&[0x1f, 0x8b, 8][..], &[0x28, 0xb5, 0x2f, 0xfd], &tar] {
+            assert!(is_layer(head));
+        }
+        for head in [&b"{\"architecture\":"[..], b"", &[0x1f]] {
+            assert!(!is_layer(head));
+        }
+    }
 }

@@ -15,8 +15,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lapwing_discovery::seed::{Fetcher, Refusal, Taken, Wanted};
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::IndexStand;
 use lapwing_p2p::layout::PieceLayout;
-use lapwing_p2p::node::{Blob, Node, Priority, ReadError};
+use lapwing_p2p::node::{Node, Priority, ReadError};
 use lapwing_p2p::origin::Origin;
 use lapwing_p2p::storage::SeedStorage as _;
 use lapwing_plugins::registry::{Credential, Denied, Registries, RegistryName, RepositoryName};
@@ -24,16 +25,19 @@ use lapwing_plugins::storage::DiskStorage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
+use super::indexing::Indexing;
 use super::keeping::Keeping;
 use super::ledger::Ledger;
 use super::metrics::SeedMetrics;
-use crate::layers::build::Builder;
+use crate::preheat::machine::{Machine, Wish};
 
 /// An asker is answered within this time, also while the registry has not said yet whether the seed may have the blob.
 const ANSWER: Duration = Duration::from_millis(600);
 /// How often a blob is tried again that does not come, and after which pause.
 const TRIES: u32 = 3;
 const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// How long the seed's own wishes wait where it has enough to do.
+const BUSY: Duration = Duration::from_millis(500);
 
 /// The registry's word, once there is one.
 type Admission = watch::Receiver<Option<Result<(), Refusal>>>;
@@ -52,9 +56,24 @@ impl Ended {
     }
 }
 
+#[derive(Clone)]
 struct Job {
     length: u64,
     admission: Admission,
+    ended: watch::Receiver<Option<Result<(), String>>>,
+}
+
+/// What tells those who wait for a fetch.
+struct Tellers {
+    admitted: watch::Sender<Option<Result<(), Refusal>>>,
+    ended: watch::Sender<Option<Result<(), String>>>,
+}
+
+impl Job {
+    fn new(length: u64) -> (Self, Tellers) {
+        let ((admitted, admission), (ending, ended)) = (watch::channel(None), watch::channel(None));
+        (Self { length, admission, ended }, Tellers { admitted, ended: ending })
+    }
 }
 
 /// See the module's documentation.
@@ -70,8 +89,7 @@ pub(super) struct Demand {
     jobs: Mutex<HashMap<Digest, Job>>,
     places: Arc<Semaphore>,
     limit: usize,
-    /// None where this seed builds no indexes.
-    builder: Option<Arc<Builder>>,
+    indexing: Indexing,
     metrics: SeedMetrics,
 }
 
@@ -82,7 +100,7 @@ impl Demand {
         ledger: Ledger,
         limit: usize,
         keeping: Option<Keeping>,
-        builder: Option<Arc<Builder>>,
+        indexing: Indexing,
         metrics: SeedMetrics,
     ) -> Arc<Self> {
         let local = DiskStorage::new(Arc::clone(node.store()));
@@ -96,7 +114,7 @@ impl Demand {
             jobs: Mutex::default(),
             places: Arc::new(Semaphore::new(limit)),
             limit,
-            builder,
+            indexing,
             metrics,
         })
     }
@@ -106,15 +124,14 @@ impl Demand {
         for wanted in self.ledger.entries() {
             let Some(this) = self.this.upgrade() else { return };
             tracing::info!(digest = %wanted.digest, repo = wanted.locator.repository, "going on with this blob");
-            let (admitted, admission) = watch::channel(None);
-            let length = wanted.length;
-            if self.jobs().insert(wanted.digest, Job { length, admission }).is_some() {
+            let (job, tellers) = Job::new(wanted.length);
+            if self.jobs().insert(wanted.digest, job).is_some() {
                 continue;
             }
             tokio::spawn(async move {
                 // Of more than there are places for the rest waits its turn; the semaphore is never closed.
                 let Ok(place) = Arc::clone(&this.places).acquire_owned().await else { return };
-                this.carry_out(wanted, admitted, place).await;
+                this.carry_out(wanted, tellers, place).await;
             });
         }
     }
@@ -136,16 +153,17 @@ impl Demand {
                     // It came before there was a storage. If there is no place now, there will be at the next request.
                     let _ = self.join_or_start(&wanted);
                 }
-                return Ok(Taken::Complete);
+                let index = if wanted.index { self.index_stand(&wanted) } else { IndexStand::NotAsked };
+                return Ok(Taken { index, ..Taken::complete(length) });
             }
             Some(length) => return Err(wrong_length(&wanted, length)),
             None => {}
         }
-        let mut admission = self.join_or_start(&wanted)?;
+        let mut admission = self.join_or_start(&wanted)?.admission;
         let word = match timeout(ANSWER, admission.wait_for(Option::is_some)).await {
             Ok(Ok(word)) => word.clone().unwrap_or(Ok(())),
             // The registry takes its time; the asker need not.
-            Err(_) => return Ok(Taken::Fetching),
+            Err(_) => return Ok(self.fetching(&wanted)),
             Ok(Err(_)) => return Err(Refusal::NotThere("the fetch ended abnormally".to_owned())),
         };
         if wanted.waited_for && word.is_ok() {
@@ -153,59 +171,87 @@ impl Demand {
             let opened = self.node.open(wanted.digest, wanted.length, None);
             opened.map_err(|error| Refusal::NotThere(error.to_string()))?.want_all(Priority::Bulk);
         }
-        word.map(|()| Taken::Fetching)
+        word.map(|()| self.fetching(&wanted))
     }
 
-    fn join_or_start(&self, wanted: &Wanted) -> Result<Admission, Refusal> {
+    fn fetching(&self, wanted: &Wanted) -> Taken {
+        let have = self.node.store().get(&wanted.digest).map_or(0, |blob| blob.have_bytes());
+        let index = if wanted.index { IndexStand::Building } else { IndexStand::NotAsked };
+        Taken { have, index, ..Taken::FETCHING }
+    }
+
+    /// How it is with the index of a layer that is here; begins to build one that is missing.
+    fn index_stand(&self, wanted: &Wanted) -> IndexStand {
+        match self.node.open(wanted.digest, wanted.length, None) {
+            Ok(blob) => self.indexing.stand(&blob),
+            Err(error) => IndexStand::Impossible(error.to_string()),
+        }
+    }
+
+    /// Fetches a blob in this seed's own interest, and waits until all of it is here.
+    pub(super) async fn whole(&self, wanted: &Wanted) -> Result<(), String> {
+        loop {
+            if self.local.stat(wanted.digest).await.is_ok_and(|length| length == Some(wanted.length)) {
+                return Ok(());
+            }
+            let mut job = match self.join_or_start(wanted) {
+                Ok(job) => job,
+                Err(Refusal::Busy(_)) => {
+                    sleep(BUSY).await;
+                    continue;
+                }
+                Err(refusal) => return Err(refusal.to_string()),
+            };
+            let ended = job.ended.wait_for(Option::is_some).await.map(|ended| ended.clone());
+            return ended.ok().flatten().unwrap_or_else(|| Err("the seed is stopping".to_owned()));
+        }
+    }
+
+    fn join_or_start(&self, wanted: &Wanted) -> Result<Job, Refusal> {
         let mut jobs = self.jobs();
         if let Some(job) = jobs.get(&wanted.digest) {
-            return if job.length == wanted.length {
-                Ok(job.admission.clone())
-            } else {
-                Err(wrong_length(wanted, job.length))
-            };
+            return if job.length == wanted.length { Ok(job.clone()) } else { Err(wrong_length(wanted, job.length)) };
         }
         let (Ok(place), Some(this)) = (Arc::clone(&self.places).try_acquire_owned(), self.this.upgrade()) else {
             return Err(Refusal::Busy(self.limit));
         };
-        let (admitted, admission) = watch::channel(None);
-        jobs.insert(wanted.digest, Job { length: wanted.length, admission: admission.clone() });
+        let (job, tellers) = Job::new(wanted.length);
+        jobs.insert(wanted.digest, job.clone());
         let wanted = wanted.clone();
-        tokio::spawn(async move { this.carry_out(wanted, admitted, place).await });
-        Ok(admission)
+        tokio::spawn(async move { this.carry_out(wanted, tellers, place).await });
+        Ok(job)
     }
 
     /// One fetch from its beginning to its end.
-    async fn carry_out(
-        &self,
-        wanted: Wanted,
-        admitted: watch::Sender<Option<Result<(), Refusal>>>,
-        place: OwnedSemaphorePermit,
-    ) {
+    async fn carry_out(&self, wanted: Wanted, tellers: Tellers, place: OwnedSemaphorePermit) {
         let (digest, repo) = (wanted.digest, wanted.locator.repository.clone());
         self.metrics.fetches.inc();
-        match self.source(&wanted).await {
+        let outcome = match self.source(&wanted).await {
             Ok(origin) => {
                 self.ledger.add(&wanted);
-                match self.fetch(&wanted, origin, &admitted).await {
-                    Ok(()) => {}
+                match self.fetch(&wanted, origin, &tellers.admitted).await {
+                    Ok(()) => Ok(()),
                     // Written down it stays: the next process goes on.
                     Err(Ended::ShutDown) => return,
                     Err(Ended::GivenUp(error)) => {
                         self.metrics.given_up.inc();
                         tracing::warn!(%digest, repo, error, "blob is given up until somebody asks for it again");
+                        Err(error)
                     }
                 }
             }
             Err(refusal) => {
                 tracing::info!(%digest, repo, %refusal, "blob is not fetched");
-                admitted.send_replace(Some(Err(refusal)));
+                let reason = refusal.to_string();
+                tellers.admitted.send_replace(Some(Err(refusal)));
+                Err(reason)
             }
-        }
+        };
         self.ledger.remove(&digest);
         self.jobs().remove(&digest);
         self.metrics.fetches.dec();
         drop(place);
+        tellers.ended.send_replace(Some(outcome));
     }
 
     /// Where the blob is to come from, unless the seed may not have it: none if it is here, the storage if it is there, else
@@ -250,7 +296,7 @@ impl Demand {
         })?;
         blob.want_all(if wanted.waited_for { Priority::Bulk } else { Priority::Background });
         admitted.send_replace(Some(Ok(())));
-        self.index(&blob);
+        self.indexing.as_it_comes(&blob);
         for tried in 1.. {
             match blob.completed().await {
                 Ok(()) => break,
@@ -273,18 +319,6 @@ impl Demand {
             None => Ok(()),
         }
     }
-
-    /// Has the index of a layer built in the same pass: with a seed at work no node is the first to fetch it.
-    fn index(&self, blob: &Arc<Blob>) {
-        let Some(builder) = self.builder.clone() else { return };
-        let blob = Arc::clone(blob);
-        tokio::spawn(async move {
-            let head = blob.read(0..blob.length().min(512), Priority::Bulk).await;
-            if head.is_ok_and(|head| is_layer(&head)) {
-                builder.layer_pulled(&blob);
-            }
-        });
-    }
 }
 
 impl Fetcher for Demand {
@@ -298,30 +332,27 @@ impl Fetcher for Demand {
     }
 }
 
+/// What is preheated for seeds, at this one.
+impl Machine for Demand {
+    fn is_seed(&self) -> bool {
+        true
+    }
+
+    fn fetch(&self, wish: Wish) -> BoxFuture<'_, Result<(), String>> {
+        let (digest, length, locator) = (wish.digest, wish.length, wish.locator());
+        let wanted = Wanted { digest, length, locator, waited_for: true, index: false };
+        async move { self.whole(&wanted).await }.boxed()
+    }
+
+    fn index(&self, wish: Wish) -> BoxFuture<'_, Result<(), String>> {
+        async move {
+            let blob = self.node.open(wish.digest, wish.length, None).map_err(|error| error.to_string())?;
+            self.indexing.ahead(&blob).await
+        }
+        .boxed()
+    }
+}
+
 fn wrong_length(wanted: &Wanted, length: u64) -> Refusal {
     Refusal::NotThere(format!("{} has {length} bytes and not {}", wanted.digest, wanted.length))
-}
-
-/// Whether a blob that begins so can be a layer: gzip (RFC 1952), zstd (RFC 8878), or a tar header (POSIX ustar).
-fn is_layer(head: &[u8]) -> bool {
-    head.starts_with(&[0x1f, 0x8b])
-        || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
-        || head.get(257..262) == Some(b"ustar")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_layer_is_told_by_its_first_bytes() {
-        let mut tar = vec![0; 512];
-        tar[257..262].copy_from_slice(b"ustar");
-        for head in [&[0x1f, 0x8b, 8][..], &[0x28, 0xb5, 0x2f, 0xfd], &tar] {
-            assert!(is_layer(head));
-        }
-        for head in [&b"{\"architecture\":"[..], b"", &[0x1f]] {
-            assert!(!is_layer(head));
-        }
-    }
 }

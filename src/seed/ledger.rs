@@ -86,7 +86,7 @@ fn read(path: &Path) -> Option<Wanted> {
     let mut lines = text.lines();
     let length = lines.next()?.parse().ok()?;
     let locator = Locator { namespace: lines.next()?.to_owned(), repository: lines.next()?.to_owned() };
-    lines.next().is_none().then_some(Wanted { digest, length, locator, waited_for: false })
+    lines.next().is_none().then_some(Wanted { digest, length, locator, waited_for: false, index: false })
 }
 
 #[cfg(test)]
@@ -102,6 +102,7 @@ mod tests {
             length: content.len() as u64,
             locator: Locator { namespace: "reg.example:5000".to_owned(), repository: "a/b".to_owned() },
             waited_for: false,
+            index: false,
         };
         let (one, two) = (wanted(b"one"), wanted(b"three"));
         let ledger = Ledger::open(&dir).unwrap();

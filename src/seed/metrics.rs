@@ -49,8 +49,8 @@ impl SeedMetrics {
 
     pub(super) fn count_request(&self, answer: &Result<Taken, Refusal>) {
         let outcome = match answer {
-            Ok(Taken::Fetching) => "fetching",
-            Ok(Taken::Complete) => "complete",
+            Ok(Taken { complete: false, .. }) => "fetching",
+            Ok(_) => "complete",
             Err(Refusal::Busy(_)) => "busy",
             Err(Refusal::NotListed(_)) => "not_listed",
             Err(Refusal::NotAllowed(_)) => "not_allowed",

@@ -15,7 +15,11 @@ const RIGHT: &str = "Authorization: Basic bGFwd2luZzpsYXB3aW5nLXRlc3Q=";
 const WRONG: &str = "Authorization: Basic bGFwd2luZzpndWVzc2Vk";
 
 fn private_registry(network: &lapwing_lab::Network) -> Registry {
-    Registry::start(&network.host("registry", None).unwrap(), RegistryOptions { basic_auth: true }).unwrap()
+    Registry::start(
+        &network.host("registry", None).unwrap(),
+        RegistryOptions { basic_auth: true, ..RegistryOptions::default() },
+    )
+    .unwrap()
 }
 
 #[test]

@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 use super::budget::RetryBudget;
+use super::orders::KnownOrders;
 use super::pace::Pace;
 use super::{Shared, lock};
 use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_REPLY_BYTES, OVERDUE};
@@ -82,6 +83,7 @@ pub(super) struct Link {
     wake: Notify,
     /// Calls that it has owed an answer for longer than usual.
     overdue: AtomicUsize,
+    orders: Mutex<KnownOrders>,
     budget: Arc<Mutex<RetryBudget>>,
 }
 
@@ -128,12 +130,17 @@ impl Link {
             pending: Pending::default(),
             telling: false,
         };
-        let (state, overdue) = (Mutex::new(state), AtomicUsize::new(0));
-        Self { tracker, is_local, client, state, wake: Notify::new(), overdue, budget }
+        let (state, overdue, orders) = (Mutex::new(state), AtomicUsize::new(0), Mutex::default());
+        Self { tracker, is_local, client, state, wake: Notify::new(), overdue, orders, budget }
     }
 
     pub(super) fn client(&self) -> TrackerServiceClient<Channel> {
         self.client.clone()
+    }
+
+    /// What is known of its orders.
+    pub(super) fn orders(&self) -> MutexGuard<'_, KnownOrders> {
+        lock(&self.orders)
     }
 
     /// Notes a change; the task sends it soon.
@@ -257,6 +264,10 @@ impl Link {
                 },
             };
             self.state().telling = false;
+            let outcome = match outcome {
+                Ok(()) => self.hear_orders(&shared).await,
+                failed => failed,
+            };
             match outcome {
                 Ok(()) => self.was_told(),
                 Err(error) => {
@@ -368,6 +379,7 @@ impl Link {
             let call = async { self.client().announce(request).await };
             let reply = self.call(shared.config.deadline, call).await?;
             self.observe(reply.registration, reply.pause_ms);
+            self.orders().told(reply.registration, reply.latest_order);
         }
         let statements: Vec<_> = pending.statements.values().map(wire::statement_message).collect();
         for chunk in statements.chunks(MAX_ENTRIES_PER_MESSAGE) {
@@ -384,6 +396,7 @@ impl Link {
         let call = async { self.client().heartbeat(request).await };
         let reply = self.call(shared.config.deadline, call).await?;
         self.observe(reply.registration, reply.pause_ms);
+        self.orders().told(reply.registration, reply.latest_order);
         Ok(())
     }
 }

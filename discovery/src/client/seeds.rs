@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lapwing_p2p::discovery::{Discovery as _, Holder, Holding, SeedRequest};
+use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::{
+    Discovery as _, Holder, Holding, IndexStand, PreheatRequest, Preheated, SeedRefusal, SeedRequest,
+};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::swarm::Priority;
 use lapwing_p2p::tls::{Expected, Tls};
@@ -15,11 +18,12 @@ use tonic::transport::{Channel, Endpoint};
 use super::TrackerClient;
 use super::answers;
 use crate::limits::{
-    CONNECT_TIMEOUT, FIND_HEDGE, MAX_SEED_REPLY_BYTES, MAX_SEEDS_TRIED, SEED_DEADLINE, SEED_LISTING_AGE, SEED_SUSPICION,
+    CONNECT_TIMEOUT, FIND_HEDGE, MAX_SEED_REASON_BYTES, MAX_SEED_REPLY_BYTES, MAX_SEEDS_TRIED, SEED_DEADLINE,
+    SEED_LISTING_AGE, SEED_SUSPICION,
 };
 use crate::proto;
-use crate::seed::fetch_reply::{Outcome, Reason};
-use crate::seed::{FetchRequest, Seed, SeedServiceClient, Urgency, order};
+use crate::seed::fetch_reply::{Accepted, Outcome, Reason};
+use crate::seed::{FetchRequest, IndexState, Seed, SeedServiceClient, Urgency, order, shortened};
 use crate::transport;
 
 /// What is known of the seeds of this node's group.
@@ -46,7 +50,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What came of asking one seed.
 enum Asked {
-    Takes(Holding),
+    Takes(Accepted),
     /// No other seed would do it either.
     Refuses(String),
     /// Another may.
@@ -87,15 +91,7 @@ impl Seeds {
         *lock(&self.listing) = Listing { seeds, at: Some(Instant::now()) };
     }
 
-    async fn ask(&self, seed: &Seed, request: &SeedRequest, tls: Option<&Tls>) -> Asked {
-        let urgency = if request.urgency == Priority::Background { Urgency::Background } else { Urgency::WaitedFor };
-        let message = FetchRequest {
-            digest: request.digest.as_bytes().to_vec(),
-            length: request.length,
-            registry: request.locator.namespace.clone(),
-            repository: request.locator.repository.clone(),
-            urgency: urgency.into(),
-        };
+    async fn ask(&self, seed: &Seed, message: FetchRequest, tls: Option<&Tls>) -> Asked {
         let mut client = self.client(seed, tls);
         let outcome = match timeout(SEED_DEADLINE, client.fetch(message)).await {
             Ok(Ok(reply)) => reply.into_inner().outcome,
@@ -106,11 +102,12 @@ impl Seeds {
             Err(_) => return Asked::Failed(format!("no answer within {SEED_DEADLINE:?}")),
         };
         match outcome {
-            Some(Outcome::Accepted(accepted)) => {
-                Asked::Takes(if accepted.complete { Holding::Complete } else { Holding::Partial })
+            Some(Outcome::Accepted(accepted)) => Asked::Takes(accepted),
+            Some(Outcome::Refused(refused)) => {
+                let is_busy = refused.reason() == Reason::Busy;
+                let text = shortened(refused.text, MAX_SEED_REASON_BYTES);
+                if is_busy { Asked::Busy(text) } else { Asked::Refuses(text) }
             }
-            Some(Outcome::Refused(refused)) if refused.reason() != Reason::Busy => Asked::Refuses(refused.text),
-            Some(Outcome::Refused(refused)) => Asked::Busy(refused.text),
             None => Asked::Failed("an empty answer".to_owned()),
         }
     }
@@ -168,27 +165,78 @@ impl TrackerClient {
                 tracing::debug!(peer = %failed, %error, "a seed that is gone cannot be reported");
             }
         }
+        let SeedRequest { digest, length, locator, urgency, .. } = request;
+        let urgency = if *urgency == Priority::Background { Urgency::Background } else { Urgency::WaitedFor };
+        let message = FetchRequest {
+            digest: digest.as_bytes().to_vec(),
+            length: *length,
+            registry: locator.namespace.clone(),
+            repository: locator.repository.clone(),
+            urgency: urgency.into(),
+            index: false,
+        };
+        match self.find_seed(*digest, &message).await {
+            Ok((seed, accepted)) => {
+                let holding = if accepted.complete { Holding::Complete } else { Holding::Partial };
+                Some(Holder { seed: true, ..Holder::new(seed.peer, seed.piece_wire(), holding) })
+            }
+            Err(refusal) => {
+                tracing::debug!(%digest, %refusal, "no seed takes a blob");
+                None
+            }
+        }
+    }
+
+    /// Asks the responsible seed, and others in its place, to have a blob before anybody wants it.
+    pub(super) async fn have_seed_preheat(&self, request: &PreheatRequest) -> Result<Preheated, SeedRefusal> {
+        if self.shared.config.seed_port != 0 {
+            return Err(SeedRefusal::Nobody("a seed asks no other".to_owned()));
+        }
+        let message = FetchRequest {
+            digest: request.digest.as_bytes().to_vec(),
+            length: request.length,
+            registry: request.locator.namespace.clone(),
+            repository: request.locator.repository.clone(),
+            urgency: Urgency::WaitedFor.into(),
+            index: request.index,
+        };
+        let (seed, accepted) = self.find_seed(request.digest, &message).await?;
+        let index = match accepted.index() {
+            IndexState::Unspecified => IndexStand::NotAsked,
+            IndexState::Building => IndexStand::Building,
+            IndexState::There => IndexStand::There,
+            IndexState::None => IndexStand::Impossible(shortened(accepted.index_error.clone(), MAX_SEED_REASON_BYTES)),
+        };
+        let have = if accepted.complete { request.length } else { accepted.have.min(request.length) };
+        Ok(Preheated { peer: seed.peer, complete: accepted.complete, have, index })
+    }
+
+    /// The seed that takes a blob on, and what it says.
+    async fn find_seed(&self, digest: Digest, message: &FetchRequest) -> Result<(Seed, Accepted), SeedRefusal> {
         let live = self.live_seeds().await;
-        let candidates = order(&request.digest, &live).into_iter().filter(|seed| !self.seeds.is_suspect(&seed.peer));
+        let candidates = order(&digest, &live).into_iter().filter(|seed| !self.seeds.is_suspect(&seed.peer));
+        let mut refusal = SeedRefusal::Nobody("none is known".to_owned());
         for seed in candidates.take(MAX_SEEDS_TRIED) {
-            let (digest, peer) = (request.digest, seed.peer);
-            match self.seeds.ask(&seed, request, self.shared.config.tls.as_ref()).await {
-                Asked::Takes(holding) => {
-                    return Some(Holder { seed: true, ..Holder::new(peer, seed.piece_wire(), holding) });
-                }
+            let peer = seed.peer;
+            match self.seeds.ask(&seed, message.clone(), self.shared.config.tls.as_ref()).await {
+                Asked::Takes(accepted) => return Ok((seed, accepted)),
                 Asked::Refuses(reason) => {
                     tracing::debug!(%digest, %peer, reason, "seed refuses a blob");
-                    return None;
+                    return Err(SeedRefusal::Refused(reason));
                 }
                 Asked::Busy(reason) => {
                     tracing::debug!(%digest, %peer, reason, "seed is busy: another is asked");
+                    refusal = SeedRefusal::Busy(reason);
                 }
                 Asked::Failed(reason) => {
                     tracing::info!(%digest, %peer, reason, "seed does not take a blob: another is asked");
                     self.seeds.suspect(peer);
+                    if !matches!(refusal, SeedRefusal::Busy(_)) {
+                        refusal = SeedRefusal::Nobody(reason);
+                    }
                 }
             }
         }
-        None
+        Err(refusal)
     }
 }

@@ -13,6 +13,7 @@ use super::blob::Blob;
 use super::nearness::Place;
 use super::neighbours::Neighbours;
 use super::node::{Node, Standing};
+use super::orders::Orders;
 use super::slab::Slab;
 use super::votes::Cast;
 use super::{Caller, Refusal, Registration, Totals};
@@ -34,6 +35,7 @@ pub(super) struct Group {
     pub(super) blobs: Slab<Blob>,
     pub(super) by_digest: HashMap<Digest, u32, RandomState>,
     pub(super) sites: Sites,
+    pub(super) orders: Orders,
     pub(super) neighbours: Neighbours,
     /// Blobs with lease books, and nodes that these know: a tick looks at no others.
     pub(super) leased: BTreeSet<u32>,
@@ -181,6 +183,7 @@ impl Group {
             self.forget_in_books(node);
         }
         self.tick_books(now, totals);
+        self.orders.tick(now);
         backlog
     }
 

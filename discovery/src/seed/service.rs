@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::discovery::IndexStand;
 use lapwing_p2p::membership::Role;
 use lapwing_p2p::origin::Locator;
 use lapwing_p2p::tls::Tls;
@@ -12,10 +13,11 @@ use tonic::{Request, Response, Status};
 
 use super::proto::fetch_reply::{Accepted, Outcome, Reason, Refused};
 use super::proto::seed_service_server::{SeedService, SeedServiceServer};
-use super::proto::{FetchReply, FetchRequest, Urgency};
+use super::proto::{FetchReply, FetchRequest, IndexState, Urgency};
 use super::{Fetcher, Refusal, Taken, Wanted};
 use crate::limits::{
-    CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_NAMESPACE_BYTES, MAX_REPOSITORY_BYTES, MAX_SEED_REQUEST_BYTES,
+    CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_NAMESPACE_BYTES, MAX_REPOSITORY_BYTES, MAX_SEED_REASON_BYTES,
+    MAX_SEED_REQUEST_BYTES,
 };
 use crate::transport::{self, Arrival};
 
@@ -65,7 +67,7 @@ impl SeedService for Service {
         }
         let wanted = read(request.into_inner()).map_err(Status::invalid_argument)?;
         let outcome = match self.fetcher.fetch(wanted).await {
-            Ok(taken) => Outcome::Accepted(Accepted { complete: taken == Taken::Complete }),
+            Ok(taken) => Outcome::Accepted(accepted(taken)),
             Err(refusal) => {
                 let reason = match &refusal {
                     Refusal::Busy(_) => Reason::Busy,
@@ -78,6 +80,23 @@ impl SeedService for Service {
         };
         Ok(Response::new(FetchReply { outcome: Some(outcome) }))
     }
+}
+
+fn accepted(taken: Taken) -> Accepted {
+    let Taken { complete, have, index } = taken;
+    let (index, index_error) = match index {
+        IndexStand::NotAsked => (IndexState::Unspecified, String::new()),
+        IndexStand::Building => (IndexState::Building, String::new()),
+        IndexStand::There => (IndexState::There, String::new()),
+        IndexStand::Impossible(reason) => (IndexState::None, shortened(reason, MAX_SEED_REASON_BYTES)),
+    };
+    Accepted { complete, have, index: index.into(), index_error }
+}
+
+/// At most so many bytes, and whole characters.
+pub(crate) fn shortened(mut text: String, bytes: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes));
+    text
 }
 
 fn read(message: FetchRequest) -> Result<Wanted, String> {
@@ -104,6 +123,7 @@ fn read(message: FetchRequest) -> Result<Wanted, String> {
         length: message.length,
         locator: Locator { namespace: message.registry, repository: message.repository },
         waited_for,
+        index: message.index,
     })
 }
 
@@ -119,8 +139,10 @@ mod tests {
             registry: "reg.example".to_owned(),
             repository: "a/b".to_owned(),
             urgency: Urgency::WaitedFor.into(),
+            index: true,
         };
-        assert!(read(good.clone()).unwrap().waited_for);
+        let wanted = read(good.clone()).unwrap();
+        assert!(wanted.waited_for && wanted.index);
         for (bad, hint) in [
             (FetchRequest { digest: vec![1; 31], ..good.clone() }, "digest"),
             (FetchRequest { registry: String::new(), ..good.clone() }, "registry"),

@@ -41,7 +41,7 @@ macro_rules! paced {
 }
 
 paced!(AnnounceReply, SyncReply, FindReply, ReplicasReply, SeedsReply, LeaseReply, SettleReply, StateReply);
-paced!(HeartbeatReply, ReportReply);
+paced!(HeartbeatReply, ReportReply, OrderReply, OrdersReply, FailOrderReply);
 
 impl Paced for proto::LeaveReply {
     fn paced(self, _: Duration) -> Self {
@@ -179,7 +179,7 @@ impl TrackerService for Tracker {
             if let Some(shared) = &self.shared {
                 shared.announced(caller, &holdings);
             }
-            Ok(proto::AnnounceReply { registration, pause_ms: 0 })
+            Ok(proto::AnnounceReply { registration, pause_ms: 0, latest_order: registry.latest_order(&caller.group) })
         })
     }
 
@@ -259,7 +259,35 @@ impl TrackerService for Tracker {
     ) -> Result<Response<proto::HeartbeatReply>, Status> {
         let read = |message: proto::HeartbeatRequest| Ok((message.caller, ()));
         self.call("heartbeat", request, read, |registry, now, caller, ()| {
-            Ok(proto::HeartbeatReply { registration: registry.heartbeat(now, caller)?, pause_ms: 0 })
+            let registration = registry.heartbeat(now, caller)?;
+            Ok(proto::HeartbeatReply { registration, pause_ms: 0, latest_order: registry.latest_order(&caller.group) })
+        })
+    }
+
+    async fn order(&self, request: Request<proto::OrderRequest>) -> Result<Response<proto::OrderReply>, Status> {
+        let read = |mut message: proto::OrderRequest| Ok((message.caller.take(), wire::order_request(&message)?));
+        self.call("order", request, read, |registry, now, caller, request| {
+            let (registration, stand) = registry.order(now, caller, request)?;
+            Ok(wire::order_reply(registration, stand))
+        })
+    }
+
+    async fn orders(&self, request: Request<proto::OrdersRequest>) -> Result<Response<proto::OrdersReply>, Status> {
+        let read = |message: proto::OrdersRequest| Ok((message.caller, message.after));
+        self.call("orders", request, read, |registry, now, caller, after| {
+            let (registration, orders, reaches) = registry.orders(now, caller, after)?;
+            let orders = orders.iter().map(wire::ordered_blob).collect();
+            Ok(proto::OrdersReply { registration, pause_ms: 0, orders, reaches })
+        })
+    }
+
+    async fn fail_order(
+        &self,
+        request: Request<proto::FailOrderRequest>,
+    ) -> Result<Response<proto::FailOrderReply>, Status> {
+        let read = |mut message: proto::FailOrderRequest| Ok((message.caller.take(), wire::failed_order(&message)?));
+        self.call("fail_order", request, read, |registry, now, caller, failed| {
+            Ok(proto::FailOrderReply { registration: registry.fail_order(now, caller, failed)?, pause_ms: 0 })
         })
     }
 

@@ -59,7 +59,7 @@ pub use needs::{Need, missing, require};
 pub use network::{Mbit, Network, Rates, Traffic};
 pub use objects::ObjectStore;
 pub use process::{Process, check, output};
-pub use registry::{BASIC_PASSWORD, BASIC_USER, Registry, RegistryOptions};
+pub use registry::{BASIC_PASSWORD, BASIC_USER, Notify, Registry, RegistryOptions};
 pub use site::Site;
 pub use tokens::{BASIC_AUTH, TokenGate};
 pub use tools::{module_tool, soci_ztoc, tools_dir};

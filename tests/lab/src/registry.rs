@@ -27,6 +27,17 @@ const HTPASSWD: &str = "lapwing:$2b$05$zTc1RL1GnRVGA2eB9A2kReinxA4.boX.Vr/SIzq1D
 pub struct RegistryOptions {
     /// Ask for [`BASIC_USER`] and [`BASIC_PASSWORD`].
     pub basic_auth: bool,
+    /// Tell of pushes.
+    pub notify: Option<Notify>,
+}
+
+/// Whom a registry tells of pushes.
+#[derive(Debug, Clone)]
+pub struct Notify {
+    /// Where events are POSTed to.
+    pub url: String,
+    /// Their `Authorization`.
+    pub authorization: String,
 }
 
 /// A running registry, by plain HTTP, with storage of its own.
@@ -49,6 +60,11 @@ impl Registry {
             let file = dir.join("htpasswd");
             std::fs::write(&file, HTPASSWD)?;
             config.push_str(&format!("auth:\n  htpasswd:\n    realm: lab\n    path: {}\n", file.display()));
+        }
+        if let Some(Notify { url, authorization }) = &options.notify {
+            config.push_str(&format!(
+                "notifications:\n  endpoints:\n    - name: lapwing\n      url: {url}\n      headers:\n        Authorization: [{authorization:?}]\n      timeout: 5s\n      threshold: 3\n      backoff: 1s\n"
+            ));
         }
         let file = dir.join("config.yml");
         std::fs::write(&file, config)?;

@@ -99,7 +99,7 @@ fn a_registry_can_ask_for_a_password() {
     }
     let network = Lab::new("basic").unwrap().network().unwrap();
     let host = network.host("registry", None).unwrap();
-    let registry = Registry::start(&host, RegistryOptions { basic_auth: true }).unwrap();
+    let registry = Registry::start(&host, RegistryOptions { basic_auth: true, ..RegistryOptions::default() }).unwrap();
     assert_eq!(registry.push(&image::pause().unwrap(), "lab/pause:1").unwrap(), "registry.lab:5000/lab/pause:1");
     let path = "/v2/lab/pause/manifests/1";
     let refused = host.http_get(registry.address(), path).unwrap();
