@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use lapwing_lab::image::{self, Layout};
+use lapwing_lab::image::{self, Blob, Layout};
 use lapwing_lab::{LapwingSettings, Machine, MachineOptions, Need, Site, check, require, wait};
+use lapwing_p2p::digest::Digest;
 use serde_json::{Value, json};
 
 const NEEDS: [Need; 9] = Need::LAZY_STARTS;
@@ -36,6 +37,25 @@ fn entry(image: &Layout, architecture: &str) -> Value {
     json!({"mediaType": MANIFEST, "digest": digest, "size": size, "platform": {"os": "linux", "architecture": architecture}})
 }
 
+/// The image as one for another machine, in that repository: by its config, too.
+fn of_another(site: &Site, repository: &str, image: Layout) -> Layout {
+    site.registry.push(&image, &format!("{repository}:foreign")).unwrap();
+    let read =
+        |blob: &Blob| -> Value { serde_json::from_slice(&std::fs::read(image.blob_path(blob)).unwrap()).unwrap() };
+    let (mut config, mut manifest) = (read(&image.config), read(&image.manifest));
+    config["architecture"] = "s390x".into();
+    let config = config.to_string();
+    let blob = |bytes: &str| Blob { digest: Digest::of(bytes.as_bytes()).to_string(), size: bytes.len() as u64 };
+    let named = blob(&config);
+    site.registry.push_blob(repository, &named.digest, named.size, config.as_bytes()).unwrap();
+    manifest["config"]["digest"] = named.digest.clone().into();
+    manifest["config"]["size"] = named.size.into();
+    let manifest = manifest.to_string();
+    let changed = Layout { manifest: blob(&manifest), config: named, ..image };
+    site.registry.push_manifest(repository, &changed.manifest.digest, MANIFEST, manifest.as_bytes()).unwrap();
+    changed
+}
+
 fn ctr(machine: &Machine, args: &[&str]) -> String {
     check(machine.containerd.ctr().unwrap().args(args)).unwrap()
 }
@@ -48,7 +68,7 @@ fn an_image_of_several_platforms_starts_lazily_and_again_under_another_tag() {
     }
     let site = Site::new(NAME, None).unwrap();
     let (mine, foreign) = (image::small().unwrap(), image::noise(81, &[1]).unwrap().layout);
-    site.registry.push(&foreign, "lab/multi:foreign").unwrap();
+    let foreign = of_another(&site, "lab/multi", foreign);
     site.registry.push(&mine, "lab/multi:mine").unwrap();
     let manifests = [entry(&foreign, "s390x"), entry(&mine, ours())];
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).to_string();
@@ -61,7 +81,8 @@ fn an_image_of_several_platforms_starts_lazily_and_again_under_another_tag() {
     let log = || whole.lapwing.as_ref().unwrap().log().unwrap();
     wait::until_true("both layers to be indexed", SOON, || log().matches("built the index of a layer").count() == 2)
         .unwrap();
-    assert!(!log().contains(&foreign.layers[0].digest), "another platform's layer is nobody's business here");
+    assert!(log().contains(&foreign.config.digest), "containerd reads the configs of all platforms");
+    assert!(!log().contains(&foreign.layers[0].digest), "the registry was not asked for another platform's layer");
 
     let lazy = machine(&site, "lazy");
     let claimed = || lazy.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
