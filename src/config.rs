@@ -171,6 +171,14 @@ pub(crate) struct Store {
 pub(crate) struct Trust {
     pub metainfo_quorum: u32,
     pub index_quorum: u32,
+    pub rights_key_file: PathBuf,
+}
+
+impl Trust {
+    /// Where the group's secret is, if nodes believe each other what registries granted.
+    pub(crate) fn rights_key_file(&self) -> Option<&Path> {
+        (!self.rights_key_file.as_os_str().is_empty()).then_some(&*self.rights_key_file)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -275,7 +283,7 @@ impl Default for Store {
 
 impl Default for Trust {
     fn default() -> Self {
-        Self { metainfo_quorum: 2, index_quorum: 1 }
+        Self { metainfo_quorum: 2, index_quorum: 1, rights_key_file: PathBuf::new() }
     }
 }
 

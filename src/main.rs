@@ -4,6 +4,7 @@
 //! * [`node`], [`tracker`], [`seed`]: the daemons, put together from the crates
 //! * [`mirror`], [`catalog`]: the registry mirror, and what it learns of images as they pass
 //! * [`outage`]: what registries said, for when they are away
+//! * [`rights`]: what registries granted to clients of other nodes
 //! * [`proxy`]: the forward proxy
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
 //! * [`explain`]: where the time of a pull went
@@ -43,6 +44,7 @@ mod platform;
 mod preheat;
 mod profiles;
 mod proxy;
+mod rights;
 mod seed;
 mod telemetry;
 mod tracker;

@@ -46,6 +46,7 @@ use crate::preheat::Preheat;
 use crate::preheat::machine::Worker;
 use crate::profiles::{self, Profiles, Terms};
 use crate::proxy::{self, Proxy, ProxyMetrics};
+use crate::rights::Rights;
 use crate::tracker;
 
 pub(crate) mod observer;
@@ -141,6 +142,9 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
 fn assemble(config: &Config, root: &Path, node: Arc<Node>, admin: &mut Admin) -> anyhow::Result<Parts> {
     let catalog = Arc::new(Catalog::open(&root.join("catalog.redb"))?);
     let registries = Registries::new(config.registries.clone())?;
+    if let Some(file) = config.trust.rights_key_file() {
+        registries.believe(Rights::open(file, Arc::clone(&node))?);
+    }
     let max_stale = config.outage.max_stale.0;
     let outage = (!max_stale.is_zero()).then(|| Outage::new(max_stale, Arc::clone(&node)));
     let origins = Arc::new(Origins::new(Arc::clone(&registries), outage.clone()));

@@ -6,7 +6,10 @@
 use std::time::Duration;
 
 use lapwing_lab::image::{self, Layout, Noise};
-use lapwing_lab::{Flavour, Lapwing, Machine, MachineOptions, Need, Site, check, lapwing_binary, require, wait};
+use lapwing_lab::{
+    Containerd, ContainerdOptions, Flavour, Lapwing, Machine, MachineOptions, Need, RegistryHosts, Site, check,
+    lapwing_binary, require, wait,
+};
 use serde_json::Value;
 
 const NEEDS: [Need; 6] = [
@@ -271,4 +274,46 @@ fn what_containerd_has_too_makes_way_first() {
     wait_layers(1, 1);
     assert!(layers(1).all(|layer| !in_containerd(&layer)));
     wait_layers(0, 1);
+}
+
+/// A worker whose CRI throws away the blob of each layer that it has unpacked.
+fn discarding(site: &Site, name: &str) -> Machine {
+    let host = site.network.host(name, None).unwrap();
+    let settings = site.whole_settings().registry(&site.registry.name());
+    let lapwing = Lapwing::start(&host, settings).unwrap();
+    let (name, url) = (site.registry.name(), site.registry.url());
+    let options = ContainerdOptions {
+        snapshotter: Some(Lapwing::snapshotter(&host)),
+        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()] }],
+        ..ContainerdOptions::default()
+    };
+    let file = Containerd::configure(&host, &options).unwrap();
+    let mut config: toml::Table = toml::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let plugins = config["plugins"].as_table_mut().unwrap();
+    let images = plugins.entry("io.containerd.cri.v1.images").or_insert_with(|| toml::Table::new().into());
+    images.as_table_mut().unwrap().insert("discard_unpacked_layers".into(), true.into());
+    std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
+    Machine { containerd: Containerd::start_configured(&host, options).unwrap(), lapwing: Some(lapwing), host }
+}
+
+#[test]
+fn what_cri_discards_once_it_is_unpacked_stays_with_the_node() {
+    const NAME: &str = "what_cri_discards_once_it_is_unpacked_stays_with_the_node";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let site = Site::new(NAME, None).unwrap();
+    let image = image::noise(38, &[2, 1]).unwrap();
+    let reference = site.registry.push(&image.layout, "lab/discarded:1").unwrap();
+    let first = discarding(&site, "first");
+    first.containerd.cri_pull(&reference).unwrap();
+    let content = || {
+        let mut ctr = first.containerd.ctr().unwrap();
+        check(ctr.args(["--namespace", "k8s.io", "content", "ls", "--quiet"])).unwrap()
+    };
+    let discarded = || image.layout.layers.iter().all(|layer| !content().contains(&layer.digest));
+    wait::until_true("containerd to discard the layers", DEADLINE, discarded).unwrap();
+    assert!(content().contains(&image.layout.config.digest), "not all of the image");
+    let second = site.worker("second", None, site.whole_settings()).unwrap();
+    comes_from_peers(&site, &second, &reference, &image);
 }

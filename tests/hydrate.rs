@@ -108,8 +108,19 @@ fn works_with_the_rest(name: &str, flavour: Flavour) {
     ctr(&lazy, &["images", "tag", &reference, &pushed]);
     ctr(&lazy, &["images", "push", "--local", "--plain-http", &pushed]);
     let plain = Machine::start(&site.network, "plain", &second, MachineOptions::plain()).unwrap();
-    plain.containerd.pull(&pushed, "overlayfs").unwrap();
-    assert_eq!(plain.containerd.run(&pushed, "overlayfs", "main", &[]).unwrap().trim(), SMALL_OUTPUT);
+    let runs_elsewhere = |pushed: &str, name: &str| {
+        plain.containerd.pull(pushed, "overlayfs").unwrap();
+        assert_eq!(plain.containerd.run(pushed, "overlayfs", name, &[]).unwrap().trim(), SMALL_OUTPUT);
+    };
+    runs_elsewhere(&pushed, "main");
+    if flavour == Flavour::V2 {
+        // By the transfer service.
+        let transferred = format!("{}/lab/transferred:1", second.name());
+        ctr(&lazy, &["images", "tag", &reference, &transferred]);
+        ctr(&lazy, &["images", "push", "--plain-http", &transferred]);
+        runs_elsewhere(&transferred, "transferred");
+        ctr(&lazy, &["images", "rm", &transferred]);
+    }
     for snapshotter in ["lapwing", "overlayfs"] {
         let printed = lazy.containerd.run(&reference, snapshotter, snapshotter, &[]).unwrap();
         assert_eq!(printed.trim(), SMALL_OUTPUT, "by {snapshotter}");

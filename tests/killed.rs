@@ -1,6 +1,6 @@
 //! containerd and Lapwing are killed under pulls, again and again: afterwards every image runs, and nothing is left of what was cut.
 //!
-//! `LAPWING_TEST_KILLS` says how often each of them is; `make test-long` does it fifty times.
+//! `LAPWING_TEST_KILLS` says how often each of them, and both at once, are; `make test-long` does it fifty times.
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
@@ -20,6 +20,7 @@ const PULL: Duration = Duration::from_millis(1500);
 enum Victim {
     Containerd,
     Lapwing,
+    Both,
 }
 
 fn kills() -> u32 {
@@ -75,6 +76,14 @@ fn kill_under_a_pull(machine: &mut Machine, reference: &str, victim: Victim, mom
         Victim::Lapwing => {
             let node = machine.lapwing.as_mut().unwrap();
             node.kill9().unwrap();
+            node.restart().unwrap();
+        }
+        Victim::Both => {
+            let node = machine.lapwing.as_mut().unwrap();
+            node.kill9().unwrap();
+            machine.containerd.process().kill9().unwrap();
+            // containerd asks a snapshotter that is not there yet.
+            machine.containerd.restart().unwrap();
             node.restart().unwrap();
         }
     }
@@ -157,4 +166,9 @@ fn containerd_is_killed_under_pulls() {
 #[test]
 fn lapwing_is_killed_under_pulls() {
     killed_under_pulls("lapwing_is_killed_under_pulls", Victim::Lapwing);
+}
+
+#[test]
+fn both_are_killed_under_pulls() {
+    killed_under_pulls("both_are_killed_under_pulls", Victim::Both);
 }

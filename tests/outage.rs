@@ -79,6 +79,7 @@ fn without_the_policy_a_client_is_sent_on_soon() {
     let ask = ["--silent", "--output", "/dev/null", "--max-time", "300", "--write-out", "%{http_code}", &url];
     let began = Instant::now();
     assert_eq!(second.host.check("curl", &ask).unwrap(), "502");
+    eprintln!("{NAME}: sent on after {:.2} s", began.elapsed().as_secs_f64());
     assert!(began.elapsed() < Duration::from_secs(60), "the connection's own timeout was waited for");
     let log = second.lapwing.as_ref().unwrap().log().unwrap();
     assert!(log.contains("registry cannot be reached"), "{log}");

@@ -124,6 +124,7 @@ fn statement(message: &proto::Statement) -> Result<Statement, Status> {
         proto::StatementKind::LayerIndex => StatementKind::LayerIndex,
         proto::StatementKind::Referent => StatementKind::Referent,
         proto::StatementKind::Profile => StatementKind::Profile,
+        proto::StatementKind::Right => StatementKind::Right,
         proto::StatementKind::Unspecified => {
             return Err(invalid(format!("statement.kind: {} is no kind", message.kind)));
         }
@@ -214,6 +215,7 @@ pub(crate) fn statement_message(statement: &Statement) -> proto::Statement {
         StatementKind::LayerIndex => proto::StatementKind::LayerIndex,
         StatementKind::Referent => proto::StatementKind::Referent,
         StatementKind::Profile => proto::StatementKind::Profile,
+        StatementKind::Right => proto::StatementKind::Right,
     };
     proto::Statement {
         subject: statement.subject.as_bytes().to_vec(),

@@ -55,6 +55,10 @@ pub enum StatementKind {
     /// The object is a profile of the image whose chain id the subject is: what its containers read when they start. A hint:
     /// nodes see different things, so that many objects of one subject may be right.
     Profile,
+    /// The object, which is no blob, is a proof that a client was granted a right; the subject, which is a
+    /// [name](Digest::name), is what to. It concerns who holds the secret that both were made with, and nobody else can
+    /// read or make it.
+    Right,
 }
 
 impl StatementKind {
@@ -65,6 +69,7 @@ impl StatementKind {
             Self::LayerIndex => MAX_LAYER_INDEX_LENGTH,
             Self::Referent => MAX_REFERENT_LENGTH,
             Self::Profile => MAX_PROFILE_LENGTH,
+            Self::Right => 1,
         }
     }
 }

@@ -27,14 +27,14 @@ mod token;
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lapwing_p2p::digest::Digest;
 use lru::LruCache;
 use reqwest::Client;
 
 pub use self::address::{PublicOnly, is_public};
-pub use self::authorize::{Denied, Grant};
+pub use self::authorize::{Denied, Grant, Right, Witnesses};
 pub use self::config::{KubeletConfig, OthersConfig, RegistriesConfig, RegistryConfig};
 pub use self::credential::{Credential, CredentialKey};
 pub use self::forward::{ForwardError, ForwardMethod, ForwardRequest, Forwarded, Resource};
@@ -73,6 +73,7 @@ pub struct Registries {
     public: Client,
     tokens: Arc<Tokens>,
     grants: Grants,
+    witnesses: OnceLock<Arc<dyn Witnesses>>,
 }
 
 /// The `[registries]` section cannot be used as it is.
@@ -107,6 +108,7 @@ impl Registries {
             public,
             tokens: Arc::new(Tokens::new(Keychain::new(&config))),
             grants: Grants::new(),
+            witnesses: OnceLock::new(),
             config,
         };
         for (key, entry) in &registries.config.hosts {
@@ -118,6 +120,11 @@ impl Registries {
             }
         }
         Ok(Arc::new(registries))
+    }
+
+    /// From now on other nodes are asked before a registry is, and told what it grants. Only the first call counts.
+    pub fn believe(&self, witnesses: Arc<dyn Witnesses>) {
+        let _ = self.witnesses.set(witnesses);
     }
 
     fn listed_endpoint(&self, name: &RegistryName, config: &RegistryConfig) -> Result<Endpoint, String> {

@@ -11,6 +11,7 @@ use oci_spec::image::{Descriptor, ImageManifest, MediaType};
 use serde::Deserialize;
 
 use super::LayerRecord;
+use crate::platform;
 
 /// SOCI's index of the image, in the manifests that `soci convert` writes.
 const SOCI_ANNOTATION: &str = "com.amazon.soci.index-digest";
@@ -33,6 +34,8 @@ pub(crate) struct Image {
     diff_ids: Vec<Digest>,
     /// What a container of it is started with unless its creator says otherwise; empty until the config is known.
     arguments: Vec<String>,
+    /// As the config says.
+    platform: Option<String>,
 }
 
 struct Layer {
@@ -81,6 +84,7 @@ impl Image {
             layers,
             diff_ids: Vec::new(),
             arguments: Vec::new(),
+            platform: None,
         })
     }
 
@@ -97,6 +101,7 @@ impl Image {
         }
         let diff_ids = parsed.rootfs.diff_ids.iter().map(|id| id.parse::<Digest>());
         self.diff_ids = diff_ids.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))?;
+        self.platform = parsed.os.zip(parsed.architecture).map(|(os, architecture)| format!("{os}/{architecture}"));
         let Process { entrypoint, cmd } = parsed.config.unwrap_or_default();
         self.arguments = entrypoint.into_iter().flatten().chain(cmd.into_iter().flatten()).collect();
         Ok(self)
@@ -110,6 +115,12 @@ impl Image {
     /// Digests and lengths of the layers, base first.
     pub(crate) fn layer_sizes(&self) -> impl Iterator<Item = (Digest, u64)> {
         self.layers.iter().map(|layer| (layer.digest, layer.length))
+    }
+
+    /// Whether its config names another machine's platform. Clients read manifests and configs of all platforms that an index lists, and
+    /// mostly want the layers of their own.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.platform.as_ref().is_some_and(|platform| *platform != platform::own())
     }
 
     /// The layers with their chain ids, base first; none before the config is known.
@@ -180,6 +191,8 @@ struct Shape {
 
 #[derive(Deserialize)]
 struct Config {
+    os: Option<String>,
+    architecture: Option<String>,
     rootfs: RootFs,
     config: Option<Process>,
 }
@@ -267,6 +280,11 @@ mod tests {
         assert_eq!((records[1].layer.to_string(), records[1].length), (sha("l2"), 22));
         assert_eq!(records[1].media_type, "application/vnd.docker.image.rootfs.diff.tar.gzip");
         assert_eq!(image.arguments(), ["/bin/python3", "main.py"]);
+        assert!(!image.is_foreign(), "it does not say for what it is");
+        for (platform, is_foreign) in [("linux/s390x", true), ("windows/amd64", true), (&*platform::own(), false)] {
+            let image = Image { platform: Some(platform.to_owned()), ..parse(&manifest).unwrap() };
+            assert_eq!(image.is_foreign(), is_foreign, "{platform}");
+        }
     }
 
     #[test]

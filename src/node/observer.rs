@@ -47,9 +47,14 @@ impl ImageObserver for Observer {
     fn image_seen(&self, image: &Image) {
         match self.catalog.learn(image) {
             Ok(records) => {
-                self.layers.image_seen(&records, image.arguments());
+                let is_ours = !image.is_foreign();
+                if is_ours {
+                    self.layers.image_seen(&records, image.arguments());
+                }
                 for record in &records {
-                    self.layers.expect(record);
+                    if is_ours {
+                        self.layers.expect(record);
+                    }
                     let blob = self.unclaimed().remove(&record.layer).and_then(|blob| blob.upgrade());
                     if let (Some(builder), Some(blob)) = (&self.builder, blob) {
                         builder.layer_pulled(&blob);

@@ -49,19 +49,24 @@ func requirements(t *testing.T) {
 // start runs the snapshotter for one case and waits until it answers.
 func start(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 	socket := filepath.Join(root, "s.sock")
-	fill := strings.NewReplacer("{root}", filepath.Join(root, "state"), "{socket}", socket)
-	words := strings.Fields(os.Getenv(commandVariable))
-	for i := range words {
-		words[i] = fill.Replace(words[i])
+	mirror, err := freeAddress()
+	if err != nil {
+		return nil, nil, err
 	}
-	command := exec.Command(words[0], words[1:]...)
-	command.Stdout, command.Stderr = os.Stderr, os.Stderr
+	fill := strings.NewReplacer("{root}", filepath.Join(root, "state"), "{socket}", socket, "{mirror}", mirror)
+	command := commandOf(commandVariable, fill)
 	if err := command.Start(); err != nil {
 		return nil, nil, err
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- command.Wait() }()
-	stop := func() error { return terminate(command, exited) }
+	stop := func() error {
+		err := terminate(command, exited)
+		if os.Getenv(endVariable) != "" {
+			err = errors.Join(err, commandOf(endVariable, fill).Run())
+		}
+		return err
+	}
 
 	if err := answers(socket, exited); err != nil {
 		return nil, nil, errors.Join(err, stop())
@@ -70,8 +75,24 @@ func start(ctx context.Context, root string) (snapshots.Snapshotter, func() erro
 	if err != nil {
 		return nil, nil, errors.Join(err, stop())
 	}
+	end := func() error { return errors.Join(connection.Close(), stop()) }
 	snapshotter := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(connection), name)
-	return snapshotter, func() error { return errors.Join(connection.Close(), stop()) }, nil
+	if os.Getenv(imageVariable) != "" {
+		if snapshotter, err = lay(ctx, snapshotter, mirror, root); err != nil {
+			return nil, nil, errors.Join(err, end())
+		}
+	}
+	return snapshotter, end, nil
+}
+
+func commandOf(variable string, fill *strings.Replacer) *exec.Cmd {
+	words := strings.Fields(os.Getenv(variable))
+	for i := range words {
+		words[i] = fill.Replace(words[i])
+	}
+	command := exec.Command(words[0], words[1:]...)
+	command.Stdout, command.Stderr = os.Stderr, os.Stderr
+	return command
 }
 
 func answers(socket string, exited <-chan error) error {

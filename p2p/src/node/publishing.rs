@@ -69,7 +69,7 @@ impl Node {
             StatementKind::Metainfo => 1,
             StatementKind::LayerIndex => self.config.index_quorum,
             StatementKind::Referent => self.config.referent_quorum,
-            StatementKind::Profile => 1,
+            StatementKind::Profile | StatementKind::Right => 1,
         };
         let found = self.discovery.find(subject).await.unwrap_or_default();
         let voted = found.votes.iter().filter(|vote| vote.nodes >= quorum).map(|vote| vote.statement).find(|stated| {
@@ -115,6 +115,20 @@ impl Node {
     pub async fn prove(self: &Arc<Self>, statement: Statement) {
         self.note(statement, Standing::Own).await;
         self.proclaim(statement).await;
+    }
+
+    /// States what is of no use tomorrow, and where the object is no blob: nothing of it is kept here.
+    pub async fn tell(&self, statement: Statement) {
+        if let Err(error) = self.discovery.state(statement).await {
+            tracing::debug!(digest = %statement.subject, %error, "a statement is not known to discovery");
+        }
+    }
+
+    /// The objects that others [tell](Self::tell) of, those with most votes first.
+    pub async fn stated(&self, subject: Digest, kind: StatementKind) -> Vec<Digest> {
+        let found = self.discovery.find(subject).await.unwrap_or_default();
+        let stated = found.votes.iter().map(|vote| vote.statement);
+        stated.filter(|stated| stated.kind == kind && stated.subject == subject).map(|stated| stated.object).collect()
     }
 
     async fn note(self: &Arc<Self>, statement: Statement, standing: Standing) {

@@ -1,7 +1,8 @@
 //! Who may have a blob: the registry says so, to this credential, for this repository.
 //!
 //! Having a blob in the store is no right to it, and knowing its digest is none either. Positive answers are
-//! remembered for a short while; negative ones never.
+//! remembered for a short while; negative ones never. Where the operator lets nodes believe each other, what another
+//! one was answered counts as well ([`Witnesses`]).
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::future::BoxFuture;
 use http::header::{HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use http::{Method, StatusCode};
 use lapwing_p2p::digest::Digest;
@@ -66,12 +68,29 @@ pub enum Denied {
     },
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct GrantKey {
-    registry: RegistryName,
-    repository: RepositoryName,
-    digest: Digest,
-    credential: CredentialKey,
+/// To pull a blob of a repository, by somebody.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Right {
+    /// The registry.
+    pub registry: RegistryName,
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The blob.
+    pub digest: Digest,
+    /// Whose.
+    pub credential: CredentialKey,
+}
+
+/// Other nodes to which registries answer, too.
+///
+/// Contract: `ask` ends within a second, and gives nothing unless a node that may be believed was granted just this
+/// right; `tell` does not block.
+pub trait Witnesses: Send + Sync {
+    /// The blob's length in bytes and for how long the right counts, if another node was granted it.
+    fn ask<'a>(&'a self, right: &'a Right) -> BoxFuture<'a, Option<(u64, Duration)>>;
+
+    /// The registry grants it, with that length of the blob in bytes, for so long.
+    fn tell(&self, right: &Right, length: u64, left: Duration);
 }
 
 #[derive(Clone, Copy)]
@@ -82,8 +101,8 @@ struct Kept {
 
 /// The answers remembered.
 pub(crate) struct Grants {
-    kept: Arc<Mutex<LruCache<GrantKey, Kept>>>,
-    flights: Flights<GrantKey, Result<Grant, Denied>>,
+    kept: Arc<Mutex<LruCache<Right, Kept>>>,
+    flights: Flights<Right, Result<Grant, Denied>>,
 }
 
 impl Grants {
@@ -103,20 +122,27 @@ impl Registries {
         credential: &Credential,
     ) -> Result<Grant, Denied> {
         let endpoint = self.find(registry)?;
-        let key = GrantKey {
-            registry: registry.clone(),
-            repository: repository.clone(),
-            digest,
-            credential: credential.key(),
-        };
+        let key =
+            Right { registry: registry.clone(), repository: repository.clone(), digest, credential: credential.key() };
         let answer = self.grants.flights.join(key.clone(), || {
             let mut kept = self.grants.kept.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(kept) = kept.get(&key).filter(|kept| kept.until > Instant::now()) {
                 return Err(Ok(kept.grant));
             }
             let (kept, credential) = (self.grants.kept.clone(), credential.clone());
+            // The node's own rights are its own, and what is everybody's needs no proof.
+            let is_a_clients = endpoint.listed && matches!(credential, Credential::Header(_));
+            let witnesses = self.witnesses.get().filter(|_| is_a_clients).cloned();
             Ok(Box::pin(async move {
-                let asked = ask(&endpoint, &key.repository, digest, &credential).await;
+                let asked = match heard(witnesses.as_deref(), &key).await {
+                    Some(heard) => Ok(heard),
+                    None => ask(&endpoint, &key.repository, digest, &credential).await.inspect(|answer| {
+                        if let Some(witnesses) = &witnesses {
+                            let left = answer.until.saturating_duration_since(Instant::now());
+                            witnesses.tell(&key, answer.grant.length, left);
+                        }
+                    }),
+                };
                 if let Ok(answer) = &asked {
                     kept.lock().unwrap_or_else(PoisonError::into_inner).put(key, *answer);
                 }
@@ -130,6 +156,12 @@ impl Registries {
             })
         })
     }
+}
+
+/// What another node was answered.
+async fn heard(witnesses: Option<&dyn Witnesses>, right: &Right) -> Option<Kept> {
+    let (length, left) = witnesses?.ask(right).await?;
+    Some(Kept { grant: Grant { length, listed: true }, until: Instant::now() + left.min(GRANT_AGE) })
 }
 
 fn describe(registry: &RegistryName, repository: &RepositoryName, digest: Digest) -> String {

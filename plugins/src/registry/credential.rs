@@ -76,7 +76,8 @@ impl fmt::Debug for CredentialKey {
 }
 
 impl CredentialKey {
-    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+    /// Its bytes. Whoever is shown them can try guesses: they go into a keyed hash or stay where they are.
+    pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }

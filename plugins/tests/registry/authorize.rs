@@ -1,8 +1,12 @@
 //! Who may have a blob: asked once for all who ask at the same time, per credential, and never remembered wrongly.
 
-use futures_util::future::join_all;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
 use http::{HeaderValue, Method};
-use lapwing_plugins::registry::{Credential, Denied, Grant, RegistryConfig};
+use lapwing_plugins::registry::{Credential, Denied, Grant, RegistryConfig, Right, Witnesses};
 
 use crate::fake::{BLOB, Fake, blob, blob_path, challenge, digest, repo, status, with_body};
 
@@ -136,4 +140,63 @@ async fn anonymous_clients_share_the_nodes_rights_only_if_the_operator_says_so()
             "a bad token is no bye"
         );
     }
+}
+
+/// What nodes tell each other, in one place.
+#[derive(Default)]
+struct Told(Mutex<HashMap<Right, (u64, Duration)>>);
+
+impl Witnesses for Told {
+    fn ask<'a>(&'a self, right: &'a Right) -> BoxFuture<'a, Option<(u64, Duration)>> {
+        let told = self.0.lock().unwrap().get(right).copied();
+        Box::pin(std::future::ready(told))
+    }
+
+    fn tell(&self, right: &Right, length: u64, left: Duration) {
+        self.0.lock().unwrap().insert(right.clone(), (length, left));
+    }
+}
+
+#[tokio::test]
+async fn what_another_node_was_granted_counts_for_the_same_client_until_it_ends() {
+    let fake = private().await;
+    let told = Arc::new(Told::default());
+    let node = || {
+        let registries = fake.listed();
+        registries.believe(told.clone());
+        registries
+    };
+    let (name, repo, good) = (fake.name(), repo(), header("Bearer good"));
+    let first = node();
+    first.authorize(&name, &repo, digest(), &good).await.unwrap();
+    let granted = node().authorize(&name, &repo, digest(), &good).await.unwrap();
+    assert_eq!((granted, fake.count(&blob_path())), (Grant { length: LENGTH, listed: true }, 1), "asked once for both");
+    let left = told.0.lock().unwrap().values().next().unwrap().1;
+    assert!(left <= Duration::from_secs(300), "no longer than the first node remembers it: {left:?}");
+    for credential in [header("Bearer weak"), header("Bearer other"), Credential::Anonymous, Credential::Configured] {
+        let before = fake.count(&blob_path());
+        assert!(node().authorize(&name, &repo, digest(), &credential).await.is_err(), "{credential:?}");
+        assert!(fake.count(&blob_path()) > before, "{credential:?} was asked about");
+    }
+    assert_eq!(told.0.lock().unwrap().len(), 1, "a no is told to nobody");
+
+    let (second, before) = (node(), fake.count(&blob_path()));
+    told.0.lock().unwrap().values_mut().for_each(|(_, left)| *left = Duration::ZERO);
+    second.authorize(&name, &repo, digest(), &good).await.unwrap();
+    assert_eq!(fake.count(&blob_path()), before);
+    told.0.lock().unwrap().clear();
+    second.authorize(&name, &repo, digest(), &good).await.unwrap();
+    assert_eq!(fake.count(&blob_path()), before + 1, "what has ended is not remembered");
+}
+
+#[tokio::test]
+async fn rights_that_are_everybodys_or_the_nodes_own_are_told_to_nobody() {
+    let fake = Fake::start(blob).await;
+    let told = Arc::new(Told::default());
+    let registries = fake.listed();
+    registries.believe(told.clone());
+    for credential in [Credential::Anonymous, Credential::Configured] {
+        registries.authorize(&fake.name(), &repo(), digest(), &credential).await.unwrap();
+    }
+    assert!(told.0.lock().unwrap().is_empty());
 }

@@ -9,6 +9,9 @@ use super::{Fallback, RemoteLayers, Target};
 use crate::graph::{Claimed, Kind, Labels, NewSnapshot, RemoteSnapshot};
 use crate::service::{Shared, SnapshotError, blocking};
 
+/// What a snapshot that is unpacked beside others gets for its parent when it is committed (containerd's `core/unpack`).
+const PARENT_LABEL: &str = "containerd.io/snapshot/parent-chain-id";
+
 /// A Prepare with a target.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
@@ -42,6 +45,10 @@ impl Wish {
         if self.chain_id.parse::<Digest>().is_err() {
             let message = format!("{:?} is no chain id (sha256 expected)", self.chain_id);
             return Err(Fallback { reason: "chain-id", message });
+        }
+        if self.parent.is_empty() && self.labels.get(PARENT_LABEL).is_some_and(|parent| !parent.is_empty()) {
+            let message = "containerd gives it its parent only when it is committed".to_owned();
+            return Err(Fallback { reason: "parent-later", message });
         }
         let wish = self.clone();
         let found = blocking(shared, move |shared| wish.look_up(shared)).await?;

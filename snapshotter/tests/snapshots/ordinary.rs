@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use lapwing_snapshotter::service::proto::{Info, UpdateSnapshotRequest, UsageRequest, ViewSnapshotRequest};
+use lapwing_snapshotter::service::proto::{
+    CleanupRequest, Info, UpdateSnapshotRequest, UsageRequest, ViewSnapshotRequest,
+};
 use lapwing_snapshotter::service::{ServeError, SnapshotMetrics, Snapshotter, SnapshotterConfig, Socket};
-use tonic::Code;
+use tonic::{Code, Request};
 
 use super::rig::{Rig, code, until};
 
@@ -182,4 +184,15 @@ async fn a_restart_keeps_snapshots_and_collects_what_none_has() {
     assert_eq!(rig.mounts("a").await.unwrap(), mounts);
     let top = rig.top();
     until(|| fs::read_dir(&top).unwrap().count() == 2).await;
+}
+
+#[tokio::test]
+async fn cleanup_deletes_what_was_removed_and_is_still_there() {
+    let mut rig = Rig::start().await;
+    rig.prepare("a", "", &[]).await.unwrap();
+    fs::create_dir_all(rig.top().join("removed-98/fs/deep")).unwrap();
+    rig.client.cleanup(Request::new(CleanupRequest::default())).await.unwrap();
+    let top = rig.top();
+    until(|| !top.join("removed-98").exists()).await;
+    assert_eq!(fs::read_dir(&top).unwrap().count(), 2, "the graph, and what is in use");
 }

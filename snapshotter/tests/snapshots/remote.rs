@@ -192,6 +192,25 @@ async fn what_cannot_be_claimed_is_prepared_for_unpacking() {
     assert_eq!(mounts_below(rig.directory.path()), Vec::<std::path::PathBuf>::new());
 }
 
+/// containerd unpacks layers side by side where a snapshotter is said to be able to ("rebase"): each without a parent, which it gets by its
+/// commit. What is claimed is not committed, and would be the whole image without the layers below.
+#[tokio::test]
+async fn a_layer_whose_parent_comes_with_its_commit_is_not_claimed() {
+    if !may_mount("a_layer_whose_parent_comes_with_its_commit_is_not_claimed") {
+        return;
+    }
+    let mut rig = Rig::start().await;
+    let lower = claim(&mut rig, &["lower"]).await;
+    let (upper, parent) = (chain_id("upper"), chain_id("lower"));
+    rig.layer(&upper, "upper");
+    let labels = [(REF_LABEL, &*upper), ("containerd.io/snapshot/parent-chain-id", &*parent)];
+    let mounts = rig.prepare("extract upper", "", &labels).await.unwrap();
+    assert_eq!(mounts.len(), 1);
+    let committed = |info: &lapwing_snapshotter::service::proto::Info| info.kind() == Kind::Committed;
+    assert!(!rig.target(&upper, "").await.iter().any(committed));
+    assert_eq!(code(rig.prepare("again", &lower, &labels).await), Code::AlreadyExists, "with its parent it is");
+}
+
 #[tokio::test]
 async fn a_decision_that_takes_too_long_is_not_waited_for() {
     let mut rig = Rig::start_with_timeout(Duration::from_millis(20)).await;

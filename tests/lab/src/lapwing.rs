@@ -154,6 +154,11 @@ pub struct Lapwing {
 }
 
 impl Lapwing {
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// Writes the configuration, starts the binary on `host`, and waits until it says that it is healthy.
     pub fn start(host: &Host, settings: LapwingSettings) -> Result<Self> {
         let config = host.dir().join("lapwing.toml");

@@ -6,12 +6,14 @@
 use crate::host::Host;
 use crate::registry::Registry;
 use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const PORT: u16 = 5001;
 const REGISTRY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
@@ -31,6 +33,8 @@ pub struct TokenGate {
 struct Shared {
     name: String,
     lifetime: Duration,
+    /// Whether tokens tell when they expire.
+    telling: bool,
     ended: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -51,14 +55,24 @@ struct State {
 }
 
 impl TokenGate {
-    /// Starts a gate on the host of `registry`, by plain HTTP; its tokens live for `lifetime`.
+    /// Starts a gate on the host of `registry`, by plain HTTP; its tokens live for `lifetime`, and only the gate knows how long.
     pub fn start(registry: &Registry, lifetime: Duration) -> Result<Self> {
+        Self::serve(registry, lifetime, false)
+    }
+
+    /// The same with tokens that tell when they expire.
+    pub fn start_telling(registry: &Registry, lifetime: Duration) -> Result<Self> {
+        Self::serve(registry, lifetime, true)
+    }
+
+    fn serve(registry: &Registry, lifetime: Duration, telling: bool) -> Result<Self> {
         let host = registry.host().clone();
         let name = format!("{}.lab:{PORT}", host.name());
         let listener = host.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("binding the gate"))?;
         let shared = Arc::new(Shared {
             name,
             lifetime,
+            telling,
             ended: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -165,7 +179,10 @@ impl Shared {
         let token = {
             let mut state = self.state();
             state.issued += 1;
-            let token = format!("token-{}", state.issued);
+            let token = match self.telling {
+                true => jwt(state.issued, self.lifetime),
+                false => format!("token-{}", state.issued),
+            };
             state.tokens.insert(token.clone(), Instant::now() + self.lifetime);
             token
         };
@@ -208,6 +225,13 @@ impl Shared {
         let header = format!("WWW-Authenticate: Bearer realm=\"{realm}\",service=\"lab\"\r\n");
         reply(client, "401 Unauthorized", &header, r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#)
     }
+}
+
+/// A token that tells when it expires, as those of most registries do (RFC 7519), to the second.
+fn jwt(number: u64, lifetime: Duration) -> String {
+    let expires = (SystemTime::now() + lifetime).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"iss":"lab","jti":"{number}","exp":{expires}}}"#));
+    format!("e30.{claims}.{}", URL_SAFE_NO_PAD.encode(format!("signature of token {number}")))
 }
 
 fn reply(client: &mut TcpStream, status: &str, header: &str, body: &str) -> Result<()> {

@@ -51,6 +51,7 @@ pub(super) fn decode(line: &[u8], version: Version) -> Option<(Statement, Standi
         "layer-index" => StatementKind::LayerIndex,
         "referent" => StatementKind::Referent,
         "profile" => StatementKind::Profile,
+        "right" => StatementKind::Right,
         _ => return None,
     };
     let mut digest = || Digest::from_own_hex(words.next()?.strip_prefix("sha256:")?);
@@ -72,6 +73,7 @@ const fn name(kind: StatementKind) -> &'static str {
         StatementKind::LayerIndex => "layer-index",
         StatementKind::Referent => "referent",
         StatementKind::Profile => "profile",
+        StatementKind::Right => "right",
     }
 }
 
@@ -86,6 +88,7 @@ mod tests {
             Just(StatementKind::LayerIndex),
             Just(StatementKind::Referent),
             Just(StatementKind::Profile),
+            Just(StatementKind::Right),
         ];
         let standings = prop_oneof![Just(Standing::Own), Just(Standing::Accepted), Just(Standing::Refuted)];
         (any::<[u8; 32]>(), any::<[u8; 32]>(), kinds, 1_u64..1_000_000, standings).prop_map(
