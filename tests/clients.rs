@@ -362,6 +362,35 @@ fn ctr_pulls_whole_without_the_transfer_service() {
     assert_eq!(Client::Ctr.run(&second, &cluster.image, "lapwing").trim(), image::SMALL_OUTPUT);
 }
 
+/// Parts that are asked for at once share one copy from the registry, in whichever way the layers are shown afterwards.
+#[test]
+fn layers_that_containerd_fetches_in_parallel_parts_come_once() {
+    const NAME: &str = "layers_that_containerd_fetches_in_parallel_parts_come_once";
+    if !require(NAME, &NEEDS) {
+        return;
+    }
+    let cluster = Cluster::new(NAME);
+    let noise = image::noise(61, &[12, 2]).unwrap();
+    let reference = cluster.site.registry.push(&noise.layout, "lab/parts:1").unwrap();
+    let size: u64 = noise.layout.layers.iter().map(|layer| layer.size).sum();
+    for snapshotter in ["overlayfs", "lapwing"] {
+        let options =
+            MachineOptions { layer_fetch_buffer: Some(1 << 20), ..Client::Ctr.options(&cluster, snapshotter) };
+        let machine = cluster.machine(snapshotter, options);
+        let sent = cluster.sent_during(|| Client::Ctr.pull(&machine, &reference, snapshotter));
+        let copies = if snapshotter == "overlayfs" { 1 } else { 0 };
+        assert!(sent >= size * copies && sent < size * copies + size / 10, "{sent} bytes were sent for {size}");
+        let output = machine.containerd.run(&reference, snapshotter, "sums", &[]).unwrap();
+        assert_eq!(output.trim(), noise.sums.trim());
+        if snapshotter == "overlayfs" {
+            let parts = metric(&machine, "lapwing_mirror_answers_total", "kind=\"blob\",status=\"206\"");
+            assert!(parts >= 12.0, "layers of 14 MiB came in {parts} parts");
+            first = Some(machine);
+        }
+    }
+    drop(first);
+}
+
 /// Where containerd does not say which layer a snapshot is of, the manifests that passed the mirror do.
 #[test]
 fn pulls_are_lazy_without_annotations() {

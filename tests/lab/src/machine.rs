@@ -25,6 +25,8 @@ pub struct MachineOptions {
     pub cri_lapwing: bool,
     /// CRI pulls by itself and not through the transfer service.
     pub cri_local_pull: bool,
+    /// Bytes of the parts in which the transfer service fetches a layer, several at once; `None`: in one piece.
+    pub layer_fetch_buffer: Option<u32>,
     /// Whether containerd tells Lapwing's snapshotter which layer a snapshot is of.
     pub annotations: bool,
     /// Whether containerd is told that the snapshotter maps ids (2.x).
@@ -44,6 +46,7 @@ impl MachineOptions {
             lapwing: None,
             cri_lapwing: false,
             cri_local_pull: false,
+            layer_fetch_buffer: None,
             annotations: true,
             remap_ids: true,
             mirror: true,
@@ -100,6 +103,7 @@ impl Machine {
                 registries: vec![RegistryHosts { name: registry.name(), url: registry.url(), mirrors }],
                 cri_snapshotter: if uses_lapwing && options.cri_lapwing { "lapwing" } else { "overlayfs" }.into(),
                 cri_local_pull: options.cri_local_pull,
+                layer_fetch_buffer: options.layer_fetch_buffer,
                 annotations: options.annotations,
                 remap_ids: options.remap_ids,
                 pause: options.pause,

@@ -33,6 +33,8 @@ pub struct ContainerdOptions {
     pub cri_snapshotter: String,
     /// CRI pulls by itself, as before containerd 2.1, and not through the transfer service.
     pub cri_local_pull: bool,
+    /// Bytes of the parts in which the transfer service fetches a layer, several at once (2.1); `None`: in one piece.
+    pub layer_fetch_buffer: Option<u32>,
     /// Whether containerd tells the snapshotter which layer a snapshot is of, as the files in `contrib/` ask it to.
     pub annotations: bool,
     /// Whether containerd is told that the snapshotter maps ids (2.x).
@@ -49,6 +51,7 @@ impl Default for ContainerdOptions {
             registries: Vec::new(),
             cri_snapshotter: "overlayfs".into(),
             cri_local_pull: false,
+            layer_fetch_buffer: None,
             annotations: true,
             remap_ids: true,
             pause: None,
@@ -218,6 +221,13 @@ fn version_3(host: &Host, options: &ContainerdOptions) -> String {
         "  [plugins.'io.containerd.cri.v1.images'.registry]\n    config_path = {}",
         quoted(&hosts_dir(host))
     );
+    if let Some(bytes) = options.layer_fetch_buffer {
+        let _ = writeln!(
+            text,
+            "[plugins.'io.containerd.transfer.v1.local']\n  concurrent_layer_fetch_buffer = {bytes}\n  \
+             max_concurrent_downloads = 4"
+        );
+    }
     if let Some(pause) = &options.pause {
         let _ = writeln!(text, "  [plugins.'io.containerd.cri.v1.images'.pinned_images]\n    sandbox = {pause:?}");
     }
