@@ -419,8 +419,9 @@ impl Layers {
 
     /// What a mount reads must not be evicted.
     fn hold(&self, mounts: &LazyMounts, layer: Digest, at: &Path) {
-        let proved = mounts.layer(&layer).is_some_and(|mounted| mounted.progress().proof == Proof::Proved);
-        if !proved {
+        // Proved is not enough: it may not be on the disk yet.
+        let complete = mounts.layer(&layer).is_some_and(|mounted| mounted.complete().is_some());
+        if !complete {
             let hold = (layer, self.node.store().hold(layer));
             self.holds.lock().unwrap_or_else(PoisonError::into_inner).insert(at.to_owned(), hold);
         }

@@ -373,6 +373,8 @@ fn layers_that_containerd_fetches_in_parallel_parts_come_once() {
     let noise = image::noise(61, &[12, 2]).unwrap();
     let reference = cluster.site.registry.push(&noise.layout, "lab/parts:1").unwrap();
     let size: u64 = noise.layout.layers.iter().map(|layer| layer.size).sum();
+    // Goes on serving.
+    let mut first = None;
     for snapshotter in ["overlayfs", "lapwing"] {
         let options =
             MachineOptions { layer_fetch_buffer: Some(1 << 20), ..Client::Ctr.options(&cluster, snapshotter) };

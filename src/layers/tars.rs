@@ -73,9 +73,13 @@ impl Tars {
         if kept.len() >= MAX_KEPT {
             return;
         }
-        kept.insert(layer, (Instant::now(), tar.clone()));
+        let former = kept.insert(layer, (Instant::now(), tar.clone()));
         drop(kept);
-        tokio::task::spawn_blocking(move || tar.write_back());
+        tokio::task::spawn_blocking(move || {
+            drop(former);
+            // A failure is met again, and told, by who takes it.
+            let _ = tar.sync();
+        });
     }
 
     /// Somebody would have layers mounted in the place of unpacking them.
@@ -90,10 +94,14 @@ impl Tars {
     /// Gives up those that nobody asked for.
     pub(super) fn forget_old(&self) {
         let mut kept = self.lock();
-        let before = kept.len();
-        kept.retain(|_, (at, _)| at.elapsed() < KEPT_FOR);
-        let unused = u32::try_from(before - kept.len()).unwrap_or(u32::MAX);
+        let old: Vec<_> = kept.extract_if(|_, (at, _)| at.elapsed() >= KEPT_FOR).collect();
         drop(kept);
+        if old.is_empty() {
+            return;
+        }
+        let unused = u32::try_from(old.len()).unwrap_or(u32::MAX);
+        // It may be gigabytes that the filesystem has to free.
+        tokio::task::spawn_blocking(move || drop(old));
         // Wraps after more layers than a machine sees.
         self.unused.fetch_add(unused, Ordering::Relaxed);
     }

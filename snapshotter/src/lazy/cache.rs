@@ -13,7 +13,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
@@ -57,9 +57,19 @@ pub(super) struct SpanCache {
     dirty: AtomicBool,
     /// All spans are on disk and the bitmap says so.
     settled: AtomicBool,
-    /// Held while the bitmap is replaced, so that an older one never follows a newer one. True once the files are given
-    /// up: another cache may own their paths by then.
-    retired: Mutex<bool>,
+    /// Held while the bitmap is replaced, so that an older one never follows a newer one.
+    lasting: Mutex<Lasting>,
+}
+
+/// What is on disk.
+#[derive(Debug)]
+struct Lasting {
+    /// The files were given up: another cache may own their paths by now.
+    retired: bool,
+    /// The bitmap.
+    words: Vec<u64>,
+    /// What the tar was made of, until that is on the disk.
+    whole: Option<WholeTar>,
 }
 
 impl SpanCache {
@@ -79,8 +89,7 @@ impl SpanCache {
             remove_if_there(&tar_path)?;
             File::open(directory)?.sync_all()?;
         }
-        let tar = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&tar_path)?;
-        tar.set_len(length)?;
+        make_tar(&tar_path, length)?;
         let (words, proof) = load(&directory.join("spans"), &fingerprint, spans);
         let present: usize = words.iter().map(|word| word.count_ones() as usize).sum();
         Ok(Self {
@@ -90,12 +99,12 @@ impl SpanCache {
             given_up: OnceLock::new(),
             fingerprint,
             spans,
-            words: words.into_iter().map(AtomicU64::new).collect(),
+            words: words.iter().copied().map(AtomicU64::new).collect(),
             present: AtomicUsize::new(present),
             proof: AtomicU8::new(proof as u8),
             dirty: AtomicBool::new(false),
             settled: AtomicBool::new(present == spans),
-            retired: Mutex::new(false),
+            lasting: Mutex::new(Lasting { retired: false, words, whole: None }),
         })
     }
 
@@ -106,15 +115,23 @@ impl SpanCache {
             return Ok(());
         }
         let (tar_path, length) = (self.tar_path(), fs::metadata(self.tar_path())?.len());
+        let mut lasting = self.lasting();
         // As when it is opened: bits that say something of the former file go first.
-        remove_if_there(&self.directory.join("spans"))?;
+        if lasting.words.iter().any(|word| *word != 0) {
+            remove_if_there(&self.directory.join("spans"))?;
+            File::open(&self.directory)?.sync_all()?;
+        }
         remove_if_there(&tar_path)?;
-        File::open(&self.directory)?.sync_all()?;
-        self.words.iter().for_each(|word| word.store(0, Ordering::Release));
-        self.present.store(0, Ordering::Release);
+        self.give_up_all_but(&vec![0; self.words.len()]);
+        lasting.words.fill(0);
         self.common.files.close(self.number);
-        whole.place(&tar_path)?;
+        if let Err(error) = whole.place(&tar_path) {
+            make_tar(&tar_path, length)?;
+            return Err(error);
+        }
         self.tar()?.set_len(length)?;
+        lasting.whole = Some(whole.clone());
+        drop(lasting);
         for span in 0..self.spans {
             self.words[span / 64].fetch_or(1 << (span % 64), Ordering::AcqRel);
         }
@@ -185,23 +202,46 @@ impl SpanCache {
         self.dirty.store(true, Ordering::Release);
     }
 
-    /// Makes what was written last: syncs the bytes, then replaces the bitmap. Blocks on the disk.
+    /// Forgets the spans that are not in `kept`.
+    fn give_up_all_but(&self, kept: &[u64]) {
+        for (word, kept) in self.words.iter().zip(kept) {
+            let lost = word.fetch_and(*kept, Ordering::AcqRel) & !kept;
+            self.present.fetch_sub(lost.count_ones() as usize, Ordering::AcqRel);
+        }
+        self.settled.store(false, Ordering::Release);
+        if self.proof() == Proof::Proved && self.present() < self.spans {
+            self.proof.store(Proof::Pending as u8, Ordering::Release);
+        }
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    fn lasting(&self) -> MutexGuard<'_, Lasting> {
+        self.lasting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes what was written last: syncs the bytes, then replaces the bitmap. Blocks on the disk. Where the disk fails to take
+    /// them, all that did not last before is forgotten: the kernel tells once, and then takes lost pages for written ones.
     pub(super) fn commit(&self) -> io::Result<()> {
-        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        if *retired || !self.dirty.swap(false, Ordering::AcqRel) {
+        let mut lasting = self.lasting();
+        if lasting.retired || !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         // Taken before the sync: bits set during it are for the next time.
         let words: Vec<u64> = self.words.iter().map(|word| word.load(Ordering::Acquire)).collect();
-        let outcome = self.tar().and_then(|tar| tar.sync_data()).and_then(|()| self.replace_bitmap(&words));
-        match outcome {
-            Ok(()) => {
-                let present: usize = words.iter().map(|word| word.count_ones() as usize).sum();
-                self.settled.store(present == self.spans, Ordering::Release);
-            }
-            Err(_) => self.dirty.store(true, Ordering::Release),
+        let whole = lasting.whole.take();
+        let synced = whole.as_ref().map_or(Ok(()), WholeTar::sync).and_then(|()| self.tar()?.sync_data());
+        if let Err(error) = synced {
+            self.give_up_all_but(&lasting.words);
+            return Err(error);
         }
-        outcome
+        if let Err(error) = self.replace_bitmap(&words) {
+            self.dirty.store(true, Ordering::Release);
+            return Err(error);
+        }
+        let present: usize = words.iter().map(|word| word.count_ones() as usize).sum();
+        self.settled.store(present == self.spans, Ordering::Release);
+        lasting.words = words;
+        Ok(())
     }
 
     /// Gives the files up: nothing is committed from now on.
@@ -211,7 +251,7 @@ impl SpanCache {
             let _ = self.given_up.set(tar);
         }
         self.common.files.close(self.number);
-        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.lasting().retired = true;
         self.settled.store(false, Ordering::Release);
     }
 
@@ -230,6 +270,11 @@ impl Drop for SpanCache {
     fn drop(&mut self) {
         self.common.files.close(self.number);
     }
+}
+
+/// The sparse file, unless it is there.
+fn make_tar(path: &Path, length: u64) -> io::Result<()> {
+    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?.set_len(length)
 }
 
 /// The bitmap and state in `path`; all zero where it is missing, damaged or another's.
@@ -368,6 +413,25 @@ mod tests {
         let cache = open(directory.path(), 2, 1024).unwrap();
         assert_eq!((cache.present(), cache.proof(), cache.settled()), (2, Proof::Proved, true));
         assert_eq!(cache.read(0, 4).unwrap(), &[8; 4][..], "what was all there stays");
+    }
+
+    /// Linux says once that it lost pages: a second sync succeeds.
+    #[test]
+    fn what_the_disk_failed_to_take_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = open(directory.path(), 2, 1024).unwrap();
+        let tar = whole(directory.path(), &[7; 1024]);
+        cache.take(&tar).unwrap();
+        tar.fail();
+        assert!(tar.sync().is_err() && cache.commit().is_err());
+        assert_eq!((cache.present(), cache.proof(), cache.settled()), (0, Proof::Pending, false));
+        cache.commit().unwrap();
+        assert_eq!(open(directory.path(), 2, 1024).unwrap().present(), 0);
+        cache.write(1, 512, &[9; 512]).unwrap();
+        cache.commit().unwrap();
+        cache.write(0, 0, &[9; 512]).unwrap();
+        cache.give_up_all_but(&cache.lasting().words.clone());
+        assert_eq!((cache.present(), cache.has(0), cache.has(1)), (1, false, true), "what lasted before stays");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
@@ -31,6 +31,8 @@ pub struct TarWriter {
 pub struct WholeTar {
     file: Arc<File>,
     length: u64,
+    /// The disk did not take it: the kernel says so once, and then believes that all is well.
+    failed: Arc<Mutex<bool>>,
 }
 
 impl TarWriter {
@@ -69,7 +71,7 @@ impl TarWriter {
 
     /// What was written, if all was.
     pub fn finish(self) -> Option<WholeTar> {
-        (!self.failed).then(|| WholeTar { file: Arc::new(self.file), length: self.length })
+        (!self.failed).then(|| WholeTar { file: Arc::new(self.file), length: self.length, failed: Arc::default() })
     }
 }
 
@@ -79,11 +81,22 @@ impl WholeTar {
         self.length
     }
 
-    /// Begins to bring it to the disk, so that who waits for that later waits less. Blocks.
-    pub fn write_back(&self) {
-        if let Err(error) = self.file.sync_data() {
-            tracing::warn!(%error, "a layer's tar cannot be written to the disk");
+    /// Brings it to the disk, so that who does it again later waits less. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails, now or before: it is of no use any more.
+    pub fn sync(&self) -> io::Result<()> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *failed {
+            return Err(io::Error::other("the disk failed to write a layer's tar"));
         }
+        self.file.sync_data().inspect_err(|_| *failed = true)
+    }
+
+    #[cfg(test)]
+    pub(super) fn fail(&self) {
+        *self.failed.lock().unwrap() = true;
     }
 
     /// Gives it a name, where nothing may be yet.
