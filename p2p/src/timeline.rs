@@ -28,6 +28,8 @@ pub use lanes::{CELLS, Lane};
 const SAME_PULL: Duration = Duration::from_secs(2);
 /// The same of a blob that is not complete: its client may have lost its connection.
 const SAME_BLOB: Duration = Duration::from_secs(60);
+/// A speed limit that holds bytes back again so soon has not let them go meanwhile: it is looked at by the tick.
+const SAME_PAUSE: Duration = Duration::from_millis(250);
 /// After so long what comes to a layer that is mounted on demand belongs to its use, and widens no cells any more.
 const USE_AFTER: Duration = Duration::from_secs(10);
 
@@ -156,6 +158,8 @@ struct State {
     next: u64,
     /// From when until when a tracker said to wait for a lease.
     pause: Option<(Duration, Duration)>,
+    /// Until when a speed limit held bytes back.
+    held_back: Option<Duration>,
     /// Of peers that discovery named: whether they are seeds, or stand in another zone.
     places: HashMap<PeerId, Track>,
     /// The last moment in which somebody pulled; none has when this is `None`.
@@ -228,6 +232,20 @@ impl Timeline {
         self.lock().add(track, start, end);
     }
 
+    /// A speed limit held bytes back from `start` to `end`: the same pause as before if that ended just then.
+    pub fn held_back(&self, start: Instant, end: Instant) {
+        let (start, end) = (self.since(start), self.since(end));
+        let mut state = self.lock();
+        let goes_on = state.held_back.is_some_and(|last| start <= last + SAME_PAUSE);
+        state.held_back = state.held_back.max(Some(end));
+        if goes_on {
+            let late = state.is_late(start);
+            state.lanes.go_on(Track::Limit, start, end, late);
+        } else {
+            state.add(Track::Limit, start, end);
+        }
+    }
+
     /// Bytes came.
     pub fn bytes(&self, track: Track, bytes: u64) {
         let now = self.now();
@@ -267,6 +285,8 @@ impl Timeline {
         let now = self.now();
         let mut state = self.lock();
         state.settle(now);
+        let late = state.is_late(now);
+        state.lanes.add(Track::Lease, now, now, late);
         state.pause = Some((now, now + pause));
     }
 
@@ -354,7 +374,7 @@ impl State {
         if let Some((since, until)) = self.pause {
             let end = until.min(now);
             let late = self.is_late(since);
-            self.lanes.add(Track::Lease, since, end, late);
+            self.lanes.go_on(Track::Lease, since, end, late);
             self.pause = (until > now).then_some((end, until));
         }
     }
@@ -497,6 +517,22 @@ mod tests {
         let seen = timeline.recorded();
         let waited = seen.lane(Track::Lease).busy;
         assert!(waited >= Duration::from_millis(20) && waited <= seen.age, "{waited:?} of {:?}", seen.age);
+        timeline.bytes(Track::Near, 1);
+        assert_eq!(timeline.recorded().lane(Track::Lease).count, 1, "one pause, however often it is looked at");
+        timeline.pause(Duration::from_secs(3600));
+        assert_eq!(timeline.recorded().lane(Track::Lease).count, 2);
+    }
+
+    #[test]
+    fn a_limit_that_holds_back_tick_after_tick_is_one_pause() {
+        let timeline = Timeline::begin();
+        for tick in 1..=20 {
+            timeline.held_back(after(&timeline, tick * 100 - 60), after(&timeline, tick * 100));
+        }
+        let limit = timeline.recorded().lane(Track::Limit).clone();
+        assert_eq!((limit.count, limit.busy), (1, Duration::from_millis(20 * 60)));
+        timeline.held_back(after(&timeline, 5000), after(&timeline, 5100));
+        assert_eq!(timeline.recorded().lane(Track::Limit).count, 2);
     }
 
     #[test]
