@@ -1,5 +1,7 @@
 //! The operator's listener: metrics, health, the state behind `lapwing ls`, and the speed limits behind `lapwing limits`.
 
+mod asked;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,7 +54,8 @@ pub(crate) async fn bind(
         .route("/api/v1/state", get(state))
         .route("/api/v1/limits", get(limits).put(set_limits))
         .with_state(Arc::new(admin))
-        .merge(api);
+        .merge(api)
+        .layer(axum::middleware::from_fn(asked::only_here));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
             tracing::error!(%error, "the admin listener ended");

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
@@ -28,6 +28,8 @@ pub use lanes::{CELLS, Lane};
 const SAME_PULL: Duration = Duration::from_secs(2);
 /// The same of a blob that is not complete: its client may have lost its connection.
 const SAME_BLOB: Duration = Duration::from_secs(60);
+/// A speed limit that holds bytes back again so soon has not let them go meanwhile: it is looked at by the tick.
+const SAME_PAUSE: Duration = Duration::from_millis(250);
 /// After so long what comes to a layer that is mounted on demand belongs to its use, and widens no cells any more.
 const USE_AFTER: Duration = Duration::from_secs(10);
 
@@ -156,6 +158,8 @@ struct State {
     next: u64,
     /// From when until when a tracker said to wait for a lease.
     pause: Option<(Duration, Duration)>,
+    /// Until when a speed limit held bytes back.
+    held_back: Option<Duration>,
     /// Of peers that discovery named: whether they are seeds, or stand in another zone.
     places: HashMap<PeerId, Track>,
     /// The last moment in which somebody pulled; none has when this is `None`.
@@ -228,6 +232,20 @@ impl Timeline {
         self.lock().add(track, start, end);
     }
 
+    /// A speed limit held bytes back from `start` to `end`: the same pause as before if that ended just then.
+    pub fn held_back(&self, start: Instant, end: Instant) {
+        let (start, end) = (self.since(start), self.since(end));
+        let mut state = self.lock();
+        let goes_on = state.held_back.is_some_and(|last| start <= last + SAME_PAUSE);
+        state.held_back = state.held_back.max(Some(end));
+        if goes_on {
+            let late = state.is_late(start);
+            state.lanes.go_on(Track::Limit, start, end, late);
+        } else {
+            state.add(Track::Limit, start, end);
+        }
+    }
+
     /// Bytes came.
     pub fn bytes(&self, track: Track, bytes: u64) {
         let now = self.now();
@@ -267,6 +285,8 @@ impl Timeline {
         let now = self.now();
         let mut state = self.lock();
         state.settle(now);
+        let late = state.is_late(now);
+        state.lanes.add(Track::Lease, now, now, late);
         state.pause = Some((now, now + pause));
     }
 
@@ -354,7 +374,7 @@ impl State {
         if let Some((since, until)) = self.pause {
             let end = until.min(now);
             let late = self.is_late(since);
-            self.lanes.add(Track::Lease, since, end, late);
+            self.lanes.go_on(Track::Lease, since, end, late);
             self.pause = (until > now).then_some((end, until));
         }
     }
@@ -386,25 +406,51 @@ impl Drop for Span {
     }
 }
 
-/// The newest timelines of a node, by blob.
+/// The newest timelines of a node, by blob, and those that somebody has.
 #[derive(Debug)]
-pub struct Timelines(Mutex<LruCache<Digest, Arc<Timeline>>>);
+pub struct Timelines(Mutex<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    newest: LruCache<Digest, Arc<Timeline>>,
+    /// Those that somebody has, such as a pull that has not come to the blob yet, are found when newer ones took their place.
+    living: HashMap<Digest, Weak<Timeline>>,
+    /// How many of the latter there may be before it is looked which are gone.
+    prune_at: usize,
+}
 
 impl Default for Timelines {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(NonZeroUsize::new(MAX_TIMELINES).expect("not zero"))))
+        let newest = LruCache::new(NonZeroUsize::new(MAX_TIMELINES).expect("not zero"));
+        Self(Mutex::new(Kept { newest, living: HashMap::new(), prune_at: 2 * MAX_TIMELINES }))
+    }
+}
+
+impl Kept {
+    fn find(&self, digest: &Digest) -> Option<Arc<Timeline>> {
+        self.living.get(digest).and_then(Weak::upgrade)
+    }
+
+    /// It is the newest now.
+    fn keep(&mut self, digest: Digest, timeline: &Arc<Timeline>) {
+        self.newest.put(digest, Arc::clone(timeline));
+        if self.living.len() >= self.prune_at {
+            self.living.retain(|_, timeline| timeline.strong_count() > 0);
+            self.prune_at = 2 * self.living.len().max(MAX_TIMELINES);
+        }
+        self.living.insert(digest, Arc::downgrade(timeline));
     }
 }
 
 impl Timelines {
     /// The timeline of the last pull of a blob; a new one if none is known.
     pub fn of(&self, digest: &Digest) -> Arc<Timeline> {
-        Arc::clone(self.lock().get_or_insert(*digest, Timeline::begin))
+        self.unless(digest, |_| false)
     }
 
     /// The timeline of the last pull of a blob.
     pub fn get(&self, digest: &Digest) -> Option<Arc<Timeline>> {
-        self.lock().peek(digest).cloned()
+        self.lock().find(digest)
     }
 
     /// Somebody begins to pull an image with this blob: a new timeline, unless it is being pulled already.
@@ -419,20 +465,18 @@ impl Timelines {
 
     fn unless(&self, digest: &Digest, over: impl Fn(&Timeline) -> bool) -> Arc<Timeline> {
         let mut timelines = self.lock();
-        if let Some(present) = timelines.get(digest).filter(|present| !over(present)) {
-            return Arc::clone(present);
-        }
-        let timeline = Timeline::begin();
-        timelines.put(*digest, Arc::clone(&timeline));
+        let present = timelines.find(digest).filter(|present| !over(present));
+        let timeline = present.unwrap_or_else(Timeline::begin);
+        timelines.keep(*digest, &timeline);
         timeline
     }
 
-    /// All of them, the one used last first.
+    /// The newest, the one used last first.
     pub fn all(&self) -> Vec<(Digest, Arc<Timeline>)> {
-        self.lock().iter().map(|(digest, timeline)| (*digest, Arc::clone(timeline))).collect()
+        self.lock().newest.iter().map(|(digest, timeline)| (*digest, Arc::clone(timeline))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<Digest, Arc<Timeline>>> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -497,6 +541,22 @@ mod tests {
         let seen = timeline.recorded();
         let waited = seen.lane(Track::Lease).busy;
         assert!(waited >= Duration::from_millis(20) && waited <= seen.age, "{waited:?} of {:?}", seen.age);
+        timeline.bytes(Track::Near, 1);
+        assert_eq!(timeline.recorded().lane(Track::Lease).count, 1, "one pause, however often it is looked at");
+        timeline.pause(Duration::from_secs(3600));
+        assert_eq!(timeline.recorded().lane(Track::Lease).count, 2);
+    }
+
+    #[test]
+    fn a_limit_that_holds_back_tick_after_tick_is_one_pause() {
+        let timeline = Timeline::begin();
+        for tick in 1..=20 {
+            timeline.held_back(after(&timeline, tick * 100 - 60), after(&timeline, tick * 100));
+        }
+        let limit = timeline.recorded().lane(Track::Limit).clone();
+        assert_eq!((limit.count, limit.busy), (1, Duration::from_millis(20 * 60)));
+        timeline.held_back(after(&timeline, 5000), after(&timeline, 5100));
+        assert_eq!(timeline.recorded().lane(Track::Limit).count, 2);
     }
 
     #[test]
@@ -508,7 +568,23 @@ mod tests {
         for number in 1..=MAX_TIMELINES {
             timelines.begin(&digest(number));
         }
-        assert!(timelines.get(&digest(0)).is_none() && timelines.get(&digest(1)).is_some());
         assert_eq!(timelines.all().len(), MAX_TIMELINES);
+        assert!(Arc::ptr_eq(&first, &timelines.get(&digest(0)).unwrap()), "somebody has it");
+        drop(first);
+        assert!(timelines.get(&digest(0)).is_none() && timelines.get(&digest(1)).is_some());
+    }
+
+    #[test]
+    fn what_a_pull_has_not_come_to_yet_is_found_however_many_were_opened_since() {
+        let timelines = Timelines::default();
+        let digest = |number: usize| Digest::of(&number.to_be_bytes());
+        let part = timelines.begin(&digest(0));
+        for number in 1..=10 * MAX_TIMELINES {
+            timelines.of(&digest(number));
+        }
+        assert!(Arc::ptr_eq(&part, &timelines.go_on(&digest(0))));
+        assert!(Arc::ptr_eq(&part, &timelines.of(&digest(0))));
+        let kept = timelines.lock();
+        assert!(kept.living.len() <= 2 * MAX_TIMELINES + 1 && kept.newest.len() == MAX_TIMELINES);
     }
 }

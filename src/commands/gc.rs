@@ -17,11 +17,15 @@ pub(crate) async fn run(arguments: &Gc) -> anyhow::Result<ExitCode> {
     let url = format!("http://{}/api/v1/gc", arguments.admin);
     let method = if arguments.dry_run { Method::GET } else { Method::PUT };
     let collected: Collected = ask(method, &url, TIMEOUT).await?;
+    for reason in &collected.failed {
+        writeln!(std::io::stderr(), "lapwing: {reason}")?;
+    }
+    let code = if collected.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let mut out = std::io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &collected)?;
         writeln!(out)?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     if !collected.blobs.is_empty() {
         let mut table = plain(["BLOB", "SIZE"]);
@@ -30,8 +34,8 @@ pub(crate) async fn run(arguments: &Gc) -> anyhow::Result<ExitCode> {
         }
         writeln!(out, "{table}\n")?;
     }
-    let Collected { done, blobs, bytes, pinned, in_use } = &collected;
+    let Collected { done, blobs, bytes, pinned, in_use, .. } = &collected;
     let what = if *done { "removed" } else { "would be removed" };
     writeln!(out, "{} blobs {what}, {}; {in_use} in use and {pinned} pinned stay", blobs.len(), size(*bytes))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }

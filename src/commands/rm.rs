@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 
-use super::node::{ask, in_path};
+use super::node::{ask, ask_for, in_path};
 use super::table::size;
 use crate::cli::Rm;
 use crate::explain::view::PullState;
@@ -46,9 +46,15 @@ pub(crate) async fn run(arguments: &Rm) -> anyhow::Result<ExitCode> {
 /// A digest is a blob, or the manifest of an image that was pulled; a name is what was pulled by it, or seen in its repository.
 async fn blobs_of(arguments: &Rm, name: &str) -> anyhow::Result<Vec<String>> {
     let url = format!("http://{}/api/v1", arguments.admin);
-    let pull = ask::<PullState>(Method::GET, &format!("{url}/pulls/{}", in_path(name)), TIMEOUT).await;
-    match pull {
-        Ok(pull) => return Ok(pull.blobs.into_iter().map(|blob| blob.digest).collect()),
+    let wanted = format!("{url}/pulls/{}?single=true", in_path(name));
+    match ask_for::<PullState>(Method::GET, &wanted, TIMEOUT).await? {
+        Ok(pull) => {
+            if pull.summary.name != name {
+                writeln!(std::io::stderr(), "lapwing: {name} is {}", pull.summary.name)?;
+            }
+            return Ok(pull.blobs.into_iter().map(|blob| blob.digest).collect());
+        }
+        Err(refused) if refused.status == StatusCode::CONFLICT => anyhow::bail!("{}", refused.reason),
         Err(_) if name.parse::<Digest>().is_ok() => return Ok(vec![name.to_owned()]),
         Err(_) => {}
     }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Deserialize;
 
 use super::Pulls;
 use super::view::{self, PullSummary};
@@ -19,11 +20,28 @@ async fn all(State(pulls): State<Arc<Pulls>>) -> Json<Vec<PullSummary>> {
     Json(view::list(&pulls))
 }
 
-async fn one(State(pulls): State<Arc<Pulls>>, Path(name): Path<String>) -> Response {
-    match view::find(&pulls, &name) {
-        Some(pull) => Json(pull).into_response(),
-        None => {
-            let shown: String = name.chars().take(120).collect();
+#[derive(Deserialize)]
+struct Wanted {
+    /// Whether names that may mean several images are refused.
+    #[serde(default)]
+    single: bool,
+}
+
+async fn one(
+    State(pulls): State<Arc<Pulls>>,
+    Path(name): Path<String>,
+    Query(Wanted { single }): Query<Wanted>,
+) -> Response {
+    let shown: String = name.chars().take(120).collect();
+    let found = if single { view::find_single(&pulls, &name) } else { Ok(view::find(&pulls, &name)) };
+    match found {
+        Ok(Some(pull)) => Json(pull).into_response(),
+        Err(names) => {
+            let reason =
+                format!("{shown:?} is not the whole name of an image; say which you mean: {}\n", names.join(", "));
+            (StatusCode::CONFLICT, reason).into_response()
+        }
+        Ok(None) => {
             let reason = format!(
                 "no pull of {shown:?} is remembered: it did not come through this node's mirror since the node started, or \
                  newer pulls took its place; `lapwing explain` without a name lists those that are\n"

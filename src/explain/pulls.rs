@@ -66,12 +66,37 @@ impl Pull {
         self.manifest == *manifest && self.registry == *registry && self.repo == *repo
     }
 
-    /// Whether an operator means this one: by its whole name or the end of it, without a tag any.
-    fn is_meant_by(&self, text: &str) -> bool {
+    /// How what an operator calls an image fits this one, if it does: without a tag any of its repository does.
+    fn fit(&self, text: &str) -> Option<Fit> {
         let path = format!("{}/{}", self.registry, self.repo);
-        let names = |name: &str| name == text || name.strip_suffix(text).is_some_and(|front| front.ends_with('/'));
-        names(&path) || names(&self.name()) || names(&format!("{path}@{}", self.manifest))
+        let (name, by_digest) = (self.name(), format!("{path}@{}", self.manifest));
+        let ends = |name: &str| name.strip_suffix(text).is_some_and(|front| front.ends_with('/'));
+        if name == text || by_digest == text {
+            Some(Fit::Whole)
+        } else if path == text {
+            Some(Fit::Repository)
+        } else {
+            [path, name, by_digest].iter().any(|name| ends(name)).then_some(Fit::End)
+        }
     }
+}
+
+/// How a name fits a pull, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// It is the whole name, or the manifest's digest.
+    Whole,
+    /// The whole name without tag or digest.
+    Repository,
+    /// The end of a name.
+    End,
+}
+
+/// Why a name says too little for something that cannot be taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ambiguous {
+    /// The names of the images that may be meant, the newest first.
+    pub(super) names: Vec<String>,
 }
 
 /// The newest pulls of this node.
@@ -168,12 +193,39 @@ impl Pulls {
         self.lock().pulls.iter().cloned().collect()
     }
 
-    /// The newest pull of what an operator calls an image.
+    /// The newest pull of what an operator calls an image: one whose whole name that is before those whose name ends so.
     pub(super) fn of_image(&self, text: &str) -> Option<Arc<Pull>> {
-        let state = self.lock();
+        Some(self.meant_by(text)?.1.swap_remove(0))
+    }
+
+    /// The same, if the name can mean no other image. A name that says its registry is not the end of another's.
+    pub(super) fn single(&self, text: &str) -> Result<Option<Arc<Pull>>, Ambiguous> {
+        let Some((fit, mut meant)) = self.meant_by(text) else { return Ok(None) };
+        if fit == Fit::End && has_registry(text) {
+            return Ok(None);
+        }
+        let mut names: Vec<String> = Vec::new();
+        for name in meant.iter().map(|pull| pull.name()) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        if fit != Fit::Whole && names.len() > 1 {
+            return Err(Ambiguous { names });
+        }
+        Ok(Some(meant.swap_remove(0)))
+    }
+
+    /// Those that fit best, the newest first; never none.
+    fn meant_by(&self, text: &str) -> Option<(Fit, Vec<Arc<Pull>>)> {
         let digest = text.parse::<Digest>().ok();
-        let meant = |pull: &&Arc<Pull>| digest.map_or_else(|| pull.is_meant_by(text), |digest| pull.manifest == digest);
-        state.pulls.iter().find(meant).cloned()
+        let fit = |pull: &Pull| match digest {
+            Some(digest) => (pull.manifest == digest).then_some(Fit::Whole),
+            None => pull.fit(text),
+        };
+        let fitting: Vec<_> = self.all().into_iter().filter_map(|pull| Some((fit(&pull)?, pull))).collect();
+        let best = fitting.iter().map(|(fit, _)| *fit).min()?;
+        Some((best, fitting.into_iter().filter(|(fit, _)| *fit == best).map(|(_, pull)| pull).collect()))
     }
 
     pub(super) fn timelines(&self) -> &Timelines {
@@ -185,11 +237,20 @@ impl Pulls {
     }
 }
 
+/// Whether a name begins with what looks like a registry, as containerd's whole names do.
+fn has_registry(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(first, _)| first.contains(['.', ':']) || first == "localhost")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn image(repo: &str, layers: usize) -> Image {
+        image_of("reg.example:5000", repo, layers)
+    }
+
+    fn image_of(registry: &str, repo: &str, layers: usize) -> Image {
         let descriptor = |kind: &str, number: usize| {
             let digest = Digest::of(format!("{repo}{kind}{number}").as_bytes());
             format!(r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{digest}","size":7}}"#)
@@ -200,7 +261,7 @@ mod tests {
             descriptor("config.v1+json", 0),
             layers.join(",")
         );
-        Image::parse("reg.example:5000".parse().unwrap(), repo.parse().unwrap(), manifest.as_bytes()).unwrap()
+        Image::parse(registry.parse().unwrap(), repo.parse().unwrap(), manifest.as_bytes()).unwrap()
     }
 
     #[test]
@@ -228,6 +289,36 @@ mod tests {
         for name in ["pp:1.0", "app:1.1", "other", "", "1.0"] {
             assert!(pulls.of_image(name).is_none(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_whole_name_comes_before_the_ends_of_others() {
+        let pulls = Pulls::new(Arc::default());
+        let pull = |registry: &str, repo: &str, tag: &str, layers| {
+            let image = image_of(registry, repo, layers);
+            pulls.resolved(&image.registry, &image.repo, &Reference::Tag(tag.into()), Instant::now());
+            pulls.begin(&image);
+        };
+        let names = |text: &str| pulls.single(text).map(|pull| pull.map(|pull| pull.name()));
+        let ambiguous =
+            |names: &[&str]| Err(Ambiguous { names: names.iter().map(|name| (*name).to_owned()).collect() });
+        let (own, proxied) = ("docker.io/library/alpine:3", "harbor.example/docker.io/library/alpine:3");
+        pull("harbor.example", "docker.io/library/alpine", "3", 1);
+        assert_eq!(names(own), Ok(None), "it says another registry");
+        assert_eq!(names("library/alpine:3"), Ok(Some(proxied.to_owned())));
+
+        pull("docker.io", "library/alpine", "3", 1);
+        pull("harbor.example", "docker.io/library/alpine", "3", 2);
+        assert_eq!(pulls.of_image(own).unwrap().name(), own);
+        assert_eq!((names(own), names(proxied)), (Ok(Some(own.to_owned())), Ok(Some(proxied.to_owned()))));
+        assert_eq!(names("docker.io/library/alpine"), Ok(Some(own.to_owned())));
+        for ending in ["alpine:3", "alpine", "library/alpine"] {
+            assert_eq!(pulls.of_image(ending).unwrap().name(), proxied, "the newest");
+            assert_eq!(names(ending), ambiguous(&[proxied, own]), "{ending}");
+        }
+        pull("docker.io", "library/alpine", "4", 2);
+        assert_eq!(names("docker.io/library/alpine"), ambiguous(&["docker.io/library/alpine:4", own]));
+        assert_eq!(names("busybox"), Ok(None));
     }
 
     #[test]

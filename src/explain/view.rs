@@ -161,6 +161,19 @@ pub(crate) fn find(pulls: &Pulls, name: &str) -> Option<PullState> {
     if let Some(pull) = pulls.of_image(name) {
         return Some(image(&pull));
     }
+    blob_named(pulls, name)
+}
+
+/// The same for what cannot be taken back: the names that may be meant if there are several.
+pub(crate) fn find_single(pulls: &Pulls, name: &str) -> Result<Option<PullState>, Vec<String>> {
+    match pulls.single(name) {
+        Ok(Some(pull)) => Ok(Some(image(&pull))),
+        Ok(None) => Ok(blob_named(pulls, name)),
+        Err(ambiguous) => Err(ambiguous.names),
+    }
+}
+
+fn blob_named(pulls: &Pulls, name: &str) -> Option<PullState> {
     let digest = name.parse::<Digest>().ok()?;
     pulls.timelines().get(&digest).map(|timeline| blob(digest, timeline.recorded()))
 }

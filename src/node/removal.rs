@@ -33,6 +33,9 @@ pub(crate) struct Collected {
     pub pinned: usize,
     /// Blobs that stay because something uses them: mounts, downloads, readers.
     pub in_use: usize,
+    /// Why blobs stay that nobody uses: one sentence for each.
+    #[serde(default)]
+    pub failed: Vec<String>,
 }
 
 pub(crate) fn routes(node: Arc<Node>) -> Router {
@@ -104,18 +107,29 @@ async fn answer(node: Arc<Node>, done: bool) -> Response {
 }
 
 fn collected(node: &Arc<Node>, done: bool) -> Collected {
-    let mut blobs = Vec::new();
-    for (digest, bytes) in node.removable() {
-        // Somebody may have begun to use it meanwhile: then it stays.
-        if !done || matches!(node.remove(&digest), Ok(true)) {
-            blobs.push(Removed { digest: digest.to_string(), removed: done, bytes });
+    let removed = |digest: Digest, bytes| Removed { digest: digest.to_string(), removed: done, bytes };
+    let (mut blobs, mut failed) = (Vec::new(), Vec::new());
+    if done {
+        for (digest, bytes, outcome) in node.remove_unused() {
+            match outcome {
+                Ok(true) => blobs.push(removed(digest, bytes)),
+                // Somebody has removed it, or begun to use it, meanwhile.
+                Ok(false) | Err(StoreError::Pinned(_) | StoreError::InUse(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%digest, %error, "a blob that nobody uses could not be removed");
+                    failed.push(format!("{digest} could not be removed: {error}"));
+                }
+            }
         }
+    } else {
+        blobs.extend(node.removable().into_iter().map(|(digest, bytes)| removed(digest, bytes)));
     }
     let gone: std::collections::HashSet<_> = blobs.iter().map(|blob| blob.digest.as_str()).collect();
     let stays =
         |blob: &lapwing_p2p::node::BlobStatus| !blob.foreign && !gone.contains(blob.digest.to_string().as_str());
     let left: Vec<_> = node.blobs().into_iter().filter(stays).collect();
     let pinned = left.iter().filter(|blob| blob.pinned).count();
-    let (in_use, bytes) = (left.len() - pinned, blobs.iter().map(|blob| blob.bytes).sum());
-    Collected { done, blobs, bytes, pinned, in_use }
+    let in_use = (left.len() - pinned).saturating_sub(failed.len());
+    let bytes = blobs.iter().map(|blob| blob.bytes).sum();
+    Collected { done, blobs, bytes, pinned, in_use, failed }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use super::Node;
 use super::blob::{Blob, lock};
-use super::{Inner, Node};
 use crate::digest::Digest;
 use crate::layout::PieceIndex;
 use crate::store::StoreError;
@@ -122,22 +122,40 @@ impl Node {
         self.store.remove(digest)
     }
 
-    /// The blobs that [`Self::remove`] would remove now, with the bytes of their pieces. Blocks on the disk.
-    pub fn removable(self: &Arc<Self>) -> Vec<(Digest, u64)> {
+    /// Removes every blob that nobody uses and no operator pinned, each with the bytes of its pieces and what came of it:
+    /// somebody may begin to use it meanwhile. Blocks on the disk.
+    pub fn remove_unused(self: &Arc<Self>) -> Vec<(Digest, u64, Result<bool, StoreError>)> {
         self.let_go();
-        self.store.removable()
+        let unused = self.store.removable().into_iter();
+        unused.map(|(digest, bytes)| (digest, bytes, self.store.remove(&digest))).collect()
     }
 
-    /// Closes what is only kept open for who may come back.
+    /// The blobs that [`Self::remove_unused`] would remove now, with the bytes of their pieces. Changes nothing.
+    pub fn removable(&self) -> Vec<(Digest, u64)> {
+        let lingering: Vec<_> = {
+            let (inner, now) = (lock(&self.inner), Instant::now());
+            let unused = |(digest, blob): &(&Digest, &Arc<Blob>)| {
+                is_unheld(blob, now, Duration::ZERO) && inner.swarm.is_quiet(digest)
+            };
+            inner.blobs.iter().filter(unused).map(|(_, blob)| Arc::clone(&blob.stored)).collect()
+        };
+        self.store.removable_without(&lingering)
+    }
+
+    /// Closes what is only kept open for who may come back. What does not come is given up when it always is.
     fn let_go(self: &Arc<Self>) {
         self.unflushed().into_iter().for_each(|blob| self.flush_blob(&blob));
-        self.close_unused(Duration::ZERO);
+        self.close_quiet(Duration::ZERO);
     }
 
     /// Closes blobs that nobody has held for so long, wants or trades, so that their pieces may be evicted.
     pub(super) fn close_unused(self: &Arc<Self>, linger: Duration) {
+        self.give_up_stalled(linger.max(STALLED));
+        self.close_quiet(linger);
+    }
+
+    fn close_quiet(self: &Arc<Self>, linger: Duration) {
         let mut inner = lock(&self.inner);
-        self.give_up_stalled(&mut inner, linger.max(STALLED));
         let now = Instant::now();
         // What somebody else removed frees no space as long as it is open.
         let linger = |blob: &Blob| if blob.stored.is_removed() { Duration::ZERO } else { linger };
@@ -168,7 +186,8 @@ impl Node {
 
     /// Wants no more of blobs that nobody has held for so long and of which nothing came for as long: whoever asked for all
     /// of them has been told why it does not come, or is gone.
-    fn give_up_stalled(self: &Arc<Self>, inner: &mut Inner, patience: Duration) {
+    fn give_up_stalled(self: &Arc<Self>, patience: Duration) {
+        let mut inner = lock(&self.inner);
         let (now, elapsed) = (Instant::now(), self.elapsed());
         let stalled =
             |digest: &Digest| inner.swarm.waits_since(digest).is_some_and(|since| elapsed >= since + patience);
@@ -180,7 +199,7 @@ impl Node {
             .collect();
         for (digest, id) in vain {
             tracing::debug!(%digest, "nobody waits for this blob and it does not come, given up");
-            self.dispatch(inner, Event::Unwant { digest, id });
+            self.dispatch(&mut inner, Event::Unwant { digest, id });
         }
     }
 

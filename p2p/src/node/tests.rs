@@ -110,6 +110,35 @@ async fn a_blob_that_does_not_come_and_that_nobody_waits_for_leaves_nothing() {
     node.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_be_removed_is_told_without_changing_anything() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path()).await;
+    let (bytes, missing) = (b"all of it is here", Digest::of(b"blob"));
+    let (kept, unused) = (Digest::of(b"kept"), Digest::of(bytes));
+    node.store().insert(&kept, b"kept").unwrap();
+    node.store().insert(&unused, bytes).unwrap();
+    node.store().pin(kept).unwrap();
+    let opened =
+        [(kept, 4), (unused, bytes.len() as u64)].map(|(digest, length)| node.open(digest, length, None).unwrap());
+    node.open(missing, 1 << 20, None).unwrap().want_all(Priority::Bulk);
+    assert_eq!(node.removable(), [], "all are held or wanted");
+    drop(opened);
+
+    let told = async {
+        while node.removable() != [(unused, bytes.len() as u64)] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), told).await.expect("it is not told");
+    assert!(lock(&node.inner).blobs.contains_key(&unused) && node.is_busy(), "nothing was closed or given up");
+    let removed: Vec<_> =
+        node.remove_unused().into_iter().map(|(digest, _, outcome)| (digest, outcome.unwrap())).collect();
+    assert_eq!(removed, [(unused, true)]);
+    assert!(node.store().list().iter().all(|blob| blob.digest != unused) && node.is_busy());
+    node.shutdown().await;
+}
+
 /// A write that found the disk full and told so late cancelled the pull of who had made room and asked again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_found_no_room_says_nothing_of_who_asked_since() {

@@ -12,7 +12,6 @@ use super::blob::{Blob, lock};
 use crate::metrics::Metrics;
 use crate::rate::{Gate, Limits, Rates, Ticket};
 use crate::swarm::Priority;
-use crate::timeline::Track;
 
 /// The gate that bytes of origins pass.
 #[derive(Debug, Default)]
@@ -59,12 +58,16 @@ impl Node {
         let priority = lock(&self.inner).swarm.urgency(&blob.digest, pieces).unwrap_or(Priority::Background);
         let ticket = lock(&self.origin_gate.gate).queue(priority, blob.digest, bytes);
         let waiting = Waiting { node: self, ticket };
-        let began = std::time::Instant::now();
+        let (began, mut waited) = (std::time::Instant::now(), false);
         loop {
             let changed = self.origin_gate.changed.notified();
             let Err(wait) = lock(&self.origin_gate.gate).pass(self.elapsed(), waiting.ticket) else {
-                return blob.timeline().add(Track::Limit, began, std::time::Instant::now());
+                if waited {
+                    blob.timeline().held_back(began, std::time::Instant::now());
+                }
+                return;
             };
+            waited = true;
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = changed => {}
@@ -86,7 +89,7 @@ impl Node {
                 .collect()
         };
         for blob in active {
-            blob.timeline().add(Track::Limit, began, now);
+            blob.timeline().held_back(began, now);
         }
     }
 

@@ -158,6 +158,12 @@ impl StoredBlob {
         self.state.lock().removed
     }
 
+    /// The bytes of its pieces, if one pin and nothing else keeps it.
+    pub(super) fn bytes_if_pinned_once(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.is_pinned_once().then(|| byte_count(self.layout, &state.have))
+    }
+
     /// The data file, for sendfile. Only the bytes of pieces that [`Self::has`] affirms mean anything.
     pub const fn file(&self) -> &File {
         &self.data

@@ -3,16 +3,16 @@
 //! Whoever looks after the store ages it ([`ChunkStore::age`]) when it is [`ChunkStore::crowded`]: beyond the high
 //! watermark, or close to the floor. A write evicts by itself only when it would go beyond the quota or the floor.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::error::StoreError;
 use super::order::{Candidate, eviction_order, oldest};
-use super::{BlobSummary, ChunkStore, Removal, StoreConfig, lock};
+use super::{BlobSummary, ChunkStore, Removal, StoreConfig, StoredBlob, lock};
 use crate::digest::Digest;
 use crate::discovery::Replicas;
 
@@ -262,6 +262,21 @@ impl ChunkStore {
     /// The blobs that nobody uses and no operator pinned, with the bytes of their pieces.
     pub fn removable(&self) -> Vec<(Digest, u64)> {
         self.candidates(0).into_iter().map(|candidate| (candidate.digest, candidate.bytes)).collect()
+    }
+
+    /// What [`Self::removable`] would give if the one pin that the caller has on each of these were gone.
+    pub fn removable_without(&self, pinned: &[Arc<StoredBlob>]) -> Vec<(Digest, u64)> {
+        let mut removable = self.removable();
+        let known: HashSet<Digest> = removable.iter().map(|(digest, _)| *digest).collect();
+        for blob in pinned {
+            let digest = blob.digest();
+            let kept = self.pins.is_pinned(&digest) || self.pins.is_held(&digest);
+            let kept = kept || self.summary(&digest).is_none_or(|blob| blob.foreign);
+            if !kept && !known.contains(&digest) && !blob.is_removed() {
+                removable.extend(blob.bytes_if_pinned_once().map(|bytes| (digest, bytes)));
+            }
+        }
+        removable
     }
 
     /// The blobs that nobody needs and that hold at least so many bytes.

@@ -36,6 +36,11 @@ impl State {
         self.pins > 0 || !self.claimed.is_empty()
     }
 
+    /// Whether one pin alone is why it is in use.
+    pub(super) fn is_pinned_once(&self) -> bool {
+        self.pins == 1 && self.claimed.is_empty()
+    }
+
     pub(super) const fn is_flushed(&self) -> bool {
         self.changes == self.flushed
     }

@@ -67,9 +67,14 @@ impl Lanes {
 
     /// Something was done from `start` to `end`. `late`: counted, and in no cell.
     pub(super) fn add(&mut self, track: Track, start: Duration, end: Duration, late: bool) {
+        self.lanes[track as usize].count += 1;
+        self.go_on(track, start, end, late);
+    }
+
+    /// What was added before went on.
+    pub(super) fn go_on(&mut self, track: Track, start: Duration, end: Duration, late: bool) {
         let end = end.max(start);
         let lane = &mut self.lanes[track as usize];
-        lane.count += 1;
         lane.busy += end - start;
         if late {
             return;
