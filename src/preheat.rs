@@ -284,11 +284,17 @@ impl Preheat {
     async fn by_seeds(&self, job: JobId, wish: &Wish, index: bool, certain: bool) -> Result<(), String> {
         let Wish { digest, length, .. } = *wish;
         let request = PreheatRequest { digest, length, locator: wish.locator(), index };
-        let (mut pause, mut answered) = (ASK.0, Instant::now());
+        let (mut pause, mut answered, mut moved) = (ASK.0, Instant::now(), Instant::now());
+        // A fetch that begins anew is no step ahead.
+        let mut best = (false, 0);
         loop {
             match self.node.discovery().preheat_seed(request.clone()).await {
                 Ok(seed) => {
                     answered = Instant::now();
+                    if (seed.complete, seed.have) > best {
+                        best = (seed.complete, seed.have);
+                        moved = answered;
+                    }
                     self.tell(Event::Progress { job, digest, length, have: seed.have });
                     if seed.complete && index {
                         self.tell(Event::Indexing { job, digest });
@@ -314,6 +320,11 @@ impl Preheat {
                     return Err(format!("{refusal}; run a seed, or preheat to \"here\" or \"all\""));
                 }
                 Err(refusal) => tracing::debug!(%digest, %refusal, "no seed takes a blob now"),
+            }
+            if moved.elapsed() > limits::ORDER_PATIENCE {
+                let (complete, have) = best;
+                let what = if complete { "no index of it" } else { "no more" };
+                return Err(format!("the seeds have {have} of {length} bytes, and {what} for long"));
             }
             sleep(pause).await;
             pause = (pause * 3 / 2).min(ASK.1);
