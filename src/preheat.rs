@@ -50,7 +50,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const EXPIRE: Duration = Duration::from_secs(30);
 /// Shortest and longest pause between two questions to a seed.
 const ASK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How long seeds may be out of reach or busy before a blob is given up.
+/// How long seeds may be out of reach before a blob is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the tracker may take to name an index that a seed has stated.
 const INDEX_PATIENCE: Duration = Duration::from_secs(120);
@@ -316,6 +316,11 @@ impl Preheat {
                     }
                 }
                 Err(SeedRefusal::Refused(reason)) => return Err(reason),
+                // It lives, and will have a place.
+                Err(SeedRefusal::Busy(reason)) => {
+                    answered = Instant::now();
+                    tracing::debug!(%digest, reason, "the seeds have no place for a blob now");
+                }
                 Err(refusal) if answered.elapsed() > PATIENCE => {
                     return Err(format!("{refusal}; run a seed, or preheat to \"here\" or \"all\""));
                 }
