@@ -255,7 +255,7 @@ impl Preheat {
         match to {
             To::Seeds if !self.machine.is_seed() => self.by_seeds(job, &wish, index, is_layer.is_some()).await,
             To::Seeds | To::Here => self.here(job, wish, index).await,
-            To::All | To::Nodes(_) => self.by_nodes(job, &wish, to, index && is_layer.is_some()).await,
+            To::All | To::Nodes(_) => self.by_nodes(job, &wish, to, index, is_layer.is_some()).await,
         }
     }
 

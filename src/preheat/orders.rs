@@ -23,7 +23,15 @@ const REPEAT: (Duration, Duration) = (Duration::from_millis(300), Duration::from
 
 impl Preheat {
     /// Has the nodes that `to` means fetch a blob, and waits for them.
-    pub(super) async fn by_nodes(&self, job: JobId, wish: &Wish, to: To, index: bool) -> Result<(), String> {
+    /// `certain`: an index that is asked for must be known to others in the end; else only the nodes can tell whether the blob is a layer.
+    pub(super) async fn by_nodes(
+        &self,
+        job: JobId,
+        wish: &Wish,
+        to: To,
+        index: bool,
+        certain: bool,
+    ) -> Result<(), String> {
         let Wish { digest, length, .. } = *wish;
         let nodes = if let To::Nodes(nodes) = to { Some(nodes) } else { None };
         let order = Order { digest, length, locator: wish.locator(), index };
@@ -62,7 +70,7 @@ impl Preheat {
             sleep(pause).await;
             pause = (pause * 3 / 2).min(REPEAT.1);
         }
-        if index {
+        if index && certain {
             self.tell(Event::Indexing { job, digest });
             self.index_known(digest).await?;
         }
