@@ -94,8 +94,14 @@ impl Preheat {
         let preheat = Self::new(machine, Arc::clone(node), Arc::clone(registries), metrics);
         webhook::start(&config.preheat, registries, Arc::clone(&preheat), shutdown.clone()).await?;
         tokio::spawn(Arc::clone(&preheat).watch(shutdown.clone()));
-        if config.preheat.accept && !preheat.machine.is_seed() {
-            tokio::spawn(Arc::clone(&preheat).obey(shutdown.clone()));
+        if !preheat.machine.is_seed() {
+            let preheat = Arc::clone(&preheat);
+            let stop = shutdown.clone();
+            if config.preheat.accept {
+                tokio::spawn(preheat.obey(stop));
+            } else {
+                tokio::spawn(async move { stop.run_until_cancelled_owned(preheat.decline()).await });
+            }
         }
         let api = std::mem::take(&mut admin.api);
         admin.api = api.merge(api::routes(preheat));

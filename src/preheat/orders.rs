@@ -112,6 +112,17 @@ impl Preheat {
         }
     }
 
+    /// Says to each order that it is not carried out here, so that nobody waits for this node.
+    pub(super) async fn decline(self: Arc<Self>) {
+        loop {
+            let digest = self.node.discovery().next_order().await.digest;
+            let reason = "this node takes no orders (preheat.accept)".to_owned();
+            if let Err(error) = self.node.discovery().order_failed(digest, reason).await {
+                tracing::debug!(%digest, %error, "nobody was told that this node takes no orders");
+            }
+        }
+    }
+
     async fn follow(&self, order: Order) -> Result<(), String> {
         let Order { digest, length, locator, index } = order;
         let registry = locator.namespace.parse().map_err(|error| format!("{error}"))?;

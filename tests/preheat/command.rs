@@ -216,6 +216,26 @@ fn a_blob_that_the_seed_gives_up_ends_its_job_with_the_reason() {
     assert_eq!(seed.metric("lapwing_seed_given_up_total", "").unwrap(), 1.0, "the registry was not asked again");
 }
 
+#[test]
+fn a_node_that_takes_no_orders_says_so_at_once() {
+    if !require("a_node_that_takes_no_orders_says_so_at_once", &NEEDS) {
+        return;
+    }
+    let site = site("preheat-deaf", RegistryOptions::default());
+    let (host, node) = bare_node(&site, "n", site.settings().with("preheat", "accept = false"));
+    let small = image::small().unwrap();
+    let reference = site.registry.push(&small, "public/small:1").unwrap();
+    let (code, begun, output) = preheat(&host, &[&reference, "--to", "all", "--detach"]);
+    assert_eq!(code, 0, "{}", said(&output));
+    let id = begun["id"].as_str().unwrap();
+    wait::until_true("the job to end", DEADLINE, || job(&node, id)["state"] != "running").unwrap();
+    let ended = job(&node, id);
+    assert_eq!(ended["state"], "failed", "{ended}");
+    let error = ended["blobs"][0]["error"].as_str().unwrap();
+    assert!(error.contains("1 of 1 nodes") && error.contains("takes no orders"), "{ended}");
+    assert!(!has_all(&node, &digests(&small)));
+}
+
 /// The document is the one in `docs/reference`, and there are the methods that it names and no others.
 fn the_description_is_true(host: &Host) {
     let (status, body) = send_admin(host, "GET /api/v1/preheat/openapi.json HTTP/1.1", b"");
