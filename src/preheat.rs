@@ -50,7 +50,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const EXPIRE: Duration = Duration::from_secs(30);
 /// Shortest and longest pause between two questions to a seed.
 const ASK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How long seeds may be out of reach or busy before a blob is given up.
+/// How long seeds may be out of reach before a blob is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the tracker may take to name an index that a seed has stated.
 const INDEX_PATIENCE: Duration = Duration::from_secs(120);
@@ -94,8 +94,14 @@ impl Preheat {
         let preheat = Self::new(machine, Arc::clone(node), Arc::clone(registries), metrics);
         webhook::start(&config.preheat, registries, Arc::clone(&preheat), shutdown.clone()).await?;
         tokio::spawn(Arc::clone(&preheat).watch(shutdown.clone()));
-        if config.preheat.accept && !preheat.machine.is_seed() {
-            tokio::spawn(Arc::clone(&preheat).obey(shutdown.clone()));
+        if !preheat.machine.is_seed() {
+            let preheat = Arc::clone(&preheat);
+            let stop = shutdown.clone();
+            if config.preheat.accept {
+                tokio::spawn(preheat.obey(stop));
+            } else {
+                tokio::spawn(async move { stop.run_until_cancelled_owned(preheat.decline()).await });
+            }
         }
         let api = std::mem::take(&mut admin.api);
         admin.api = api.merge(api::routes(preheat));
@@ -255,7 +261,7 @@ impl Preheat {
         match to {
             To::Seeds if !self.machine.is_seed() => self.by_seeds(job, &wish, index, is_layer.is_some()).await,
             To::Seeds | To::Here => self.here(job, wish, index).await,
-            To::All | To::Nodes(_) => self.by_nodes(job, &wish, to, index && is_layer.is_some()).await,
+            To::All | To::Nodes(_) => self.by_nodes(job, &wish, to, index, is_layer.is_some()).await,
         }
     }
 
@@ -284,11 +290,17 @@ impl Preheat {
     async fn by_seeds(&self, job: JobId, wish: &Wish, index: bool, certain: bool) -> Result<(), String> {
         let Wish { digest, length, .. } = *wish;
         let request = PreheatRequest { digest, length, locator: wish.locator(), index };
-        let (mut pause, mut answered) = (ASK.0, Instant::now());
+        let (mut pause, mut answered, mut moved) = (ASK.0, Instant::now(), Instant::now());
+        // A fetch that begins anew is no step ahead.
+        let mut best = (false, 0);
         loop {
             match self.node.discovery().preheat_seed(request.clone()).await {
                 Ok(seed) => {
                     answered = Instant::now();
+                    if (seed.complete, seed.have) > best {
+                        best = (seed.complete, seed.have);
+                        moved = answered;
+                    }
                     self.tell(Event::Progress { job, digest, length, have: seed.have });
                     if seed.complete && index {
                         self.tell(Event::Indexing { job, digest });
@@ -310,10 +322,20 @@ impl Preheat {
                     }
                 }
                 Err(SeedRefusal::Refused(reason)) => return Err(reason),
+                // It lives, and will have a place.
+                Err(SeedRefusal::Busy(reason)) => {
+                    answered = Instant::now();
+                    tracing::debug!(%digest, reason, "the seeds have no place for a blob now");
+                }
                 Err(refusal) if answered.elapsed() > PATIENCE => {
                     return Err(format!("{refusal}; run a seed, or preheat to \"here\" or \"all\""));
                 }
                 Err(refusal) => tracing::debug!(%digest, %refusal, "no seed takes a blob now"),
+            }
+            if moved.elapsed() > limits::ORDER_PATIENCE {
+                let (complete, have) = best;
+                let what = if complete { "no index of it" } else { "no more" };
+                return Err(format!("the seeds have {have} of {length} bytes, and {what} for long"));
             }
             sleep(pause).await;
             pause = (pause * 3 / 2).min(ASK.1);

@@ -30,6 +30,7 @@ use crate::node::{self, Role, cannot_listen, state::NodeState};
 use crate::preheat::Preheat;
 
 mod demand;
+mod failures;
 mod indexing;
 mod keeping;
 mod ledger;

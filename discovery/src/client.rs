@@ -32,7 +32,7 @@ use futures_util::future::{BoxFuture, join_all};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{
     Discovery, DiscoveryError, Found, Holder, Holding, LeaseReply, LeaseRequest, Order, OrderRequest, OrderStand,
-    PreheatRequest, Preheated, Replicas, SeedRefusal, SeedRequest, Settlement, Statement,
+    PreheatRequest, Preheated, Replicas, SeedRefusal, SeedRequest, Settlement, Statement, StatementKind,
 };
 use lapwing_p2p::identity::PeerId;
 use tokio::time::{Instant, timeout};
@@ -224,9 +224,13 @@ impl Discovery for TrackerClient {
         })
     }
 
-    /// Is recorded and told like an announcement.
+    /// Is recorded and told like an announcement; a right, which ends in minutes, is told once and not recorded.
     fn state(&self, statement: Statement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         Box::pin(async move {
+            if statement.kind == StatementKind::Right {
+                self.shared.links().owners(&statement.subject).for_each(|link| link.push_right(statement));
+                return Ok(());
+            }
             let mut held = self.shared.held();
             let key = (statement.kind, statement.subject);
             if held.statements.get(&key) == Some(&statement) {

@@ -252,8 +252,6 @@ pub const MAX_ORDERS: usize = 4096;
 pub const ORDER_TTL: Duration = Duration::from_secs(60);
 /// Most orders in one answer: with names of full length they fit into [`MAX_REPLY_BYTES`].
 pub const MAX_ORDERS_PER_ANSWER: usize = 128;
-/// Nodes of which it is remembered that they cannot carry out an order.
-pub const MAX_FAILURES_PER_ORDER: usize = 1024;
 /// Jobs of which it is remembered that they gave the same order.
 pub const MAX_JOBS_PER_ORDER: usize = 64;
 /// Longest reason of such a node, in bytes.

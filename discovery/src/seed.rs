@@ -64,6 +64,8 @@ pub struct Wanted {
     pub waited_for: bool,
     /// Whether its index shall be built and stated, also where the seed builds none by itself.
     pub index: bool,
+    /// Whether who asks follows the fetch to its end, and is to hear once why the last one was given up.
+    pub follows: bool,
 }
 
 /// What a seed does for a blob that it is asked for: it has all of it, or fetches it and serves what it has so far.

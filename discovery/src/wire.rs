@@ -113,9 +113,11 @@ pub(crate) fn holdings(messages: &[proto::Holding]) -> Result<Vec<(Digest, Optio
     messages.iter().map(read).collect()
 }
 
+/// Those of kinds that this version does not know are left out: whoever sends them is newer, and nothing else of his is worse for it.
 pub(crate) fn statements(messages: &[proto::Statement]) -> Result<Vec<Statement>, Status> {
     check_count("statements", messages.len(), MAX_ENTRIES_PER_MESSAGE)?;
-    messages.iter().map(statement).collect()
+    let is_known = |message: &&proto::Statement| proto::StatementKind::try_from(message.kind).is_ok();
+    messages.iter().filter(is_known).map(statement).collect()
 }
 
 fn statement(message: &proto::Statement) -> Result<Statement, Status> {
@@ -302,4 +304,24 @@ pub(crate) fn holder(message: &proto::Holder) -> Option<Holder> {
 pub(crate) fn vote(subject: Digest, message: &proto::Vote) -> Option<Vote> {
     let statement = statement(message.statement.as_ref()?).ok()?;
     (statement.subject == subject && message.nodes > 0).then_some(Vote { statement, nodes: message.nodes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_of_unknown_kinds_are_left_out_and_malformed_ones_refused() {
+        let message = |kind: i32| proto::Statement { subject: vec![1; 32], kind, object: vec![2; 32], length: 1 };
+        let profile = message(proto::StatementKind::Profile.into());
+        let read = statements(&[message(99), profile.clone(), message(-1)]).unwrap();
+        assert_eq!(read.iter().map(|statement| statement.kind).collect::<Vec<_>>(), [StatementKind::Profile]);
+        for bad in [
+            message(0),
+            proto::Statement { length: 0, ..profile.clone() },
+            proto::Statement { subject: vec![1; 31], ..profile },
+        ] {
+            assert!(statements(&[bad]).is_err());
+        }
+    }
 }

@@ -22,7 +22,7 @@ pub(crate) const MAX_ORDERED_AT_ONCE: usize = 256;
 pub(crate) const MAX_ORDERS_AT_ONCE: usize = 8;
 /// Orders of others that wait or are under way; what is beyond is not taken on.
 pub(crate) const MAX_ORDERS_WAITING: usize = 4096;
-/// An order that no further node carries out within this time is given up.
+/// An order that no further node carries out within this time is given up, and a blob of which seeds get nothing more.
 pub(crate) const ORDER_PATIENCE: Duration = Duration::from_secs(1800);
 /// Longest name of an image, in bytes: registry, repository, tag and digest at their longest.
 pub(crate) const MAX_NAME: usize = 259 + 255 + 128 + 71 + 3;

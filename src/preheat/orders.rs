@@ -23,7 +23,15 @@ const REPEAT: (Duration, Duration) = (Duration::from_millis(300), Duration::from
 
 impl Preheat {
     /// Has the nodes that `to` means fetch a blob, and waits for them.
-    pub(super) async fn by_nodes(&self, job: JobId, wish: &Wish, to: To, index: bool) -> Result<(), String> {
+    /// `certain`: an index that is asked for must be known to others in the end; else only the nodes can tell whether the blob is a layer.
+    pub(super) async fn by_nodes(
+        &self,
+        job: JobId,
+        wish: &Wish,
+        to: To,
+        index: bool,
+        certain: bool,
+    ) -> Result<(), String> {
         let Wish { digest, length, .. } = *wish;
         let nodes = if let To::Nodes(nodes) = to { Some(nodes) } else { None };
         let order = Order { digest, length, locator: wish.locator(), index };
@@ -62,7 +70,7 @@ impl Preheat {
             sleep(pause).await;
             pause = (pause * 3 / 2).min(REPEAT.1);
         }
-        if index {
+        if index && certain {
             self.tell(Event::Indexing { job, digest });
             self.index_known(digest).await?;
         }
@@ -101,6 +109,17 @@ impl Preheat {
             };
             let shutdown = shutdown.clone();
             tokio::spawn(async move { shutdown.run_until_cancelled_owned(work).await });
+        }
+    }
+
+    /// Says to each order that it is not carried out here, so that nobody waits for this node.
+    pub(super) async fn decline(self: Arc<Self>) {
+        loop {
+            let digest = self.node.discovery().next_order().await.digest;
+            let reason = "this node takes no orders (preheat.accept)".to_owned();
+            if let Err(error) = self.node.discovery().order_failed(digest, reason).await {
+                tracing::debug!(%digest, %error, "nobody was told that this node takes no orders");
+            }
         }
     }
 

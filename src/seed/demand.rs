@@ -23,8 +23,9 @@ use lapwing_p2p::storage::SeedStorage as _;
 use lapwing_plugins::registry::{Credential, Denied, Registries, RegistryName, RepositoryName};
 use lapwing_plugins::storage::DiskStorage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::failures::Failures;
 use super::indexing::Indexing;
 use super::keeping::Keeping;
 use super::ledger::Ledger;
@@ -87,6 +88,8 @@ pub(super) struct Demand {
     registries: Arc<Registries>,
     ledger: Ledger,
     jobs: Mutex<HashMap<Digest, Job>>,
+    /// Why fetches were given up that nobody waits for here.
+    failures: Mutex<Failures>,
     places: Arc<Semaphore>,
     limit: usize,
     indexing: Indexing,
@@ -112,6 +115,7 @@ impl Demand {
             registries,
             ledger,
             jobs: Mutex::default(),
+            failures: Mutex::default(),
             places: Arc::new(Semaphore::new(limit)),
             limit,
             indexing,
@@ -141,6 +145,11 @@ impl Demand {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        // Likewise.
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn take_on(&self, wanted: Wanted) -> Result<Taken, Refusal> {
         let registry = wanted.locator.namespace.parse::<RegistryName>();
         let registry = registry.map_err(|error| Refusal::NotListed(error.to_string()))?;
@@ -158,6 +167,11 @@ impl Demand {
             }
             Some(length) => return Err(wrong_length(&wanted, length)),
             None => {}
+        }
+        if wanted.follows
+            && let Some(reason) = self.failures().take(&wanted.digest, Instant::now())
+        {
+            return Err(Refusal::NotThere(reason));
         }
         let mut admission = self.join_or_start(&wanted)?.admission;
         let word = match timeout(ANSWER, admission.wait_for(Option::is_some)).await {
@@ -226,6 +240,7 @@ impl Demand {
     async fn carry_out(&self, wanted: Wanted, tellers: Tellers, place: OwnedSemaphorePermit) {
         let (digest, repo) = (wanted.digest, wanted.locator.repository.clone());
         self.metrics.fetches.inc();
+        let begun = Instant::now();
         let outcome = match self.source(&wanted).await {
             Ok(origin) => {
                 self.ledger.add(&wanted);
@@ -236,6 +251,7 @@ impl Demand {
                     Err(Ended::GivenUp(error)) => {
                         self.metrics.given_up.inc();
                         tracing::warn!(%digest, repo, error, "blob is given up until somebody asks for it again");
+                        self.failures().note(digest, error.clone(), Instant::now());
                         Err(error)
                     }
                 }
@@ -243,6 +259,10 @@ impl Demand {
             Err(refusal) => {
                 tracing::info!(%digest, repo, %refusal, "blob is not fetched");
                 let reason = refusal.to_string();
+                if begun.elapsed() >= ANSWER {
+                    // Who asked for it had been answered before.
+                    self.failures().note(digest, reason.clone(), Instant::now());
+                }
                 tellers.admitted.send_replace(Some(Err(refusal)));
                 Err(reason)
             }
@@ -340,7 +360,7 @@ impl Machine for Demand {
 
     fn fetch(&self, wish: Wish) -> BoxFuture<'_, Result<(), String>> {
         let (digest, length, locator) = (wish.digest, wish.length, wish.locator());
-        let wanted = Wanted { digest, length, locator, waited_for: true, index: false };
+        let wanted = Wanted { digest, length, locator, waited_for: true, index: false, follows: false };
         async move { self.whole(&wanted).await }.boxed()
     }
 

@@ -86,7 +86,14 @@ fn read(path: &Path) -> Option<Wanted> {
     let mut lines = text.lines();
     let length = lines.next()?.parse().ok()?;
     let locator = Locator { namespace: lines.next()?.to_owned(), repository: lines.next()?.to_owned() };
-    lines.next().is_none().then_some(Wanted { digest, length, locator, waited_for: false, index: false })
+    lines.next().is_none().then_some(Wanted {
+        digest,
+        length,
+        locator,
+        waited_for: false,
+        index: false,
+        follows: false,
+    })
 }
 
 #[cfg(test)]
@@ -103,6 +110,7 @@ mod tests {
             locator: Locator { namespace: "reg.example:5000".to_owned(), repository: "a/b".to_owned() },
             waited_for: false,
             index: false,
+            follows: false,
         };
         let (one, two) = (wanted(b"one"), wanted(b"three"));
         let ledger = Ledger::open(&dir).unwrap();

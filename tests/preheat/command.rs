@@ -185,6 +185,57 @@ fn what_must_not_be_is_refused_and_what_is_stopped_stops() {
     assert!(opened(&slow) < noise.layout.layers.len(), "blobs whose turn had not come are not begun");
 }
 
+#[test]
+fn a_blob_that_the_seed_gives_up_ends_its_job_with_the_reason() {
+    if !require("a_blob_that_the_seed_gives_up_ends_its_job_with_the_reason", &NEEDS) {
+        return;
+    }
+    let site = site("preheat-lost", RegistryOptions::default());
+    let (_, seed) = seed(&site, site.seed_settings());
+    let (host, node) = bare_node(&site, "n", site.settings());
+    let small = image::small().unwrap();
+    let reference = site.registry.push(&small, "public/small:1").unwrap();
+    let layer = &small.layers[0].digest;
+    // The registry's disk turned a bit: what it serves is not what was pushed.
+    let hex = layer.strip_prefix("sha256:").unwrap();
+    let blobs = site.registry.host().dir().join("registry/storage/docker/registry/v2/blobs/sha256");
+    let data = blobs.join(&hex[..2]).join(hex).join("data");
+    let mut bytes = std::fs::read(&data).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&data, bytes).unwrap();
+
+    let (code, begun, output) = preheat(&host, &[&reference, "--detach"]);
+    assert_eq!(code, 0, "{}", said(&output));
+    let id = begun["id"].as_str().unwrap();
+    wait::until_true("the job to end", DEADLINE, || job(&node, id)["state"] != "running").unwrap();
+    let ended = job(&node, id);
+    assert_eq!(ended["state"], "failed", "{ended}");
+    let failed: Vec<&Value> = ended["blobs"].as_array().unwrap().iter().filter(|blob| blob["error"] != "").collect();
+    assert_eq!((failed.len(), &failed[0]["digest"]), (1, &json!(layer)), "{ended}");
+    assert!(failed[0]["error"].as_str().unwrap().contains("hashes to"), "{ended}");
+    assert_eq!(seed.metric("lapwing_seed_given_up_total", "").unwrap(), 1.0, "the registry was not asked again");
+}
+
+#[test]
+fn a_node_that_takes_no_orders_says_so_at_once() {
+    if !require("a_node_that_takes_no_orders_says_so_at_once", &NEEDS) {
+        return;
+    }
+    let site = site("preheat-deaf", RegistryOptions::default());
+    let (host, node) = bare_node(&site, "n", site.settings().with("preheat", "accept = false"));
+    let small = image::small().unwrap();
+    let reference = site.registry.push(&small, "public/small:1").unwrap();
+    let (code, begun, output) = preheat(&host, &[&reference, "--to", "all", "--detach"]);
+    assert_eq!(code, 0, "{}", said(&output));
+    let id = begun["id"].as_str().unwrap();
+    wait::until_true("the job to end", DEADLINE, || job(&node, id)["state"] != "running").unwrap();
+    let ended = job(&node, id);
+    assert_eq!(ended["state"], "failed", "{ended}");
+    let error = ended["blobs"][0]["error"].as_str().unwrap();
+    assert!(error.contains("1 of 1 nodes") && error.contains("takes no orders"), "{ended}");
+    assert!(!has_all(&node, &digests(&small)));
+}
+
 /// The document is the one in `docs/reference`, and there are the methods that it names and no others.
 fn the_description_is_true(host: &Host) {
     let (status, body) = send_admin(host, "GET /api/v1/preheat/openapi.json HTTP/1.1", b"");

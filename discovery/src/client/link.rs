@@ -28,7 +28,7 @@ use super::budget::RetryBudget;
 use super::orders::KnownOrders;
 use super::pace::Pace;
 use super::{Shared, lock};
-use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_REPLY_BYTES, OVERDUE};
+use crate::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_REPLY_BYTES, MAX_STATEMENTS_PER_NODE, OVERDUE};
 use crate::proto::tracker_service_client::TrackerServiceClient;
 use crate::proto::{self, AnnounceRequest, HeartbeatRequest, StateRequest, SyncRequest};
 use crate::registry::Registration;
@@ -152,6 +152,16 @@ impl Link {
     /// Notes a statement; the task sends it soon.
     pub(super) fn push_statement(&self, statement: Statement) {
         self.state().pending.statements.insert((statement.kind, statement.subject), statement);
+        self.wake.notify_one();
+    }
+
+    /// Notes a right; the task sends it soon, unless the tracker is not there. It is soft: nothing is told again for its sake.
+    pub(super) fn push_right(&self, right: Statement) {
+        let mut state = self.state();
+        if state.open.is_some() || state.pending.statements.len() >= MAX_STATEMENTS_PER_NODE {
+            return;
+        }
+        state.pending.statements.insert((right.kind, right.subject), right);
         self.wake.notify_one();
     }
 
@@ -350,7 +360,9 @@ impl Link {
         let listing = {
             let held = shared.held();
             let mut state = self.state();
-            state.pending = Pending::default();
+            state.pending.holdings.clear();
+            // Rights have no place in the listing, and are told after it.
+            state.pending.statements.retain(|(kind, _), _| *kind == StatementKind::Right);
             state.resync = false;
             state.telling = true;
             let links = shared.links();
@@ -381,9 +393,22 @@ impl Link {
             self.observe(reply.registration, reply.pause_ms);
             self.orders().told(reply.registration, reply.latest_order);
         }
-        let statements: Vec<_> = pending.statements.values().map(wire::statement_message).collect();
+        let (rights, others): (Vec<&Statement>, Vec<&Statement>) =
+            pending.statements.values().partition(|statement| statement.kind == StatementKind::Right);
+        self.tell_statements(shared, &others).await?;
+        match self.tell_statements(shared, &rights).await {
+            Err(error @ DiscoveryError::Refused { .. }) => {
+                tracing::debug!(tracker = self.tracker, %error, "tracker takes no rights; it may be too old");
+                Ok(())
+            }
+            told => told,
+        }
+    }
+
+    async fn tell_statements(&self, shared: &Shared, statements: &[&Statement]) -> Result<(), DiscoveryError> {
         for chunk in statements.chunks(MAX_ENTRIES_PER_MESSAGE) {
-            let request = StateRequest { caller: Some(shared.caller.clone()), statements: chunk.to_vec() };
+            let statements = chunk.iter().map(|statement| wire::statement_message(statement)).collect();
+            let request = StateRequest { caller: Some(shared.caller.clone()), statements };
             let call = async { self.client().state(request).await };
             let reply = self.call(shared.config.deadline, call).await?;
             self.observe(reply.registration, reply.pause_ms);

@@ -8,11 +8,14 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::link::Link;
 use super::{Shared, TrackerClient};
-use crate::limits::{FIND_HEDGE, MAX_HEARD_ORDERS, MAX_ORDERS_PER_ANSWER};
+use crate::limits::{FIND_HEDGE, MAX_HEARD_ORDERS, MAX_ORDERS, MAX_ORDERS_PER_ANSWER};
 use crate::proto;
 use crate::registry::Registration;
 use crate::seed::shortened;
 use crate::wire;
+
+/// Answers that are asked for in a row: as many as hold all orders that can stand. The tracker is told other things between.
+const MAX_ANSWERS: usize = MAX_ORDERS / MAX_ORDERS_PER_ANSWER;
 
 /// What trackers told and nobody has begun with.
 pub(super) struct Heard {
@@ -59,11 +62,14 @@ impl KnownOrders {
         if self.latest > self.reaches { Some(self.reaches) } else { None }
     }
 
-    fn heard(&mut self, registration: Registration, reaches: u64) {
-        if self.registration == registration {
+    /// False if the answer belongs to another registration, of which the next sign of life says how far it is.
+    fn heard(&mut self, registration: Registration, reaches: u64) -> bool {
+        let is_its = self.registration == registration;
+        if is_its {
             // One that says less than before would be asked without end.
-            self.reaches = reaches.max(self.reaches + 1);
+            self.reaches = reaches.max(self.reaches.saturating_add(1));
         }
+        is_its
     }
 }
 
@@ -71,7 +77,10 @@ impl Link {
     /// Asks for orders that are new, if there are.
     pub(super) async fn hear_orders(&self, shared: &Shared) -> Result<(), DiscoveryError> {
         // A seed is given none, and what finds no room now is heard of the next time.
-        while shared.config.seed_port == 0 && shared.heard.sender.capacity() >= MAX_ORDERS_PER_ANSWER {
+        for _ in 0..MAX_ANSWERS {
+            if shared.config.seed_port != 0 || shared.heard.sender.capacity() < MAX_ORDERS_PER_ANSWER {
+                break;
+            }
             let after = self.orders().after();
             let Some(after) = after else { break };
             let request = proto::OrdersRequest { caller: Some(shared.caller.clone()), after };
@@ -84,8 +93,11 @@ impl Link {
                     Err(reason) => tracing::debug!(tracker = self.tracker, reason, "an order that is none"),
                 }
             }
-            self.orders().heard(reply.registration, reply.reaches);
+            let is_its = self.orders().heard(reply.registration, reply.reaches);
             self.observe(reply.registration, reply.pause_ms);
+            if !is_its {
+                break;
+            }
         }
         Ok(())
     }
@@ -145,15 +157,15 @@ mod tests {
         assert_eq!(known.after(), None);
         known.told(7, 3);
         assert_eq!(known.after(), Some(0));
-        known.heard(7, 2);
+        assert!(known.heard(7, 2));
         assert_eq!(known.after(), Some(2), "there are more");
-        known.heard(7, 3);
+        assert!(known.heard(7, 3));
         assert_eq!(known.after(), None);
         known.told(8, 2);
         assert_eq!(known.after(), Some(0), "the tracker began anew");
-        known.heard(7, 2);
+        assert!(!known.heard(7, 2), "it is not asked again before it says who this node is");
         assert_eq!(known.after(), Some(0), "late");
-        known.heard(8, 0);
+        assert!(known.heard(8, 0));
         assert_eq!(known.after(), Some(1), "one that lies is not asked without end");
     }
 }

@@ -174,6 +174,7 @@ impl TrackerClient {
             repository: locator.repository.clone(),
             urgency: urgency.into(),
             index: false,
+            follows: false,
         };
         match self.find_seed(*digest, &message).await {
             Ok((seed, accepted)) => {
@@ -199,6 +200,7 @@ impl TrackerClient {
             repository: request.locator.repository.clone(),
             urgency: Urgency::WaitedFor.into(),
             index: request.index,
+            follows: true,
         };
         let (seed, accepted) = self.find_seed(request.digest, &message).await?;
         let index = match accepted.index() {

@@ -14,7 +14,7 @@ use lapwing_p2p::identity::PeerId;
 
 use super::group::Group;
 use super::{Caller, Refusal, Registration, Registry};
-use crate::limits::{MAX_FAILURES_PER_ORDER, MAX_JOBS_PER_ORDER, MAX_ORDERS, MAX_ORDERS_PER_ANSWER, ORDER_TTL};
+use crate::limits::{MAX_JOBS_PER_ORDER, MAX_NODES, MAX_ORDERS, MAX_ORDERS_PER_ANSWER, ORDER_TTL};
 
 /// Orders, and how far they reach: the number of the last one among them.
 pub type Listed = (Registration, Vec<Order>, u64);
@@ -35,7 +35,18 @@ struct Standing {
     until: Duration,
     /// Those that it belongs to.
     jobs: HashSet<u64>,
-    failed: HashMap<PeerId, String>,
+    /// Those of its targets that cannot carry it out, and what the first of them said.
+    failed: HashSet<PeerId>,
+    reason: String,
+}
+
+impl Standing {
+    fn is_for(&self, peer: &PeerId) -> bool {
+        match &self.targets {
+            Targets::All => true,
+            Targets::Chosen(chosen) => chosen.contains(peer),
+        }
+    }
 }
 
 /// The orders of one group.
@@ -70,16 +81,20 @@ impl Group {
         let standing = self.orders.standing.entry(digest).or_insert_with(|| {
             is_new = true;
             let targets = Targets::Chosen(HashSet::new());
-            Standing { number, order: order.clone(), targets, until: now, jobs: HashSet::new(), failed: HashMap::new() }
+            let (jobs, failed) = (HashSet::new(), HashSet::new());
+            Standing { number, order: order.clone(), targets, until: now, jobs, failed, reason: String::new() }
         });
         standing.until = now + ORDER_TTL;
         if standing.jobs.len() >= MAX_JOBS_PER_ORDER {
             standing.jobs.clear();
         }
-        // Whoever could not have it may now.
+        // Whoever could not have it may now, there where the latest one has it from.
         let is_another = standing.jobs.insert(job);
         if is_another {
             standing.failed.clear();
+            standing.reason.clear();
+            standing.order.locator = order.locator;
+            standing.order.length = order.length;
         }
         let mut changed = is_new || is_another || (order.index && !standing.order.index);
         standing.order.index |= order.index;
@@ -125,22 +140,19 @@ impl Group {
         let Some(standing) = self.orders.standing.get(digest) else { return OrderStand::default() };
         let holders = self.get(*digest).map(|blob| &blob.holders);
         let has = |index: u32| holders.is_some_and(|holders| holders.get(index) == Some(Holding::Complete));
-        let is_for = |peer: &PeerId| match &standing.targets {
-            Targets::All => true,
-            Targets::Chosen(chosen) => chosen.contains(peer),
-        };
         let mut stand = OrderStand::default();
-        let targets = self.nodes.iter().filter(|(_, node)| !node.seed && node.seed_port == 0 && is_for(&node.peer));
+        let targets =
+            self.nodes.iter().filter(|(_, node)| !node.seed && node.seed_port == 0 && standing.is_for(&node.peer));
         for (index, node) in targets {
             stand.nodes += 1;
             if has(index) {
                 stand.complete += 1;
-            } else if let Some(reason) = standing.failed.get(&node.peer) {
+            } else if standing.failed.contains(&node.peer) {
                 stand.failed += 1;
-                if stand.reason.is_empty() {
-                    stand.reason.clone_from(reason);
-                }
             }
+        }
+        if stand.failed > 0 {
+            stand.reason.clone_from(&standing.reason);
         }
         stand
     }
@@ -154,10 +166,7 @@ impl Group {
         new.sort_unstable_by_key(|standing| standing.number);
         let reaches =
             if new.len() > MAX_ORDERS_PER_ANSWER { new[MAX_ORDERS_PER_ANSWER - 1].number } else { self.orders.latest };
-        let is_its = |standing: &&Standing| match &standing.targets {
-            Targets::All => true,
-            Targets::Chosen(chosen) => chosen.contains(&caller.node),
-        };
+        let is_its = |standing: &&Standing| standing.is_for(&caller.node);
         let listed = new.into_iter().take(MAX_ORDERS_PER_ANSWER).filter(is_its);
         (listed.map(|standing| standing.order.clone()).collect(), reaches)
     }
@@ -182,7 +191,7 @@ impl Registry {
         Ok((call.registration, orders, reaches))
     }
 
-    /// `caller` cannot carry out an order.
+    /// `caller` cannot carry out an order. Of one that is not for it no notice is taken.
     pub fn fail_order(
         &mut self,
         now: Duration,
@@ -190,10 +199,19 @@ impl Registry {
         (digest, reason): (Digest, String),
     ) -> Result<Registration, Refusal> {
         let call = self.enter(now, caller)?;
-        if let Some(standing) = call.group.orders.standing.get_mut(&digest)
-            && standing.failed.len() < MAX_FAILURES_PER_ORDER
+        if !caller.seed
+            && caller.seed_port == 0
+            && let Some(standing) = call.group.orders.standing.get_mut(&digest)
+            && standing.is_for(&caller.node)
         {
-            standing.failed.insert(caller.node, reason);
+            if standing.failed.len() >= MAX_NODES {
+                // Of those that are gone.
+                standing.failed.retain(|peer| call.group.by_peer.contains_key(peer));
+            }
+            if standing.failed.is_empty() {
+                standing.reason = reason;
+            }
+            standing.failed.insert(caller.node);
         }
         Ok(call.registration)
     }
@@ -301,6 +319,60 @@ mod tests {
         );
         assert_eq!(stands(&mut registry, &order(b"a", Some(50))).0, 9, "all that there are");
         assert_eq!(stands(&mut registry, &order(b"a", None)).0, 9);
+    }
+
+    #[test]
+    fn another_job_has_a_blob_fetched_where_it_says() {
+        let mut registry = registry(1);
+        let first = order(b"a", None);
+        stands(&mut registry, &first);
+        let locator = Locator { namespace: "reg.example".to_owned(), repository: "other".to_owned() };
+        let second = OrderRequest {
+            order: Order { locator: locator.clone(), length: 8, ..first.order.clone() },
+            job: 6,
+            nodes: None,
+        };
+        let told = |registry: &mut Registry| registry.orders(NOW, &caller(1), 0).unwrap().1;
+        stands(&mut registry, &second);
+        assert_eq!(told(&mut registry), std::slice::from_ref(&second.order));
+        let latest = registry.latest_order("default");
+        stands(&mut registry, &first);
+        assert_eq!(told(&mut registry), [second.order], "what is repeated changes nothing");
+        assert_eq!(registry.latest_order("default"), latest);
+    }
+
+    #[test]
+    fn failures_of_all_its_targets_count_and_of_nobody_else() {
+        let mut registry = Registry::new(1);
+        let callers: Vec<Caller> = (0..2000_u16)
+            .map(|number| {
+                let mut node = [0; 32];
+                node[..2].copy_from_slice(&number.to_le_bytes());
+                Caller { node: PeerId::from_bytes(node), ..caller(1) }
+            })
+            .collect();
+        for node in callers.iter().chain([&caller(201)]) {
+            registry.heartbeat(NOW, node).unwrap();
+        }
+        let digest = Digest::of(b"a");
+        let wanted = order(b"a", None);
+        registry.order(NOW, &callers[0], wanted.clone()).unwrap();
+        for node in callers.iter().chain([&caller(201)]) {
+            registry.fail_order(NOW, node, (digest, "no credentials".to_owned())).unwrap();
+        }
+        let stand = registry.order(NOW, &callers[0], wanted).unwrap().1;
+        assert_eq!((stand.nodes, stand.failed, &*stand.reason), (2000, 2000, "no credentials"));
+
+        let some = order(b"b", Some(1));
+        assert_eq!(registry.order(NOW, &callers[0], some.clone()).unwrap().1.nodes, 1);
+        let (chosen, others): (Vec<&Caller>, Vec<&Caller>) =
+            callers.iter().partition(|node| !registry.orders(NOW, node, 1).unwrap().1.is_empty());
+        assert_eq!(chosen.len(), 1);
+        for (node, reason) in [(others[0], "not asked"), (chosen[0], "asked")] {
+            registry.fail_order(NOW, node, (some.order.digest, reason.to_owned())).unwrap();
+        }
+        let stand = registry.order(NOW, &callers[0], some).unwrap().1;
+        assert_eq!((stand.nodes, stand.failed, &*stand.reason), (1, 1, "asked"));
     }
 
     #[test]

@@ -124,6 +124,7 @@ fn read(message: FetchRequest) -> Result<Wanted, String> {
         locator: Locator { namespace: message.registry, repository: message.repository },
         waited_for,
         index: message.index,
+        follows: message.follows,
     })
 }
 
@@ -140,9 +141,10 @@ mod tests {
             repository: "a/b".to_owned(),
             urgency: Urgency::WaitedFor.into(),
             index: true,
+            follows: true,
         };
         let wanted = read(good.clone()).unwrap();
-        assert!(wanted.waited_for && wanted.index);
+        assert!(wanted.waited_for && wanted.index && wanted.follows);
         for (bad, hint) in [
             (FetchRequest { digest: vec![1; 31], ..good.clone() }, "digest"),
             (FetchRequest { registry: String::new(), ..good.clone() }, "registry"),
