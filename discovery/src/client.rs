@@ -15,6 +15,7 @@ mod answers;
 mod asking;
 mod budget;
 mod config;
+mod held;
 mod leasing;
 mod link;
 mod links;
@@ -41,11 +42,12 @@ use self::asking::all_failed;
 use self::budget::RetryBudget;
 pub(crate) use self::config::endpoint;
 pub use self::config::{ClientConfig, InvalidConfig};
+use self::held::{Held, Noted};
 use self::leasing::Granted;
-use self::link::{Held, Link};
+use self::link::Link;
 use self::links::{Links, Tasks};
 pub use self::source::{SourceError, TrackerSource};
-use crate::limits::{FIND_HEDGE, MAX_BLOBS_PER_NODE, MAX_STATEMENTS_PER_NODE};
+use crate::limits::{FIND_HEDGE, MAX_BLOBS_PER_NODE};
 use crate::proto;
 
 /// What the client and its tasks share.
@@ -224,7 +226,7 @@ impl Discovery for TrackerClient {
         })
     }
 
-    /// Is recorded and told like an announcement; a right, which ends in minutes, is told once and not recorded.
+    /// Is recorded and told like an announcement, the oldest making room if there are many; a right, which ends in minutes, is told once and not recorded.
     fn state(&self, statement: Statement) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         Box::pin(async move {
             if statement.kind == StatementKind::Right {
@@ -232,19 +234,12 @@ impl Discovery for TrackerClient {
                 return Ok(());
             }
             let mut held = self.shared.held();
-            let key = (statement.kind, statement.subject);
-            if held.statements.get(&key) == Some(&statement) {
-                return Ok(());
-            }
-            if !held.statements.contains_key(&key) && held.statements.len() >= MAX_STATEMENTS_PER_NODE {
-                let subject = statement.subject;
-                return Err(
-                    self.refused(format!("{subject}: a node makes at most {MAX_STATEMENTS_PER_NODE} statements"))
-                );
-            }
-            held.statements.insert(key, statement);
-            for link in self.shared.links().owners(&statement.subject) {
-                link.push_statement(statement);
+            let links = self.shared.links();
+            match held.note(statement) {
+                Noted::Known => {}
+                Noted::New => links.owners(&statement.subject).for_each(|link| link.push_statement(statement)),
+                // The full listing has the new one, too.
+                Noted::OldestGaveWay => links.all.iter().for_each(|link| link.tell_all_again()),
             }
             Ok(())
         })

@@ -62,6 +62,11 @@ pub enum StatementKind {
 }
 
 impl StatementKind {
+    /// Whether its subjects are names of a time that passes: what was stated long ago is of no use to anybody.
+    pub const fn is_passing(self) -> bool {
+        matches!(self, Self::Referent | Self::Right)
+    }
+
     /// Longest object of that kind, in bytes.
     pub const fn max_length(self) -> u64 {
         match self {

@@ -65,6 +65,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pin_is_set_and_taken_back_over_http() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let store = ChunkStore::open(directory.path(), StoreConfig::default()).unwrap();
         let digest = Digest::of(b"blob");

@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 use super::budget::RetryBudget;
+use super::held::Held;
 use super::orders::KnownOrders;
 use super::pace::Pace;
 use super::{Shared, lock};
@@ -33,13 +34,6 @@ use crate::proto::tracker_service_client::TrackerServiceClient;
 use crate::proto::{self, AnnounceRequest, HeartbeatRequest, StateRequest, SyncRequest};
 use crate::registry::Registration;
 use crate::wire;
-
-/// What this node holds and states.
-#[derive(Debug, Default)]
-pub(super) struct Held {
-    pub(super) holdings: HashMap<Digest, Holding>,
-    pub(super) statements: HashMap<(StatementKind, Digest), Statement>,
-}
 
 /// What a tracker has yet to be told.
 #[derive(Debug, Default)]
@@ -192,6 +186,12 @@ impl Link {
     /// Whether it has lost what it knew, so that others may know more.
     pub(super) fn is_forgetful(&self) -> bool {
         self.state().resync
+    }
+
+    /// Has the tracker told everything once more, for it to forget the rest.
+    pub(super) fn tell_all_again(&self) {
+        self.state().resync = true;
+        self.wake.notify_one();
     }
 
     /// A reply carried this registration, and this pause.

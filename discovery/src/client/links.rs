@@ -9,7 +9,8 @@ use lapwing_p2p::tls::Expected;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::link::{Held, Link};
+use super::held::Held;
+use super::link::Link;
 use super::owners::{Move, Ring};
 use super::pace::Pace;
 use super::{InvalidConfig, Shared, config};
@@ -19,7 +20,7 @@ use crate::{proto, transport};
 #[derive(Default)]
 pub(super) struct Links {
     ring: Ring,
-    all: Vec<Arc<Link>>,
+    pub(super) all: Vec<Arc<Link>>,
 }
 
 impl Links {

@@ -148,7 +148,7 @@ impl Group {
         for (digest, holding) in holdings {
             self.hold(totals, node, *digest, Some(*holding));
         }
-        self.withdraw_statements(node);
+        self.withdraw_statements(node, |_| true);
         self.state(node, statements, random)
     }
 
@@ -158,9 +158,11 @@ impl Group {
         statements: &[Statement],
         random: &mut fastrand::Rng,
     ) -> Result<(), Refusal> {
-        let Some(known) = self.nodes.get(node) else { return Ok(()) };
-        if known.statements.len() + statements.len() > MAX_STATEMENTS_PER_NODE {
-            return Err(Refusal::statements(known.peer));
+        if self.lacks_room(node, statements.len()) {
+            self.withdraw_statements(node, StatementKind::is_passing);
+        }
+        if self.lacks_room(node, statements.len()) {
+            return self.nodes.get(node).map_or(Ok(()), |known| Err(Refusal::statements(known.peer)));
         }
         for statement in statements {
             self.vote(node, statement, random);
@@ -301,9 +303,13 @@ impl Group {
         }
     }
 
-    fn withdraw_statements(&mut self, node: u32) {
+    fn lacks_room(&self, node: u32, statements: usize) -> bool {
+        self.nodes.get(node).is_some_and(|known| known.statements.len() + statements > MAX_STATEMENTS_PER_NODE)
+    }
+
+    fn withdraw_statements(&mut self, node: u32, which: impl Fn(StatementKind) -> bool) {
         let Some(known) = self.nodes.get_mut(node) else { return };
-        let statements: Vec<(u32, StatementKind)> = known.statements.drain().collect();
+        let statements: Vec<(u32, StatementKind)> = known.statements.extract_if(|(_, kind)| which(*kind)).collect();
         for (index, kind) in statements {
             if let Some(blob) = self.blobs.get_mut(index) {
                 blob.votes.withdraw(node, kind);
@@ -313,7 +319,7 @@ impl Group {
     }
 
     fn remove_node(&mut self, totals: &mut Totals, node: u32) {
-        self.withdraw_statements(node);
+        self.withdraw_statements(node, |_| true);
         self.forget_in_books(node);
         let Some(removed) = self.nodes.remove(node) else { return };
         self.by_peer.remove(&removed.peer);

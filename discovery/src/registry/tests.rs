@@ -429,6 +429,24 @@ fn a_node_cannot_announce_more_than_its_share() {
 }
 
 #[test]
+fn statements_of_a_time_that_passes_make_room_for_those_that_last() {
+    let mut registry = registry();
+    let right = |subject| Statement { kind: StatementKind::Right, ..statement(subject, 0) };
+    let rights: Vec<_> = (1..MAX_STATEMENTS_PER_NODE as u32).map(right).collect();
+    registry.state(NOW, &caller(1), &rights).unwrap();
+    registry.state(NOW, &caller(1), &[statement(0, 0)]).unwrap();
+    let votes = |registry: &mut Registry, subject| registry.find(NOW, &caller(2), digest(subject)).unwrap().1.votes;
+    assert_eq!((votes(&mut registry, 0).len(), votes(&mut registry, 1).len()), (1, 1));
+    // One more than a node may make.
+    registry.state(NOW, &caller(1), &[right(u32::MAX)]).unwrap();
+    assert_eq!((votes(&mut registry, 0).len(), votes(&mut registry, 1).len()), (1, 0));
+    assert_eq!(votes(&mut registry, u32::MAX).len(), 1);
+    let lasting: Vec<_> = (0..MAX_STATEMENTS_PER_NODE as u32).map(|subject| statement(subject, 0)).collect();
+    registry.sync(NOW, &caller(1), &[], &lasting).unwrap();
+    assert_eq!(registry.state(NOW, &caller(1), &[right(1)]).unwrap_err(), Refusal::statements(peer(1)));
+}
+
+#[test]
 fn groups_are_bounded() {
     let mut registry = registry();
     let of = |number: usize| Caller { group: format!("g{number}"), ..caller(1) };
