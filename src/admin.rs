@@ -1,6 +1,7 @@
 //! The operator's listener: metrics, health, the state behind `lapwing ls`, and the speed limits behind `lapwing limits`.
 
 mod asked;
+pub(crate) mod reference;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -51,6 +52,7 @@ pub(crate) async fn bind(
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route(reference::PATH, get(|| async { Json(reference::document()) }))
         .route("/api/v1/state", get(state))
         .route("/api/v1/limits", get(limits).put(set_limits))
         .with_state(Arc::new(admin))

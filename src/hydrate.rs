@@ -20,6 +20,7 @@ use lapwing_plugins::containerd::Containerd;
 use lapwing_plugins::containerd::image::{Lease, Namespace};
 use lapwing_plugins::registry::{RegistryName, RepositoryName};
 use oci_spec::image::{Descriptor, ImageManifest};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Catalog, LayerRecord};
@@ -32,7 +33,7 @@ const REFERENCE: &str = "containerd.io/gc.ref.content";
 const MAX_CHILDREN: usize = 1024;
 
 /// What is to be done.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Wanted {
     /// The image's name, as containerd has it.
     pub image: String,
@@ -43,12 +44,13 @@ pub(crate) struct Wanted {
 }
 
 /// What was done.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Hydrated {
     /// Blobs that were there before.
     pub present: usize,
     /// Blobs that were put there.
     pub written: usize,
+    /// Their length together.
     pub written_bytes: u64,
 }
 

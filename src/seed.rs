@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::dashboard::{self, Dashboard};
 use crate::layers::build::Builder;
 use crate::membership::Membership;
-use crate::node::{self, Role, cannot_listen, state::NodeState};
+use crate::node::{self, Role, cannot_listen, pins, state::NodeState};
 use crate::preheat::Preheat;
 
 mod demand;
@@ -75,6 +75,8 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
     serving.spawn(async move { Ok(seed::serve(listener, demand, calls, stop.cancelled_owned()).await?) });
     let told = Arc::clone(&node);
     admin.state = Some(Box::new(move || serde_json::to_value(NodeState::blobs_of(&told)).unwrap_or_default()));
+    admin.limited = Some(Arc::clone(&node));
+    admin.api = admin.api.merge(pins::routes(Arc::clone(node.store())));
     let (shown, quota) = (Arc::clone(&node), config.store.quota.0);
     let part: dashboard::Part = Box::new(move || {
         dashboard::node::state(&shown, NodeState::blobs_of(&shown), None, (quota > 0).then_some(quota))

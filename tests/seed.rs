@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lapwing_lab::image;
 use lapwing_lab::wait;
-use lapwing_lab::{Lapwing, LapwingSettings, Machine, Mbit, Need, ObjectStore, Process, Site, require};
+use lapwing_lab::{Lapwing, LapwingSettings, Machine, Mbit, Need, ObjectStore, Process, Site, lapwing_binary, require};
 use lapwing_p2p::bitfield::Bitfield;
 use lapwing_p2p::layout::{PieceIndex, PieceLayout};
 
@@ -90,6 +90,18 @@ fn three_nodes_and_a_seed_take_one_copy_and_the_seed_alone_takes_it() {
         seed.log().unwrap().matches("built the index of a layer").count() >= image.layout.layers.len()
     })
     .unwrap();
+    // What keeps a node's blobs and bounds its speed does so on a seed, and its API describes itself.
+    let lapwing = |args: &[&str]| seed.host().check(lapwing_binary().unwrap(), args).unwrap();
+    let layer = &image.layout.layers[0];
+    lapwing(&["pin", &layer.digest]);
+    let state: serde_json::Value = serde_json::from_slice(&seed.admin("/api/v1/state").unwrap().body).unwrap();
+    let pinned = |digest: &str| {
+        state["blobs"].as_array().unwrap().iter().any(|blob| blob["digest"] == digest && blob["pinned"] == true)
+    };
+    assert!(pinned(&layer.digest) && !pinned(&image.layout.layers[1].digest), "{state}");
+    assert!(lapwing(&["limits", "--json", "--upload", "20MiB"]).contains("20MiB"));
+    let api: serde_json::Value = serde_json::from_slice(&seed.admin("/api/v1/openapi.json").unwrap().body).unwrap();
+    assert!(api["components"]["schemas"]["BlobState"].is_object(), "{api}");
 }
 
 #[test]

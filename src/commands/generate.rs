@@ -43,12 +43,13 @@ fn completions(directory: &Path) -> std::io::Result<()> {
 }
 
 /// The pages of `docs/reference/` that come from the code, by name.
-fn reference() -> [(&'static str, String); 3] {
+fn reference() -> [(&'static str, String); 4] {
     let mut command = Cli::command();
     command.build();
     [
         ("cli.md", cli_page::render(&command)),
         ("configuration.md", config_page::render(crate::config::REFERENCE)),
+        ("admin-api.json", crate::admin::reference::page()),
         ("preheat-api.json", crate::preheat::openapi::page()),
     ]
 }

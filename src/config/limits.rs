@@ -1,6 +1,7 @@
 //! Speed limits as they stand in the configuration, in `/api/v1/limits` and in `lapwing limits`.
 
 use lapwing_p2p::rate::{Limits, Rates};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ByteSize;
@@ -9,7 +10,7 @@ use super::ByteSize;
 const SLOWEST: u64 = 64 << 10;
 
 /// The table `[limits]`; every size is per second, "0" for none.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct LimitsTable {
     pub upload: PeerRates,
@@ -17,7 +18,7 @@ pub(crate) struct LimitsTable {
     pub origin: OriginRates,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PeerRates {
     pub node: ByteSize,
@@ -25,7 +26,7 @@ pub(crate) struct PeerRates {
     pub per_peer: ByteSize,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct OriginRates {
     pub node: ByteSize,

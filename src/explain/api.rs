@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Pulls;
@@ -20,8 +21,8 @@ async fn all(State(pulls): State<Arc<Pulls>>) -> Json<Vec<PullSummary>> {
     Json(view::list(&pulls))
 }
 
-#[derive(Deserialize)]
-struct Wanted {
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Wanted {
     /// Whether names that may mean several images are refused.
     #[serde(default)]
     single: bool,

@@ -12,6 +12,7 @@
 //! 8. nothing of the kind: the client did something else.
 
 use lapwing_p2p::timeline::Track;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::merge::Merged;
@@ -26,7 +27,7 @@ const SLOW_CLIENT: f64 = 0.6;
 const SOME: f64 = 0.02;
 
 /// What held a pull up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Cause {
     /// The origin sent as fast as it, or the network to it, could.
@@ -88,11 +89,12 @@ impl Cause {
 }
 
 /// A cause and its part of a pull.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Share {
     pub cause: Cause,
     /// What `cause` means.
     pub text: String,
+    /// For how long it was what limited the pull.
     pub seconds: f64,
     /// Of the pull's time, from 0 to 1.
     pub share: f64,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::timeline::{Recorded, Track};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limits::{Share, limited_by};
@@ -11,7 +12,7 @@ use super::merge::{Cells, Merged};
 use super::pulls::{Pull, Pulls};
 
 /// What came from where, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Bytes {
     /// The registry, web server or object store.
     pub origin: u64,
@@ -54,7 +55,7 @@ impl Bytes {
 }
 
 /// One pull, in short.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PullSummary {
     /// The image, or the digest of a blob that was asked for alone.
     pub name: String,
@@ -82,7 +83,7 @@ pub(crate) struct PullSummary {
 }
 
 /// One pull.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PullState {
     #[serde(flatten)]
     pub summary: PullSummary,
@@ -90,43 +91,54 @@ pub(crate) struct PullState {
     pub cell_seconds: f64,
     /// What was done when.
     pub phases: Vec<Phase>,
+    /// In the order in which they were asked for.
     pub blobs: Vec<BlobPull>,
 }
 
 /// One kind of thing that was done.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Phase {
+    /// What was done, as `lapwing explain` prints it.
     pub name: String,
+    /// How often.
     pub count: u64,
     /// From the beginning of the pull; the same for `last_seconds`.
     pub first_seconds: f64,
+    /// When the last of it ended, from the beginning of the pull.
     pub last_seconds: f64,
     /// For how long it was done at all.
     pub seconds: f64,
     /// How long all of them took together.
     pub busy_seconds: f64,
+    /// What was moved or worked on.
     pub bytes: u64,
     /// How many were under way on average, by cell.
     pub under_way: Vec<f64>,
+    /// ... by cell.
     pub bytes_in: Vec<u64>,
 }
 
 /// One blob of a pull.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BlobPull {
+    /// The blob.
     pub digest: String,
     /// `config`, `layer`, or `blob`.
     pub kind: String,
+    /// Its whole length; 0 if it is not known.
     pub length_bytes: u64,
     pub bytes: Bytes,
     /// When all of it was here and matched its digest, from the beginning of the pull.
     pub complete_seconds: Option<f64>,
     /// From the beginning of the pull until the last that was done for it; the same for `ended_seconds`.
     pub began_seconds: Option<f64>,
+    /// See `began_seconds`.
     pub ended_seconds: f64,
     /// `here` (nothing was fetched), `fetching`, `fetched`, `mounted`, or `asked` (nothing came yet).
     pub state: String,
+    /// Reads of it, mounted, that had to wait.
     pub faults: u64,
+    /// How long they waited, all together.
     pub faults_seconds: f64,
 }
 

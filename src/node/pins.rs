@@ -10,12 +10,15 @@ use axum::routing::put;
 use axum::{Json, Router};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::store::{ChunkStore, StoreError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a pin stands after the call.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct PinState {
+    /// The blob.
     pub digest: String,
+    /// Whether it is kept.
     pub pinned: bool,
     /// Whether the call changed that.
     pub changed: bool,

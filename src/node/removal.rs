@@ -11,23 +11,28 @@ use axum::{Json, Router};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::Node;
 use lapwing_p2p::store::StoreError;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One blob, and what its removal frees.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Removed {
+    /// The blob.
     pub digest: String,
     /// Whether it was here.
     pub removed: bool,
+    /// What that frees.
     pub bytes: u64,
 }
 
 /// What is removed at once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Collected {
     /// Whether it was done, and not only looked at.
     pub done: bool,
+    /// Each that goes.
     pub blobs: Vec<Removed>,
+    /// What all of them free.
     pub bytes: u64,
     /// Blobs that stay because an operator pinned them.
     pub pinned: usize,

@@ -5,15 +5,18 @@ use std::collections::HashMap;
 use lapwing_p2p::node::Node;
 use lapwing_snapshotter::index::Form;
 use lapwing_snapshotter::lazy::{LazyError, Proof};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Catalog;
 use crate::layers::{Knowledge, Layers};
 
 /// Everything of a node that `lapwing ls` shows.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NodeState {
+    /// Of the chunk store, and of containerd if they are served from there.
     pub blobs: Vec<BlobState>,
+    /// Layers that may be, or are, mounted lazily.
     pub layers: Vec<LayerState>,
 }
 
@@ -90,14 +93,21 @@ fn by(form: Form) -> String {
 }
 
 /// A blob of the chunk store.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BlobState {
+    /// What it must hash to.
     pub digest: String,
+    /// Its whole length.
     pub length_bytes: u64,
+    /// How much of it is here, each piece verified.
     pub held_bytes: u64,
+    /// Whether all of it is here, and matched its digest.
     pub verified: bool,
+    /// Nodes that are asked for it now.
     pub peers: usize,
+    /// What other nodes sent since this one started.
     pub bytes_from_peers: u64,
+    /// What registries sent since then.
     pub bytes_from_origin: u64,
     /// Whether an operator pinned it.
     #[serde(default)]
@@ -108,8 +118,9 @@ pub(crate) struct BlobState {
 }
 
 /// A layer of an image that passed the mirror or was asked for by the snapshotter.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct LayerState {
+    /// The compressed layer.
     pub digest: String,
     /// Registry and repository it was seen in.
     pub image: String,

@@ -16,6 +16,7 @@ use lapwing_plugins::registry::RegistryName;
 use lapwing_snapshotter::profile::Profile;
 use lapwing_snapshotter::profile::merge::Extent;
 use oci_spec::image::ImageManifest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Profiles;
@@ -23,7 +24,7 @@ use crate::catalog::Image;
 use crate::hydrate;
 
 /// Which image.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Wanted {
     /// Its name, or a chain id.
     pub image: String,
@@ -32,7 +33,7 @@ pub(crate) struct Wanted {
 }
 
 /// What is known of an image.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ProfileState {
     /// Chain id of the image.
     pub chain: String,
@@ -43,7 +44,7 @@ pub(crate) struct ProfileState {
 }
 
 /// One entry point.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct StartState {
     /// Name of the program; empty if not known.
     pub program: String,
@@ -53,6 +54,7 @@ pub(crate) struct StartState {
     pub source: String,
     /// When it was recorded last, Unix time.
     pub recorded: u64,
+    /// How many starts went into it.
     pub recordings: u32,
     /// Stretches that were read.
     pub reads: usize,
@@ -63,8 +65,9 @@ pub(crate) struct StartState {
 }
 
 /// How much of a layer is read, whatever the entry point.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct LayerShare {
+    /// The compressed layer.
     pub digest: String,
     /// Bytes of the decompressed layer.
     pub bytes: u64,

@@ -14,68 +14,87 @@ use lapwing_discovery::registry::{BlobView, Member, MemberFilter, Place};
 use lapwing_discovery::server::Tracker;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::Holding;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Rows that are shown unless another number is asked for.
 pub(crate) const DEFAULT_ROWS: usize = 100;
 
 /// The tracker as a whole.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TrackerState {
+    /// Nodes that are registered, in all groups.
     pub nodes: usize,
+    /// Blobs of all groups.
     pub blobs: usize,
     /// Pairs of a blob and a node that holds some or all of it.
     pub holders: usize,
+    /// Each group by itself.
     pub groups: Vec<GroupState>,
     /// Calls per second by method, over the last seconds.
     pub calls_per_second: BTreeMap<String, f64>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct GroupState {
+    /// Its name; empty for the group that has none.
     pub group: String,
+    /// Nodes that are registered.
     pub nodes: usize,
+    /// Blobs that some node of it holds, or states something of.
     pub blobs: usize,
 }
 
 /// Some of the nodes.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NodesState {
     pub tracker: TrackerState,
     /// How many there are of the kind that was asked for.
     pub total: usize,
     /// How many of these come before the first one here.
     pub skipped: usize,
+    /// At most as many as were asked for.
     pub nodes: Vec<MemberState>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MemberState {
+    /// Digest of its public key.
     pub peer: String,
+    /// Address and port of its piece wire.
     pub address: String,
+    /// The group that it belongs to.
     pub group: String,
+    /// As it calls its zone itself; may be empty.
     pub zone: String,
+    /// As it calls its rack itself; may be empty.
     pub rack: String,
+    /// Blobs that it holds, whole or in part.
     pub blobs: usize,
+    /// Since the tracker last heard of it.
     pub silence_seconds: u64,
     /// `live`, `silent` (missed heartbeats), or `reported` (others say that it fails, and nobody is sent to it).
     pub state: String,
 }
 
 /// One blob in one group.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BlobHolders {
+    /// The blob.
     pub digest: String,
+    /// Groups of nodes know nothing of each other.
     pub group: String,
     /// How many nodes hold some or all of it.
     pub total: usize,
+    /// How many of these hold all of it.
     pub complete: u32,
     /// The nearest of them.
     pub holders: Vec<HolderState>,
+    /// Who fetches which pieces of it from the origin now.
     pub leases: Vec<LeaseState>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct HolderState {
     #[serde(flatten)]
     pub node: MemberState,
@@ -86,34 +105,47 @@ pub(crate) struct HolderState {
 }
 
 /// Pieces that a node fetches from the origin.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct LeaseState {
+    /// The leaseholder.
     pub peer: String,
     /// Empty if the node is not registered any more.
     pub address: String,
+    /// Number of the first of them.
     pub first_piece: u32,
+    /// How many.
     pub pieces: u32,
+    /// Since the lease was given.
     pub age_seconds: f64,
 }
 
 /// What `/api/v1/nodes` may be asked.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct NodesQuery {
+    /// Only nodes of this group.
     pub group: Option<String>,
+    /// Only nodes of this zone.
     pub zone: Option<String>,
+    /// Rows that are left out at the beginning.
     pub skip: usize,
+    /// Most rows that are shown; 100 unless it is said.
     pub limit: Option<usize>,
 }
 
 /// What `/api/v1/holders/<digest>` may be asked: which group, and nearest to what.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct HoldersQuery {
+    /// Only holders of this group.
     pub group: Option<String>,
+    /// Zone of who would ask; the nearest to it come first.
     pub zone: Option<String>,
+    /// Its rack.
     pub rack: Option<String>,
+    /// Its address.
     pub near: Option<IpAddr>,
+    /// Most holders that are shown of each group; 100 unless it is said.
     pub limit: Option<usize>,
 }
 
