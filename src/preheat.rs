@@ -223,7 +223,14 @@ impl Preheat {
 
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, job: JobId, work: impl FnOnce(Arc<Self>) -> F) {
         let Some(this) = self.this.upgrade() else { return };
-        let abort = self.aborts().entry(job).or_default().clone();
+        let abort = {
+            let jobs = self.jobs();
+            // Whoever stopped it meanwhile has aborted what was there to abort.
+            if jobs.get(job).is_none_or(|job| job.state != JobState::Running) {
+                return;
+            }
+            self.aborts().entry(job).or_default().clone()
+        };
         let work = work(this);
         tokio::spawn(async move { abort.run_until_cancelled_owned(work).await });
     }
@@ -344,12 +351,13 @@ impl Preheat {
 
     /// Waits until this node, and so others, find the index that a seed has stated.
     async fn index_known(&self, digest: Digest) -> Result<(), String> {
-        let begun = Instant::now();
+        let (begun, mut pause) = (Instant::now(), ASK.0);
         while self.node.derived(digest, StatementKind::LayerIndex).await.is_none() {
             if begun.elapsed() > INDEX_PATIENCE {
                 return Err("it is there, but nobody states an index of it".to_owned());
             }
-            sleep(ASK.0).await;
+            sleep(pause).await;
+            pause = (pause * 3 / 2).min(ASK.1);
         }
         Ok(())
     }
