@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export LAPWING_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/lapwing
 CARGO_DENY_VERSION := 0.20.2
+CARGO_CYCLONEDX_VERSION := 0.5.9
 
 .DEFAULT_GOAL := help
 
@@ -29,10 +30,11 @@ test-long: ## What takes too long for every run: a download killed at 200 random
 	LAPWING_TEST_TOKEN_SECONDS=60 LAPWING_TEST_TOKEN_ROUNDS=10 cargo test --package lapwing --test tokens -- --nocapture outlive
 
 .PHONY: lint
-lint: packages deny ## Formatting, clippy, dependency rules, shell scripts
+lint: packages deny ## Formatting, clippy, dependency rules, advisories where they can be reached, shell scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	"$(LAPWING_CACHE)/deny/$(CARGO_DENY_VERSION)/bin/cargo-deny" --workspace check bans licenses sources
+	contrib/setup/advisories.sh $(CARGO_DENY_VERSION)
 	git ls-files '*.sh' .ci/run | xargs shellcheck
 
 .PHONY: bench-index
@@ -93,6 +95,10 @@ rpm: release ## An RPM package, target/package/*.rpm
 .PHONY: oci-image
 oci-image: release ## A container image as an OCI layout, target/package/*-oci.tar, without a daemon
 	contrib/package/oci.sh $(BINARY)
+
+.PHONY: sbom
+sbom: ## Which crates the binary is made of, as CycloneDX: target/package/lapwing.cdx.json
+	contrib/setup/sbom.sh $(CARGO_CYCLONEDX_VERSION)
 
 .PHONY: packages tools image deny nginx
 packages: ## Install the distribution's packages that tests and demo use
