@@ -115,6 +115,8 @@ fn run_daemon(
     daemon: &Daemon,
     run: impl AsyncFnOnce(Config, CancellationToken) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
+    // What passes through memory has no place in a file that the kernel or a crash reporter leaves behind.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     let config = Config::load(daemon.config.as_deref())?;
     telemetry::start(&config.log)?;
     on_runtime(async move {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use lapwing_lab::{
     Lab, Lapwing, LapwingSettings, Need, Network, Registry, RegistryOptions, image, lapwing_binary, require, wait,
 };
+use rustix::process::Signal;
 
 const NEEDS: [Need; 4] = [Need::Root, Need::Disk, Need::Program("docker-registry"), Need::Program("skopeo")];
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -138,6 +140,19 @@ fn inode(path: &Path) -> u64 {
 }
 
 /// Certificates are renewed while nodes run, and run out for a node that was revoked.
+#[test]
+fn a_daemon_that_crashes_leaves_no_memory_behind() {
+    if !require("a_daemon_that_crashes_leaves_no_memory_behind", &[Need::Root, Need::CoreDumps]) {
+        return;
+    }
+    let host = Lab::new("crash").unwrap().network().unwrap().host("tracker", None).unwrap();
+    let mut tracker = Lapwing::start(&host, LapwingSettings::tracker()).unwrap();
+    tracker.process().signal(Signal::ABORT).unwrap();
+    let status = tracker.process().wait(PATIENCE).unwrap();
+    assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}");
+    assert!(!status.core_dumped(), "{status}");
+}
+
 #[test]
 fn certificates_are_renewed_until_their_node_is_revoked() {
     if !require("certificates_are_renewed_until_their_node_is_revoked", &NEEDS) {

@@ -2,7 +2,10 @@
 
 use crate::{lab, tools};
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
+
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 /// Something that a test cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub enum Need {
     Soci,
     /// An S3-compatible server (built by `contrib/setup/s3.sh`, which needs Go).
     S3,
+    /// A kernel that leaves core dumps of processes that crash. Lifts this process's limit of their size.
+    CoreDumps,
     /// A program on the PATH.
     Program(&'static str),
 }
@@ -77,11 +82,27 @@ impl Need {
             Self::Dockerd => tools::dockerd_dir().err().map(|error| format!("needs a newer dockerd: {error:#}")),
             Self::Soci => tools::soci_ztoc().err().map(|error| format!("needs SOCI's library: {error:#}")),
             Self::S3 => tools::s3_dir().err().map(|error| format!("needs an S3-compatible server: {error:#}")),
+            Self::CoreDumps => match dumps_core() {
+                Ok(true) => None,
+                Ok(false) => Some("needs core dumps: this kernel leaves none".into()),
+                Err(error) => Some(format!("needs core dumps: {error}")),
+            },
             Self::Program(name) => tools::on_path(name)
                 .is_none()
                 .then(|| format!("needs the program '{name}' (contrib/setup/packages.sh installs it)")),
         }
     }
+}
+
+fn dumps_core() -> std::io::Result<bool> {
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: None, maximum: None })?;
+    let aside = std::env::temp_dir().join(format!("lapwing-core-{}", std::process::id()));
+    std::fs::create_dir_all(&aside)?;
+    let mut process = std::process::Command::new("sleep").arg("60").current_dir(&aside).spawn()?;
+    rustix::process::kill_process(Pid::from_child(&process), Signal::ABORT)?;
+    let status = process.wait();
+    std::fs::remove_dir_all(&aside)?;
+    Ok(status?.core_dumped())
 }
 
 fn kernel() -> (u32, u32) {
