@@ -46,6 +46,12 @@ pub(crate) mod tars;
 pub(crate) use kept::KeptIndexes;
 pub(crate) use source::{Origins, SwarmLayer};
 
+/// How long an index is waited for that nodes state and nobody in reach has: statements outlive who made them by some minutes.
+const NOBODY: Duration = Duration::from_secs(10);
+/// The same where the whole layer is here, so that the index can be built.
+const NOBODY_BUT_HERE: Duration = Duration::from_secs(1);
+/// How often it is looked whether somebody has it.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long "nobody has an index" is believed before the swarm is asked again.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
 /// Shortest and longest pause before the background completion of a layer is tried again.
@@ -246,7 +252,7 @@ impl Layers {
             }
             Err(_) => {}
         }
-        let found = self.by_swarm(mounts, record).await;
+        let found = self.by_swarm(mounts, record, NOBODY).await;
         if matches!(found, Knowledge::Ready { .. }) {
             return found;
         }
@@ -260,12 +266,12 @@ impl Layers {
         found
     }
 
-    /// What an index that nodes have built makes of the layer.
-    async fn by_swarm(&self, mounts: &Arc<LazyMounts>, record: &LayerRecord) -> Knowledge {
+    /// What an index that nodes have built makes of the layer. `patience`: for how long nobody in reach may have it.
+    async fn by_swarm(&self, mounts: &Arc<LazyMounts>, record: &LayerRecord, patience: Duration) -> Knowledge {
         let (layer, mut wrong) = (record.layer, None);
         for _ in 0..MAX_CANDIDATES {
             let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else { break };
-            let bytes = match whole(&object).await {
+            let bytes = match whole(&object, patience).await {
                 Ok(bytes) => bytes,
                 Err(message) => return absent("index_unavailable", message),
             };
@@ -582,8 +588,24 @@ async fn decode(record: &LayerRecord, encoded: bytes::Bytes) -> Result<Arc<Index
     Ok(Arc::new(index))
 }
 
-/// All bytes of a small derived object, verified.
-async fn whole(object: &Arc<Blob>) -> Result<bytes::Bytes, String> {
-    object.verified().await.map_err(|error| error.to_string())?;
+/// Waits for a derived object, but no longer than `patience` while nobody in reach has any of it.
+async fn comes(object: &Arc<Blob>, patience: Duration) -> Result<(), String> {
+    let mut verified = std::pin::pin!(object.verified());
+    let mut offered = Instant::now();
+    loop {
+        match tokio::time::timeout(LOOK, &mut verified).await {
+            Ok(verified) => return verified.map_err(|error| error.to_string()),
+            Err(_) if object.is_offered() => offered = Instant::now(),
+            Err(_) if offered.elapsed() >= patience => {
+                return Err(format!("{} is stated, but no node in reach has it", object.digest()));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// All bytes of a small derived object, verified; see [`comes`].
+async fn whole(object: &Arc<Blob>, patience: Duration) -> Result<bytes::Bytes, String> {
+    comes(object, patience).await?;
     object.read(0..object.length(), lapwing_p2p::node::Priority::Prefetch).await.map_err(|error| error.to_string())
 }

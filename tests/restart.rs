@@ -237,6 +237,29 @@ fn a_pull_goes_on_when_its_peer_dies() {
     assert!(peers + origin <= layer.size + SLACK_BYTES, "{peers} bytes from the peer, {origin} from the registry");
 }
 
+/// What a node states of a layer outlives it for some minutes: whoever believes that does not wait for it, layer after layer.
+#[test]
+fn an_index_that_went_with_its_node_is_built_anew_at_once() {
+    if !require("an_index_that_went_with_its_node_is_built_anew_at_once", &NEEDS) {
+        return;
+    }
+    let image = image::noise(5, &[4, 3, 2]).unwrap();
+    let site = Site::new("index-gone", None).unwrap();
+    let reference = site.registry.push(&image.layout, "noise:5").unwrap();
+    let mut seed = site.worker("seed", None, site.settings()).unwrap();
+    let mut worker = site.worker("worker", None, site.settings()).unwrap();
+    seed.containerd.pull(&reference, "lapwing").unwrap();
+    wait_indexed(&seed, 3);
+    node(&mut seed).kill9().unwrap();
+
+    let mut pull = worker.containerd.start_pull(&reference, "lapwing").unwrap();
+    // A read of nobody's bytes is given up after a minute; there are three layers.
+    let status = pull.wait(Duration::from_secs(50)).unwrap();
+    assert!(status.success(), "{status}: {}", pull.log_tail());
+    wait_indexed(&worker, 3);
+    assert_content_right(&worker, &reference, "after", &image);
+}
+
 /// A seed, and a worker on which all layers of the image are mounted lazily and a container of it idles.
 fn lazy_worker(site: &Site, reference: &str, image: &Noise) -> (Machine, Machine) {
     let seed = site.worker("seed", None, site.settings()).unwrap();

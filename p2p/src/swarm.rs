@@ -137,6 +137,8 @@ pub struct Swarm {
     dialing: BTreeSet<PeerId>,
     /// Peers whose connection broke while they owed pieces, and when: if they do not come back, they are reported.
     broken: BTreeMap<PeerId, Duration>,
+    /// Peers that could not be dialled, and until when that is said of blobs for which nobody has tried it: discovery does not name them any more.
+    unreachable: BTreeMap<PeerId, Duration>,
     /// When peers were told of new pieces last.
     told: Duration,
     offences: BTreeMap<PeerId, Offence>,
@@ -172,6 +174,7 @@ impl Swarm {
             peers: Peers::default(),
             dialing: BTreeSet::new(),
             broken: BTreeMap::new(),
+            unreachable: BTreeMap::new(),
             told: Duration::ZERO,
             offences: BTreeMap::new(),
             uploads: Uploads::new(config.upload_slots.max(1), &config.policy),

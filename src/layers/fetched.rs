@@ -14,7 +14,7 @@ use lapwing_snapshotter::lazy::{LazyError, LazyLayer, LazyMounts, Proof};
 use lapwing_snapshotter::remote::{Fallback, Fetched};
 
 use super::kept::KeptKind;
-use super::{Knowledge, Layers};
+use super::{Knowledge, Layers, NOBODY_BUT_HERE};
 use crate::catalog::LayerRecord;
 
 /// How long the digest of a blob that is here may take.
@@ -101,11 +101,11 @@ impl Layers {
         if let Some(builder) = builder {
             builder.index_now(blob).await.map_err(|message| fallback("no_index", message))?;
         }
-        let mut found = self.by_swarm(mounts, record).await;
+        let mut found = self.by_swarm(mounts, record, NOBODY_BUT_HERE).await;
         // Whoever stated it is gone, or it is wrong.
         if let (Knowledge::Absent { .. }, Some(builder)) = (&found, builder) {
             builder.build_and_publish(blob).await.map_err(|message| fallback("no_index", message))?;
-            found = self.by_swarm(mounts, record).await;
+            found = self.by_swarm(mounts, record, NOBODY_BUT_HERE).await;
         }
         if let Knowledge::Absent { reason, message, .. } = found {
             return Err(fallback(reason, message));

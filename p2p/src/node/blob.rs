@@ -278,6 +278,11 @@ impl Blob {
         self.first_lessee.load(Ordering::Relaxed)
     }
 
+    /// Whether a node that is connected has some of it.
+    pub fn is_offered(&self) -> bool {
+        self.node.upgrade().is_some_and(|node| !lock(&node.inner).swarm.holders_of(&self.digest).1.is_empty())
+    }
+
     /// Where its bytes came from.
     pub fn sources(&self) -> Sources {
         Sources {

@@ -57,6 +57,7 @@ impl Swarm {
     pub(super) fn peer_up(&mut self, peer: PeerId) {
         self.dialing.remove(&peer);
         self.broken.remove(&peer);
+        self.unreachable.remove(&peer);
         if self.is_banned(self.now, &peer) {
             self.actions.push(Action::Close { peer, reason: CloseReason::Banned });
             return;
@@ -105,6 +106,7 @@ impl Swarm {
         self.dialing.remove(&peer);
         self.broken.remove(&peer);
         self.seed_lost(peer);
+        self.note_unreachable(peer);
         let now = self.now;
         for blob in self.blobs.values_mut() {
             if let Some(known) = blob.known.get_mut(&peer) {

@@ -96,7 +96,15 @@ impl Swarm {
         self.actions.push(Action::Lease(request));
     }
 
-    /// The peers that discovery named and that give nothing of the blob: banned here, out of reach, or without it. Who trades
+    /// A peer cannot be dialled, for whatever blob.
+    pub(in crate::swarm) fn note_unreachable(&mut self, peer: PeerId) {
+        self.unreachable.retain(|_, until| *until > self.now);
+        if self.unreachable.len() < MAX_USELESS {
+            self.unreachable.insert(peer, self.now + USELESS);
+        }
+    }
+
+    /// The peers that give nothing of the blob: banned here, out of reach, or without it. Who trades
     /// with as many as it may does not count those that it could not reach or that had no room for it: what they have
     /// comes through others.
     fn useless(&self, digest: &Digest) -> Vec<PeerId> {
@@ -114,6 +122,11 @@ impl Swarm {
         useless.sort_unstable();
         useless.dedup();
         useless.truncate(MAX_USELESS);
+        // What was found out for other blobs goes for this one: such a peer may have fetched it, too.
+        let unreachable = self.unreachable.iter().filter(|(_, until)| !settled && **until > self.now);
+        let more: Vec<PeerId> = unreachable.map(|(peer, _)| *peer).filter(|peer| !useless.contains(peer)).collect();
+        useless.extend(more.into_iter().take(MAX_USELESS - useless.len()));
+        useless.sort_unstable();
         useless
     }
 }

@@ -236,6 +236,22 @@ fn peers_that_give_nothing_are_named_to_discovery() {
 }
 
 #[test]
+fn a_peer_that_could_not_be_reached_for_one_blob_is_named_for_another_that_it_may_have_fetched() {
+    let mut rig = Rig::new(6, Some(LeaseReply::Wait(S)));
+    rig.happen(Event::DialFailed(peer(2)));
+    rig.pull();
+    rig.pass(rig.now + 5 * S);
+    assert_eq!(rig.requests.last().unwrap().useless, [peer(2)]);
+    // Discovery names it no more, or it is there again.
+    rig.pass(rig.now + 60 * S);
+    assert_eq!(rig.requests.last().unwrap().useless, []);
+    rig.happen(Event::DialFailed(peer(2)));
+    rig.happen(Event::PeerUp(peer(2)));
+    rig.pass(rig.now + 5 * S);
+    assert_eq!(rig.requests.last().unwrap().useless, []);
+}
+
+#[test]
 fn a_settlement_tells_how_the_origin_behaved() {
     let mut rig = Rig::new(7, lease(4, 2));
     rig.pull();
