@@ -99,7 +99,7 @@ fn the_figures_of_a_swarm_are_those_that_registry_and_nodes_count() {
     let (bound, last) = (number(&figures["bound_seconds"]), number(&figures["last_seconds"]));
     assert!((bound - bytes / 10e6).abs() < 0.01 && figures["bound_by"] == "registry", "{bound}");
     let efficiency = number(&figures["efficiency"]);
-    assert!((efficiency - bound / last).abs() < 1e-6 && (0.2..1.1).contains(&efficiency), "{efficiency}");
+    assert!((efficiency - bound / last).abs() < 1e-6 && (0.02..1.1).contains(&efficiency), "{efficiency}");
     assert!(number(&figures["median_seconds"]) <= last);
 
     let near = |name: &str, told: f64, counted: f64, part: f64| {
@@ -115,7 +115,7 @@ fn the_figures_of_a_swarm_are_those_that_registry_and_nodes_count() {
     near("sent", sent, served, 0.05);
     for node in figures["node_figures"].as_array().unwrap() {
         let (up, down) = (number(&node["peak_up_mbit"]), number(&node["peak_down_mbit"]));
-        assert!((1.0..150.0).contains(&up) && (1.0..300.0).contains(&down), "{node}");
+        assert!((0.1..150.0).contains(&up) && (0.1..300.0).contains(&down), "{node}");
         assert!(node["counted"] == "measured" && node["removed"] == true && node["limited_by"].is_string(), "{node}");
     }
     for (_, node) in &nodes {
