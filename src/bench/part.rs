@@ -58,7 +58,7 @@ pub(crate) async fn take_part(
     tokio::select! {
         () = work => {}
         () = part.sample(begins) => {}
-        told = timeout(LONGEST, part.tell()) => drop(told),
+        _ = timeout(LONGEST, part.tell()) => {}
     }
     if trial.remove && held == 0 {
         part.remove().await;

@@ -28,7 +28,7 @@ impl FromStr for LinkRate {
         };
         let number: f64 = number.parse().map_err(|_| error())?;
         let rate = number * bits / 8.0;
-        if rate >= 1.0 && rate <= 1e15 { Ok(Self(rate)) } else { Err(error()) }
+        if (1.0..=1e15).contains(&rate) { Ok(Self(rate)) } else { Err(error()) }
     }
 }
 
