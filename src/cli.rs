@@ -7,9 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lapwing_p2p::identity::PeerId;
 use lapwing_p2p::membership::Roles;
 
+mod bench;
 mod get;
 mod preheat;
 
+pub(crate) use bench::Bench;
 pub(crate) use get::Get;
 pub(crate) use preheat::Preheat;
 
@@ -46,6 +48,8 @@ pub(crate) enum Command {
     Get(Box<Get>),
     /// Bring images to seeds or nodes before anybody pulls them, with the indexes of their layers if wanted
     Preheat(Preheat),
+    /// Measure how close the swarm of one's own nodes comes to the theoretical bound, and what limits it
+    Bench(Box<Bench>),
     /// Put the blobs of a lazily pulled image into containerd's content store, for export, push, convert and other snapshotters
     Hydrate(Hydrate),
     /// List the nodes that the tracker on this machine knows
@@ -269,6 +273,9 @@ pub(crate) struct Hydrate {
     /// Only this platform ("linux/arm64"); else every one that was pulled
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<String>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
     /// The node's admin address (admin.listen)
     #[arg(long, env = "LAPWING_ADMIN", default_value = "127.0.0.1:7082")]
     pub admin: SocketAddr,
@@ -481,6 +488,9 @@ pub(crate) struct Detach {
     /// Configuration file (TOML) of the node
     #[arg(short, long, env = "LAPWING_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

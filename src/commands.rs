@@ -1,5 +1,6 @@
 //! Commands that run and end. Their output is for people by default and JSON on demand.
 
+pub(crate) mod bench;
 pub(crate) mod ca;
 pub(crate) mod config;
 pub(crate) mod detach;

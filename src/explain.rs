@@ -14,4 +14,16 @@ mod merge;
 mod pulls;
 pub(crate) mod view;
 
+pub(crate) use limits::{Cause, Share};
 pub(crate) use pulls::Pulls;
+
+use std::time::Duration;
+
+use lapwing_p2p::timeline::Recorded;
+
+/// What limited one blob's way here in a time of this length, the greatest part first; `offset` is when its timeline begins.
+pub(crate) fn limits_of(recorded: &Recorded, offset: Duration, length: Duration) -> Vec<Share> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let merged = merge::Merged::of(&[(offset, recorded)], length);
+    limits::limited_by(&merged, length.as_secs_f64(), cores)
+}

@@ -10,6 +10,7 @@
 //! * [`explain`]: where the time of a pull went
 //! * [`platform`]: what images are for
 //! * [`preheat`]: images brought to where they will be wanted
+//! * [`bench`]: how close a swarm comes to the bound
 //! * [`held`], [`hydrate`]: what containerd holds already, and what it is given
 //! * [`membership`]: this machine's certificate, and how it stays good
 //! * [`memory`]: what the allocator is told
@@ -26,6 +27,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod admin;
+mod bench;
 mod catalog;
 mod cli;
 mod commands;
@@ -79,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(arguments) => commands::generate::run(&arguments),
         Command::HoldDescriptors => commands::detach::hold(),
         Command::Index(command) => commands::index::run(&command),
+        Command::Bench(arguments) => on_runtime(commands::bench::run(&arguments)),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Limits(arguments) => on_runtime(commands::limits::run(&arguments)),
         Command::Explain(arguments) => on_runtime(commands::explain::run(&arguments)),

@@ -30,7 +30,7 @@ mod metrics;
 mod name;
 pub(crate) mod openapi;
 mod orders;
-mod resolve;
+pub(crate) mod resolve;
 mod secret;
 mod to;
 pub(crate) mod webhook;
@@ -39,6 +39,7 @@ pub(crate) use name::ImageName;
 pub(crate) use to::To;
 
 use crate::admin::Admin;
+use crate::bench;
 use crate::config::Config;
 use jobs::{Action, BlobWant, Event, Full, Job, JobId, JobState, Jobs, Pushed, Request};
 use machine::{Machine, Wish, grant};
@@ -104,7 +105,7 @@ impl Preheat {
             }
         }
         let api = std::mem::take(&mut admin.api);
-        admin.api = api.merge(api::routes(preheat));
+        admin.api = api.merge(bench::api::routes(node, registries)).merge(api::routes(preheat));
         Ok(())
     }
 

@@ -12,9 +12,9 @@ use lapwing_lab::{
 };
 use serde_json::Value;
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "index", "node", "tracker", "up", "ls", "hydrate", "nodes", "find", "pin", "unpin", "limits", "doctor", "setup",
-    "config", "generate", "get", "preheat", "explain", "rm", "gc",
+    "config", "generate", "get", "preheat", "explain", "rm", "gc", "bench",
 ];
 const NEEDS: [Need; 2] = [Need::Root, Need::Disk];
 

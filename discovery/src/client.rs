@@ -24,6 +24,7 @@ mod owners;
 mod pace;
 mod seeds;
 mod source;
+mod trials;
 mod watching;
 
 use std::collections::HashMap;
@@ -33,7 +34,7 @@ use futures_util::future::{BoxFuture, join_all};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{
     Discovery, DiscoveryError, Found, Holder, Holding, LeaseReply, LeaseRequest, Order, OrderRequest, OrderStand,
-    PreheatRequest, Preheated, Replicas, SeedRefusal, SeedRequest, Settlement, Statement, StatementKind,
+    PreheatRequest, Preheated, Replicas, SeedRefusal, SeedRequest, Settlement, Statement, StatementKind, TrialReport,
 };
 use lapwing_p2p::identity::PeerId;
 use tokio::time::{Instant, timeout};
@@ -280,6 +281,15 @@ impl Discovery for TrackerClient {
 
     fn order_failed(&self, digest: Digest, reason: String) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         Box::pin(self.fail_order(digest, reason))
+    }
+
+    /// The owner of the blob is told, where whoever measures asks.
+    fn tell_trial(&self, digest: Digest, job: u64, report: Vec<u8>) -> BoxFuture<'_, Result<bool, DiscoveryError>> {
+        Box::pin(self.tell_of_trial(digest, job, report))
+    }
+
+    fn trial_reports(&self, digest: Digest, job: u64) -> BoxFuture<'_, Result<Vec<TrialReport>, DiscoveryError>> {
+        Box::pin(self.reports_of_trial(digest, job))
     }
 
     /// Is told to every tracker. They stop naming the peer: to this node for a minute, to others until it is heard from

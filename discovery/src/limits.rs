@@ -256,6 +256,14 @@ pub const MAX_ORDERS_PER_ANSWER: usize = 128;
 pub const MAX_JOBS_PER_ORDER: usize = 64;
 /// Longest reason of such a node, in bytes.
 pub const MAX_ORDER_REASON_BYTES: usize = 512;
+/// Most orders of a group that are trials.
+pub const MAX_TRIALS: usize = 64;
+/// Most that the trackers keep of what nodes of a group tell of trials, in bytes.
+pub const MAX_TRIAL_BYTES: usize = 64 << 20;
+/// How long after its order a trial may begin.
+pub const MAX_TRIAL_WAIT: Duration = Duration::from_secs(600);
+/// Most reports on a trial in one answer: they fit into [`MAX_REPLY_BYTES`].
+pub const MAX_REPORTS_PER_ANSWER: usize = 64;
 /// Orders that a node has heard of and not begun with; more are heard of again.
 pub const MAX_HEARD_ORDERS: usize = 1024;
 

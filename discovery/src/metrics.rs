@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::registry::TrackerSnapshot;
 
 /// Every call there is.
-pub(crate) const METHODS: [&str; 18] = [
+pub(crate) const METHODS: [&str; 20] = [
     "find",
     "announce",
     "sync",
@@ -23,6 +23,8 @@ pub(crate) const METHODS: [&str; 18] = [
     "order",
     "orders",
     "fail_order",
+    "tell_trial",
+    "trial_reports",
     "report",
     "leave",
     "piccolo_findkey",

@@ -31,6 +31,7 @@ mod slab;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod trials;
 mod view;
 mod votes;
 

@@ -3,18 +3,21 @@
 pub(crate) mod lease;
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
-use lapwing_p2p::discovery::{Found, Holder, Holding, Order, OrderRequest, OrderStand, Statement, StatementKind, Vote};
+use lapwing_p2p::discovery::{
+    Found, Holder, Holding, Order, OrderRequest, OrderStand, Statement, StatementKind, Trial, TrialReport, Vote,
+};
 use lapwing_p2p::identity::PeerId;
-use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_REPLICA_QUESTIONS};
+use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_REPLICA_QUESTIONS, MAX_TRIAL_REPORT_BYTES};
 use lapwing_p2p::membership::{Role, is_group};
 use lapwing_p2p::origin::Locator;
 use tonic::Status;
 
 use crate::limits::{
     MAX_ENTRIES_PER_MESSAGE, MAX_GROUP_BYTES, MAX_LABEL_BYTES, MAX_NAMESPACE_BYTES, MAX_NODES, MAX_ORDER_REASON_BYTES,
-    MAX_REPOSITORY_BYTES,
+    MAX_REPOSITORY_BYTES, MAX_TRIAL_WAIT,
 };
 use crate::proto;
 use crate::registry::{Caller, Place};
@@ -150,7 +153,7 @@ pub(crate) fn order_request(message: &proto::OrderRequest) -> Result<OrderReques
         return Err(invalid(format!("nodes: {} are more than {MAX_NODES}", message.nodes)));
     }
     let nodes = (message.nodes > 0).then_some(message.nodes);
-    Ok(OrderRequest { order: order(blob).map_err(invalid)?, job: message.job, nodes })
+    Ok(OrderRequest { order: order(blob).map_err(invalid)?, job: message.job, nodes, over: message.over })
 }
 
 /// What is ordered; a client reads a tracker's word with the same bounds.
@@ -168,7 +171,31 @@ pub(crate) fn order(message: &proto::OrderedBlob) -> Result<Order, String> {
         return Err(format!("blob.length: {} is more than {MAX_BLOB_LENGTH}", message.length));
     }
     let locator = Locator { namespace: message.registry.clone(), repository: message.repository.clone() };
-    Ok(Order { digest, length: message.length, locator, index: message.index })
+    let trial = message.trial.as_ref().map(trial).transpose()?;
+    Ok(Order { digest, length: message.length, locator, index: message.index, trial })
+}
+
+fn trial(message: &proto::Trial) -> Result<Trial, String> {
+    let begins_in = Duration::from_millis(message.begins_in_ms.into());
+    if begins_in > MAX_TRIAL_WAIT {
+        return Err(format!("trial.begins_in_ms: more than {} s", MAX_TRIAL_WAIT.as_secs()));
+    }
+    Ok(Trial { job: message.job, begins_in, remove: message.remove })
+}
+
+/// A trial, and what a node tells of it.
+pub(crate) fn told_trial(message: proto::TellTrialRequest) -> Result<(Digest, u64, Vec<u8>), Status> {
+    let digest = digest("digest", &message.digest)?;
+    if message.report.len() > MAX_TRIAL_REPORT_BYTES {
+        return Err(invalid(format!("report: {} bytes, at most {MAX_TRIAL_REPORT_BYTES}", message.report.len())));
+    }
+    Ok((digest, message.job, message.report))
+}
+
+/// A trial, and the node after which its reports are wanted.
+pub(crate) fn trial_question(message: &proto::TrialReportsRequest) -> Result<(Digest, u64, Option<PeerId>), Status> {
+    let after = if message.after.is_empty() { None } else { Some(peer("after", &message.after)?) };
+    Ok((digest("digest", &message.digest)?, message.job, after))
 }
 
 pub(crate) fn failed_order(message: &proto::FailOrderRequest) -> Result<(Digest, String), Status> {
@@ -186,7 +213,32 @@ pub(crate) fn ordered_blob(order: &Order) -> proto::OrderedBlob {
         registry: order.locator.namespace.clone(),
         repository: order.locator.repository.clone(),
         index: order.index,
+        trial: order.trial.map(|trial| proto::Trial {
+            job: trial.job,
+            begins_in_ms: u32::try_from(trial.begins_in.as_millis()).unwrap_or(u32::MAX),
+            remove: trial.remove,
+        }),
     }
+}
+
+pub(crate) fn trial_report_message(report: TrialReport) -> proto::TrialReport {
+    proto::TrialReport {
+        node: report.peer.as_bytes().to_vec(),
+        address: address_bytes(report.address),
+        zone: report.zone,
+        report: report.report,
+    }
+}
+
+/// What a node told, as a tracker passes it on, unless it is nonsense.
+pub(crate) fn trial_report(message: proto::TrialReport) -> Option<TrialReport> {
+    check_label("zone", &message.zone).ok()?;
+    Some(TrialReport {
+        peer: peer("", &message.node).ok()?,
+        address: address(&message.address)?,
+        zone: message.zone,
+        report: Some(message.report).filter(|report| report.len() <= MAX_TRIAL_REPORT_BYTES)?,
+    })
 }
 
 pub(crate) fn order_reply(registration: u64, stand: OrderStand) -> proto::OrderReply {

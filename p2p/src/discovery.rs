@@ -353,6 +353,32 @@ pub struct Order {
     pub locator: Locator,
     /// Whether it is a layer whose index shall be built and stated.
     pub index: bool,
+    /// It is fetched to see how long that takes.
+    pub trial: Option<Trial>,
+}
+
+/// A measurement: nodes fetch what is ordered at one moment, and tell how it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trial {
+    /// Names it, together with the blob.
+    pub job: u64,
+    /// How long from now everybody begins.
+    pub begins_in: Duration,
+    /// Whether nodes remove, once it is over, what it brought them.
+    pub remove: bool,
+}
+
+/// What a node tells of a [`Trial`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrialReport {
+    /// Who.
+    pub peer: PeerId,
+    /// Where, as the tracker saw it.
+    pub address: IpAddr,
+    /// Its zone; empty when unknown.
+    pub zone: String,
+    /// For whoever measures; trackers do not read it. At most [`MAX_TRIAL_REPORT_BYTES`](crate::limits::MAX_TRIAL_REPORT_BYTES).
+    pub report: Vec<u8>,
 }
 
 /// An order, as it is given. It stands while it is repeated, which also tells how far it is.
@@ -364,6 +390,8 @@ pub struct OrderRequest {
     pub job: u64,
     /// For so many nodes of the group; none: for all.
     pub nodes: Option<u32>,
+    /// The trial that it is for is over.
+    pub over: bool,
 }
 
 /// How far an order is.
@@ -433,6 +461,16 @@ pub trait Discovery: Send + Sync + 'static {
     /// An order cannot be carried out here.
     fn order_failed(&self, _digest: Digest, _reason: String) -> BoxFuture<'_, Result<(), DiscoveryError>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Tells how a trial goes here, anew each time; to be repeated every few seconds until the answer, whether the trial is over, is yes.
+    fn tell_trial(&self, _digest: Digest, _job: u64, _report: Vec<u8>) -> BoxFuture<'_, Result<bool, DiscoveryError>> {
+        Box::pin(std::future::ready(Ok(true)))
+    }
+
+    /// What nodes told of a trial; nothing of one that nobody knows.
+    fn trial_reports(&self, _digest: Digest, _job: u64) -> BoxFuture<'_, Result<Vec<TrialReport>, DiscoveryError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
     /// Tells that `peer` did not answer, or answered wrongly, so that it is not named again for now. A discovery that keeps

@@ -147,3 +147,5 @@ pub const MAX_OPEN_SPANS: usize = 64;
 
 /// Peers of which it is remembered for one pull where they stand.
 pub const MAX_PEERS_PLACED: usize = 128;
+/// Longest report of a node on a trial, in bytes.
+pub const MAX_TRIAL_REPORT_BYTES: usize = 1024;

@@ -52,7 +52,7 @@ use crate::discovery::Discovery;
 use crate::exchange::{Exchange, remembered};
 use crate::identity::PeerId;
 use crate::layout::{PieceIndex, PieceLayout};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Source, SourceLabel};
 use crate::origin::{Origin, OriginError};
 use crate::store::{ChunkStore, Pin, StoreError};
 use crate::swarm::{Event, Policy, Swarm, SwarmConfig, WantId};
@@ -241,6 +241,12 @@ impl Node {
     /// The trackers that it asks, and what is wrong with those that it does not for now.
     pub fn trackers(&self) -> Vec<(String, Option<String>)> {
         self.discovery.trackers()
+    }
+
+    /// Bytes of pieces since it started: taken in, from wherever, and sent to peers.
+    pub fn moved_bytes(&self) -> (u64, u64) {
+        let taken = |source| self.metrics.piece_bytes.get_or_create(&SourceLabel { source }).get();
+        (taken(Source::peer) + taken(Source::origin), self.metrics.served_bytes.get())
     }
 
     /// Where the time of the last pulls went.

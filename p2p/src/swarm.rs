@@ -297,14 +297,21 @@ impl Swarm {
     /// Whether nothing of that blob is missing that somebody wants, under way, or asked for by peers, so that it may be
     /// closed. Peers that trade it are told, and greet again when they want more.
     pub fn is_quiet(&self, digest: &Digest) -> bool {
+        let asked = |last: Duration| self.now < last + UNASKED;
+        self.is_idle(digest)
+            && self.blobs.get(digest).is_none_or(|blob| {
+                !blob.trades.values().any(|trade| asked(trade.last_request) && !trade.have.is_full())
+            })
+    }
+
+    /// The same, whether or not peers asked lately and may come back.
+    pub fn is_idle(&self, digest: &Digest) -> bool {
         self.blobs.get(digest).is_none_or(|blob| {
-            let asked = |last: Duration| self.now < last + UNASKED;
             !blob.is_active()
                 && blob.flights.is_empty()
                 && blob.origin.transfers.is_empty()
                 && !blob.find.asking
                 && self.uploads.is_quiet(digest)
-                && !blob.trades.values().any(|trade| asked(trade.last_request) && !trade.have.is_full())
         })
     }
 

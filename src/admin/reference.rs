@@ -5,6 +5,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use crate::bench::api::{NewRun, RunView};
 use crate::config::LimitsTable;
 use crate::explain::view::{PullState, PullSummary};
 use crate::node::pins::PinState;
@@ -149,6 +150,24 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
             .method("put")
             .takes(Body::of::<LimitsTable>(schemas))
             .or(&[(422, "A limit that makes no sense")]),
+        get(
+            "/api/v1/bench",
+            STORES,
+            "The last measurement of the swarm that was begun here",
+            Body::of::<RunView>(schemas),
+        )
+        .or(&[(404, "None was, since the daemon started")]),
+        get("/api/v1/bench", STORES, "Begins a measurement", Body::of::<RunView>(schemas))
+            .method("post")
+            .takes(Body::of::<NewRun>(schemas))
+            .or(&[
+                (403, "The registry is not listed"),
+                (409, "One is under way"),
+                (422, "The image's name, or a bound, makes no sense"),
+            ]),
+        get("/api/v1/bench", STORES, "Stops it", Body::of::<RunView>(schemas))
+            .method("delete")
+            .or(&[(404, "There is none")]),
         get("/api/v1/pins/{digest}", STORES, "Keeps a blob, also before it is here", Body::of::<PinState>(schemas))
             .method("put")
             .asked(digest())

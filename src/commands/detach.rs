@@ -11,10 +11,23 @@ use crate::cli::Detach;
 use crate::config::Config;
 use crate::memory;
 
+/// What was done.
+#[derive(serde::Serialize)]
+struct Detached {
+    mounts: usize,
+    /// Whether containers still use layers that were mounted.
+    in_use: bool,
+}
+
 pub(crate) fn run(arguments: &Detach) -> anyhow::Result<ExitCode> {
     let config = Config::load(arguments.config.as_deref())?;
     let (mounts, in_use) = LazyMounts::detach(&config.root)?;
     let mut out = std::io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &Detached { mounts, in_use })?;
+        writeln!(out)?;
+        return Ok(if in_use { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
     writeln!(out, "{mounts} mounts detached")?;
     if in_use {
         writeln!(

@@ -27,6 +27,10 @@ pub(crate) async fn run(arguments: &Hydrate) -> anyhow::Result<ExitCode> {
         anyhow::bail!("{}", if reason.trim().is_empty() { status.to_string() } else { reason.trim_end().to_owned() });
     }
     let done: Hydrated = answer.json().await.with_context(|| format!("{url} answered something else"))?;
+    if arguments.json {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&done)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let Hydrated { present, written, written_bytes } = done;
     let bytes = ByteSize(written_bytes);
     writeln!(std::io::stdout(), "{written} blobs ({bytes}) are in containerd now, {present} were there before")?;

@@ -17,6 +17,7 @@ use super::jobs::{Event, JobId};
 use super::limits::{MAX_ORDERS_AT_ONCE, MAX_ORDERS_WAITING, ORDER_PATIENCE};
 use super::machine::Wish;
 use super::{Preheat, To};
+use crate::bench;
 
 /// Shortest and longest pause before an order is repeated: well within the time that trackers keep it.
 const REPEAT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
@@ -34,8 +35,8 @@ impl Preheat {
     ) -> Result<(), String> {
         let Wish { digest, length, .. } = *wish;
         let nodes = if let To::Nodes(nodes) = to { Some(nodes) } else { None };
-        let order = Order { digest, length, locator: wish.locator(), index };
-        let request = OrderRequest { order, job: job.0, nodes };
+        let order = Order { digest, length, locator: wish.locator(), index, trial: None };
+        let request = OrderRequest { order, job: job.0, nodes, over: false };
         let (mut pause, mut moved) = (REPEAT.0, Instant::now());
         let mut before = (0, 0);
         loop {
@@ -96,6 +97,12 @@ impl Preheat {
             }
             let (this, places, known) = (Arc::clone(&self), Arc::clone(&places), Arc::clone(&known));
             let work = async move {
+                if let Some(trial) = order.trial {
+                    let bring = async { this.machine.fetch(this.wish(&order)?).await };
+                    bench::part::take_part(&this.node, &order, trial, &places, bring).await;
+                    known.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+                    return;
+                }
                 // The semaphore is never closed.
                 let place = places.acquire().await;
                 if let Err(reason) = this.follow(order).await {
@@ -115,8 +122,12 @@ impl Preheat {
     /// Says to each order that it is not carried out here, so that nobody waits for this node.
     pub(super) async fn decline(self: Arc<Self>) {
         loop {
-            let digest = self.node.discovery().next_order().await.digest;
+            let order = self.node.discovery().next_order().await;
+            let digest = order.digest;
             let reason = "this node takes no orders (preheat.accept)".to_owned();
+            if let Some(trial) = order.trial {
+                bench::part::decline(&self.node, &order, trial, reason.clone()).await;
+            }
             if let Err(error) = self.node.discovery().order_failed(digest, reason).await {
                 tracing::debug!(%digest, %error, "nobody was told that this node takes no orders");
             }
@@ -124,18 +135,24 @@ impl Preheat {
     }
 
     async fn follow(&self, order: Order) -> Result<(), String> {
-        let Order { digest, length, locator, index } = order;
+        let wish = self.wish(&order)?;
+        let Wish { digest, registry, repo, .. } = &wish;
+        tracing::info!(%digest, %registry, %repo, "preheating what the group ordered");
+        self.machine.fetch(wish.clone()).await?;
+        if order.index {
+            self.machine.index(wish).await?;
+        }
+        Ok(())
+    }
+
+    /// An order, if it is one that this node may carry out.
+    fn wish(&self, order: &Order) -> Result<Wish, String> {
+        let Order { digest, length, locator, .. } = order;
         let registry = locator.namespace.parse().map_err(|error| format!("{error}"))?;
         if !self.registries.is_listed(&registry) {
             return Err(super::Refused::NotListed(registry).to_string());
         }
         let repo = locator.repository.parse().map_err(|error| format!("{error}"))?;
-        tracing::info!(%digest, %registry, %repo, "preheating what the group ordered");
-        let wish = Wish { registry, repo, digest, length };
-        self.machine.fetch(wish.clone()).await?;
-        if index {
-            self.machine.index(wish).await?;
-        }
-        Ok(())
+        Ok(Wish { registry, repo, digest: *digest, length: *length })
     }
 }

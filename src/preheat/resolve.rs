@@ -36,7 +36,7 @@ struct Part {
 
 /// The blobs of an image for these platforms (`os/architecture[/variant]`, or `all`; none: this machine's), each once. Asks with the
 /// credentials that this machine is configured with.
-pub(super) async fn resolve(
+pub(crate) async fn resolve(
     registries: &Registries,
     name: &ImageName,
     platforms: &[String],

@@ -111,6 +111,7 @@ impl TrackerClient {
             blob: Some(wire::ordered_blob(&request.order)),
             job: request.job,
             nodes: request.nodes.unwrap_or(0),
+            over: request.over,
         };
         let ask = |link: Arc<Link>| {
             let message = message.clone();

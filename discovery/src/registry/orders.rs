@@ -13,6 +13,7 @@ use lapwing_p2p::discovery::{Holding, Order, OrderRequest, OrderStand};
 use lapwing_p2p::identity::PeerId;
 
 use super::group::Group;
+use super::trials::StandingTrial;
 use super::{Caller, Refusal, Registration, Registry};
 use crate::limits::{MAX_JOBS_PER_ORDER, MAX_NODES, MAX_ORDERS, MAX_ORDERS_PER_ANSWER, ORDER_TTL};
 
@@ -27,7 +28,7 @@ enum Targets {
 }
 
 #[derive(Debug)]
-struct Standing {
+pub(super) struct Standing {
     /// Grows with each change, so that who asked before hears of it.
     number: u64,
     order: Order,
@@ -38,10 +39,17 @@ struct Standing {
     /// Those of its targets that cannot carry it out, and what the first of them said.
     failed: HashSet<PeerId>,
     reason: String,
+    pub(super) trial: Option<StandingTrial>,
 }
 
 impl Standing {
-    fn is_for(&self, peer: &PeerId) -> bool {
+    /// As it is told now.
+    fn told(&self, now: Duration) -> Order {
+        let trial = self.trial.as_ref().map(|trial| trial.told(now));
+        Order { trial, ..self.order.clone() }
+    }
+
+    pub(super) fn is_for(&self, peer: &PeerId) -> bool {
         match &self.targets {
             Targets::All => true,
             Targets::Chosen(chosen) => chosen.contains(peer),
@@ -52,7 +60,7 @@ impl Standing {
 /// The orders of one group.
 #[derive(Debug, Default)]
 pub(super) struct Orders {
-    standing: HashMap<Digest, Standing>,
+    pub(super) standing: HashMap<Digest, Standing>,
     latest: u64,
 }
 
@@ -69,8 +77,9 @@ impl Orders {
 
 impl Group {
     fn order(&mut self, now: Duration, request: OrderRequest) -> Result<OrderStand, Refusal> {
-        let OrderRequest { order, job, nodes } = request;
+        let OrderRequest { order, job, nodes, over } = request;
         let digest = order.digest;
+        let trial = self.trial(now, &order, over)?;
         let number = self.orders.latest + 1;
         let chosen = nodes.map(|nodes| self.choose(now, &digest, job, nodes));
         let full = self.orders.standing.len() >= MAX_ORDERS && !self.orders.standing.contains_key(&digest);
@@ -82,7 +91,16 @@ impl Group {
             is_new = true;
             let targets = Targets::Chosen(HashSet::new());
             let (jobs, failed) = (HashSet::new(), HashSet::new());
-            Standing { number, order: order.clone(), targets, until: now, jobs, failed, reason: String::new() }
+            Standing {
+                number,
+                order: order.clone(),
+                targets,
+                until: now,
+                jobs,
+                failed,
+                reason: String::new(),
+                trial: None,
+            }
         });
         standing.until = now + ORDER_TTL;
         if standing.jobs.len() >= MAX_JOBS_PER_ORDER {
@@ -97,6 +115,9 @@ impl Group {
             standing.order.length = order.length;
         }
         let mut changed = is_new || is_another || (order.index && !standing.order.index);
+        if trial.is_some() || (order.trial.is_none() && standing.trial.as_ref().is_some_and(StandingTrial::is_over)) {
+            standing.trial = trial;
+        }
         standing.order.index |= order.index;
         match (&mut standing.targets, chosen) {
             (Targets::All, _) => {}
@@ -157,7 +178,7 @@ impl Group {
         stand
     }
 
-    fn orders_for(&self, caller: &Caller, after: u64) -> (Vec<Order>, u64) {
+    fn orders_for(&self, now: Duration, caller: &Caller, after: u64) -> (Vec<Order>, u64) {
         if caller.seed || caller.seed_port != 0 {
             return (Vec::new(), self.orders.latest);
         }
@@ -166,9 +187,10 @@ impl Group {
         new.sort_unstable_by_key(|standing| standing.number);
         let reaches =
             if new.len() > MAX_ORDERS_PER_ANSWER { new[MAX_ORDERS_PER_ANSWER - 1].number } else { self.orders.latest };
-        let is_its = |standing: &&Standing| standing.is_for(&caller.node);
+        let is_over = |standing: &Standing| standing.trial.as_ref().is_some_and(StandingTrial::is_over);
+        let is_its = |standing: &&Standing| standing.is_for(&caller.node) && !is_over(standing);
         let listed = new.into_iter().take(MAX_ORDERS_PER_ANSWER).filter(is_its);
-        (listed.map(|standing| standing.order.clone()).collect(), reaches)
+        (listed.map(|standing| standing.told(now)).collect(), reaches)
     }
 }
 
@@ -187,7 +209,7 @@ impl Registry {
     /// The orders for `caller` after the one of number `after`, at most [`MAX_ORDERS_PER_ANSWER`].
     pub fn orders(&mut self, now: Duration, caller: &Caller, after: u64) -> Result<Listed, Refusal> {
         let call = self.enter(now, caller)?;
-        let (orders, reaches) = call.group.orders_for(caller, after);
+        let (orders, reaches) = call.group.orders_for(now, caller, after);
         Ok((call.registration, orders, reaches))
     }
 
@@ -248,8 +270,8 @@ mod tests {
 
     fn order(content: &[u8], nodes: Option<u32>) -> OrderRequest {
         let locator = Locator { namespace: "reg.example".to_owned(), repository: "app".to_owned() };
-        let order = Order { digest: Digest::of(content), length: 7, locator, index: false };
-        OrderRequest { order, job: 5, nodes }
+        let order = Order { digest: Digest::of(content), length: 7, locator, index: false, trial: None };
+        OrderRequest { order, job: 5, nodes, over: false }
     }
 
     fn registry(workers: u8) -> Registry {
@@ -331,6 +353,7 @@ mod tests {
             order: Order { locator: locator.clone(), length: 8, ..first.order.clone() },
             job: 6,
             nodes: None,
+            over: false,
         };
         let told = |registry: &mut Registry| registry.orders(NOW, &caller(1), 0).unwrap().1;
         stands(&mut registry, &second);

@@ -41,7 +41,7 @@ macro_rules! paced {
 }
 
 paced!(AnnounceReply, SyncReply, FindReply, ReplicasReply, SeedsReply, LeaseReply, SettleReply, StateReply);
-paced!(HeartbeatReply, ReportReply, OrderReply, OrdersReply, FailOrderReply);
+paced!(HeartbeatReply, ReportReply, OrderReply, OrdersReply, FailOrderReply, TellTrialReply, TrialReportsReply);
 
 impl Paced for proto::LeaveReply {
     fn paced(self, _: Duration) -> Self {
@@ -288,6 +288,30 @@ impl TrackerService for Tracker {
         let read = |mut message: proto::FailOrderRequest| Ok((message.caller.take(), wire::failed_order(&message)?));
         self.call("fail_order", request, read, |registry, now, caller, failed| {
             Ok(proto::FailOrderReply { registration: registry.fail_order(now, caller, failed)?, pause_ms: 0 })
+        })
+    }
+
+    async fn tell_trial(
+        &self,
+        request: Request<proto::TellTrialRequest>,
+    ) -> Result<Response<proto::TellTrialReply>, Status> {
+        let read = |mut message: proto::TellTrialRequest| Ok((message.caller.take(), wire::told_trial(message)?));
+        self.call("tell_trial", request, read, |registry, now, caller, told| {
+            let (registration, over) = registry.tell_trial(now, caller, told)?;
+            Ok(proto::TellTrialReply { registration, pause_ms: 0, over })
+        })
+    }
+
+    async fn trial_reports(
+        &self,
+        request: Request<proto::TrialReportsRequest>,
+    ) -> Result<Response<proto::TrialReportsReply>, Status> {
+        let read =
+            |mut message: proto::TrialReportsRequest| Ok((message.caller.take(), wire::trial_question(&message)?));
+        self.call("trial_reports", request, read, |registry, now, caller, asked| {
+            let (registration, reports, more) = registry.trial_reports(now, caller, asked)?;
+            let reports = reports.into_iter().map(wire::trial_report_message).collect();
+            Ok(proto::TrialReportsReply { registration, pause_ms: 0, reports, more })
         })
     }
 

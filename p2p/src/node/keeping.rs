@@ -145,16 +145,25 @@ impl Node {
     /// Closes what is only kept open for who may come back. What does not come is given up when it always is.
     fn let_go(self: &Arc<Self>) {
         self.unflushed().into_iter().for_each(|blob| self.flush_blob(&blob));
-        self.close_quiet(Duration::ZERO);
+        self.close_quiet(Duration::ZERO, None);
+    }
+
+    /// As [`Self::remove`], also from under peers that asked for the blob within the last minute and may come back for more. Those go
+    /// elsewhere. What is just being sent or fetched refuses still.
+    pub fn remove_from_peers(self: &Arc<Self>, digest: &Digest) -> Result<bool, StoreError> {
+        self.unflushed().into_iter().for_each(|blob| self.flush_blob(&blob));
+        self.close_quiet(Duration::ZERO, Some(digest));
+        self.store.remove(digest)
     }
 
     /// Closes blobs that nobody has held for so long, wants or trades, so that their pieces may be evicted.
     pub(super) fn close_unused(self: &Arc<Self>, linger: Duration) {
         self.give_up_stalled(linger.max(STALLED));
-        self.close_quiet(linger);
+        self.close_quiet(linger, None);
     }
 
-    fn close_quiet(self: &Arc<Self>, linger: Duration) {
+    /// `though_asked`: whether peers may come back for this one does not matter.
+    fn close_quiet(self: &Arc<Self>, linger: Duration, though_asked: Option<&Digest>) {
         let mut inner = lock(&self.inner);
         let now = Instant::now();
         // What somebody else removed frees no space as long as it is open.
@@ -164,7 +173,10 @@ impl Node {
         let closing: Vec<_> = inner
             .blobs
             .iter()
-            .filter(|(digest, blob)| unused(blob) && inner.swarm.is_quiet(digest))
+            .filter(|(digest, blob)| {
+                let is_quiet = inner.swarm.is_quiet(digest);
+                unused(blob) && (is_quiet || though_asked == Some(*digest) && inner.swarm.is_idle(digest))
+            })
             .map(|(&digest, _)| digest)
             .collect();
         let mut barren = Vec::new();
