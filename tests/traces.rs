@@ -83,7 +83,7 @@ impl Collector {
     fn take(&self, stream: &TcpStream) -> Option<()> {
         let (mut reader, mut length, mut authorized) = (BufReader::new(stream), 0, false);
         let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
+        reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
         assert_eq!(line.trim(), "POST /v1/traces HTTP/1.1");
         loop {
             line.clear();
