@@ -84,16 +84,16 @@ release: ## The optimised binary, target/release/lapwing
 	cargo build --release --bin lapwing
 
 .PHONY: deb
-deb: release ## A Debian package, target/package/*.deb (BINARY=path packs another program)
+deb: $(if $(BINARY),,release) ## A Debian package, target/package/*.deb (BINARY=path packs another program)
 	contrib/package/deb.sh $(BINARY)
 
 .PHONY: rpm
-rpm: release ## An RPM package, target/package/*.rpm
+rpm: $(if $(BINARY),,release) ## An RPM package, target/package/*.rpm
 	@command -v rpmbuild >/dev/null || { echo "rpmbuild is missing: apt-get install rpm" >&2; exit 1; }
 	contrib/package/rpm.sh $(BINARY)
 
 .PHONY: oci-image
-oci-image: release ## A container image as an OCI layout, target/package/*-oci.tar, without a daemon
+oci-image: $(if $(BINARY),,release) ## A container image as an OCI layout, target/package/*-oci.tar, without a daemon
 	contrib/package/oci.sh $(BINARY)
 
 .PHONY: sbom

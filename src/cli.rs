@@ -475,7 +475,7 @@ pub(crate) struct Pin {
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// Configuration file (TOML) whose paths and addresses are to be checked
+    /// Configuration file (TOML) whose paths and addresses are to be checked; default /etc/lapwing/lapwing.toml if it is there
     #[arg(short, long, env = "LAPWING_CONFIG")]
     pub config: Option<PathBuf>,
     /// Print JSON instead of a table

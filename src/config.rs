@@ -20,6 +20,7 @@ mod limits;
 mod origin;
 mod preheat;
 mod proxy;
+mod traces;
 mod tracker;
 mod units;
 
@@ -29,6 +30,7 @@ pub(crate) use lazy::{Formats, Lazy, LazyBackend, LazyFormat};
 pub(crate) use limits::LimitsTable;
 pub(crate) use preheat::Preheat;
 pub(crate) use proxy::{Proxy, ProxyAction};
+pub(crate) use traces::Traces;
 pub(crate) use tracker::Tracker;
 pub(crate) use units::{ByteSize, Span};
 
@@ -53,6 +55,7 @@ const MAX_QUORUM: u32 = 64;
 pub(crate) struct Config {
     pub root: PathBuf,
     pub log: Log,
+    pub traces: Traces,
     pub admin: Admin,
     pub mirror: Mirror,
     pub snapshotter: Snapshotter,
@@ -204,6 +207,7 @@ impl Default for Config {
         Self {
             root: "/var/lib/containerd/io.containerd.snapshotter.v1.lapwing".into(),
             log: Log::default(),
+            traces: Traces::default(),
             admin: Admin::default(),
             mirror: Mirror::default(),
             snapshotter: Snapshotter::default(),
@@ -400,6 +404,7 @@ impl Config {
         }
         self.proxy.check(&self)?;
         self.preheat.check()?;
+        self.traces.check()?;
         if self.registries.max_parallel == 0 {
             return invalid("registries.max_parallel", "at least 1, or nothing comes".into());
         }
@@ -574,6 +579,8 @@ mod tests {
             ("[preheat]\nlisten = \"7088\"", "address:port"),
             ("[preheat]\nlisten = \"0.0.0.0:7088\"", "go together"),
             ("[preheat]\nlisten = \"0.0.0.0:7088\"\n[preheat.webhooks.x]\nsecret_file = \"s\"", "absolute"),
+            ("[traces]\nendpoint = \"collector:4318\"", "http://collector:4318"),
+            ("[traces]\nsample = 1.5", "traces.sample"),
             ("[registries.hosts.x]\nmax_parallel = 0", "max_parallel"),
         ];
         for (text, hint) in cases {

@@ -21,6 +21,7 @@ use lapwing_p2p::discovery::{Statement, StatementKind};
 use lapwing_p2p::node::{Blob, Node};
 use lapwing_p2p::store::Hold;
 use lapwing_p2p::timeline::Track;
+use lapwing_p2p::trace::{self, Span, SpanKind};
 use lapwing_snapshotter::index::{Form, Index};
 use lapwing_snapshotter::lazy::{KeptLayers, LazyError, LazyLayer, LazyMounts, MountError, Proof, WholeTar};
 use lapwing_snapshotter::remote::{Fallback, Fetched, RemoteLayers, Started, Target, chain_id};
@@ -192,7 +193,9 @@ impl Layers {
         known.insert(layer, receiver.clone());
         drop(known);
         let (this, record) = (Weak::clone(&self.this), record.clone());
-        tokio::spawn(async move {
+        let mut span = Span::step("layer.find_index", SpanKind::Internal, trace::current());
+        tokio::spawn(trace::within(span.context(), async move {
+            span.say("lapwing.digest", &layer);
             let Some(this) = this.upgrade() else { return };
             let found = match this.origins.allow(&record).await {
                 Ok(record) => this.search(&record).await,
@@ -200,9 +203,10 @@ impl Layers {
             };
             if let Knowledge::Absent { reason, message, .. } = &found {
                 tracing::debug!(digest = %layer, reason, message, "no index for this layer");
+                span.set("lapwing.absent", *reason);
             }
             sender.send_replace(found);
-        });
+        }));
         receiver
     }
 
@@ -271,6 +275,7 @@ impl Layers {
         let (layer, mut wrong) = (record.layer, None);
         for _ in 0..MAX_CANDIDATES {
             let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else { break };
+            let _followed = object.follow(trace::current());
             let bytes = match whole(&object, patience).await {
                 Ok(bytes) => bytes,
                 Err(message) => return absent("index_unavailable", message),
@@ -500,9 +505,11 @@ impl RemoteLayers for Layers {
     fn mount(&self, layer: &Digest, at: &Path, lowers: &[PathBuf]) -> Result<(), String> {
         let mounts = self.mounts.as_ref().ok_or_else(|| self.unsupported.clone().unwrap_or_default())?;
         let mounting = self.node.timelines().of(layer).span(Track::Mount);
+        let mut span = Span::step("layer.mount", SpanKind::Internal, trace::current());
+        span.say("lapwing.digest", layer);
         mounts.reopen(layer).map_err(|error| error.to_string())?;
         mounts.mount(layer, at, lowers).map_err(|error| error.to_string())?;
-        drop(mounting);
+        drop((mounting, span));
         self.hold(mounts, *layer, at);
         self.interest.mounted(layer);
         if let Some(mounted) = mounts.layer(layer) {

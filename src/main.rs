@@ -8,6 +8,7 @@
 //! * [`proxy`]: the forward proxy
 //! * [`layers`]: which layer can be mounted lazily: indexes fetched ahead, built, and believed
 //! * [`explain`]: where the time of a pull went
+//! * [`traces`]: the same as spans for a collector, over all nodes of a pull
 //! * [`platform`]: what images are for
 //! * [`preheat`]: images brought to where they will be wanted
 //! * [`bench`]: how close a swarm comes to the bound
@@ -49,6 +50,7 @@ mod proxy;
 mod rights;
 mod seed;
 mod telemetry;
+mod traces;
 mod tracker;
 
 use cli::{Cli, Command, Daemon, HOLD_COMMAND};

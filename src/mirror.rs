@@ -50,12 +50,14 @@ pub(crate) mod sources;
 mod stale;
 #[cfg(test)]
 mod tests;
+mod traced;
 mod url;
 
 pub(crate) use metrics::MirrorMetrics;
 
 use answer::Refusal;
 use request::{Asked, Thing};
+use traced::Traced;
 
 /// How long running transfers may go on after the shutdown began.
 const LAST_TRANSFERS: Duration = Duration::from_secs(2);
@@ -175,10 +177,12 @@ async fn handle(State(mirror): State<Arc<Mirror>>, request: Request) -> Response
 impl Mirror {
     async fn within(self: &Arc<Self>, deadline: Instant, asked: Asked) -> Result<Response, Refusal> {
         let (shown, kind) = (asked.to_string(), asked.thing.kind());
+        let mut traced = Traced::request(&asked);
         let answer = match &asked.thing {
-            Thing::Blob(digest) => self.blob(&asked, *digest, deadline).await,
-            _ => self.before(deadline, &asked, self.pass_through(&asked)).await,
+            Thing::Blob(digest) => self.blob(&asked, *digest, deadline, &mut traced).await,
+            _ => traced.span.around(self.before(deadline, &asked, self.pass_through(&asked))).await,
         };
+        traced.answered(&answer);
         match &answer {
             Ok(response) => {
                 tracing::info!(repo = %asked.repository, asked = %shown, kind, status = response.status().as_u16(), "mirror answers");

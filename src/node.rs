@@ -47,6 +47,7 @@ use crate::preheat::machine::Worker;
 use crate::profiles::{self, Profiles, Terms};
 use crate::proxy::{self, Proxy, ProxyMetrics};
 use crate::rights::Rights;
+use crate::traces::{Recorder, Traces};
 use crate::tracker;
 
 pub(crate) mod observer;
@@ -108,6 +109,9 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let mut admin = Admin::default();
     let roles: &[_] = if embedded == Embedded::Tracker { &[Member::Node, Member::Tracker] } else { &[Member::Node] };
     let membership = Membership::open(&config, roles, admin.lapwing()).await?;
+    let role = if embedded == Embedded::Tracker { "up" } else { "node" };
+    let recorder = Recorder { role, peer: Some(membership.identity.id()), config: &config };
+    let traces = Traces::start(&recorder, admin.lapwing())?;
     let mut shown = Vec::new();
     if embedded == Embedded::Tracker {
         let tracker = tracker::new(&config)?;
@@ -136,6 +140,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
         mounts.shutdown().await;
     }
     node.shutdown().await;
+    Traces::finish(traces).await;
     ended
 }
 

@@ -28,6 +28,7 @@ use crate::layers::build::Builder;
 use crate::membership::Membership;
 use crate::node::{self, Role, cannot_listen, pins, state::NodeState};
 use crate::preheat::Preheat;
+use crate::traces::{Recorder, Traces};
 
 mod demand;
 mod failures;
@@ -61,6 +62,8 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
         tokio::spawn(async move { keeping.greet().await });
     }
     let membership = Membership::open(&config, &[Member::Seed], admin.lapwing()).await?;
+    let recorder = Recorder { role: "seed", peer: Some(membership.identity.id()), config: &config };
+    let traces = Traces::start(&recorder, admin.lapwing())?;
     let calls = membership.calls()?;
     let node = node::start_swarm(&config, &membership, &mut admin, Role::Seed { port: seed_port }).await?;
     let builder = Arc::new(Builder::new(Arc::clone(&node), Box::new(|_, _| {})));
@@ -93,5 +96,6 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> anyhow::
 
     node::served(serving, &shutdown).await?;
     node.shutdown().await;
+    Traces::finish(traces).await;
     Ok(())
 }

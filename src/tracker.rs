@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::dashboard::{self, Dashboard};
 use crate::membership::Membership;
 use crate::node::{cannot_listen, prepare_root};
+use crate::traces::{Recorder, Traces};
 
 pub(crate) mod view;
 
@@ -30,13 +31,17 @@ pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow:
     }
     let membership = Membership::open(config, &[Role::Tracker], admin.lapwing()).await?;
     membership.warn(config);
+    let recorder = Recorder { role: "tracker", peer: None, config };
+    let traces = Traces::start(&recorder, admin.lapwing())?;
     let serving = start(config, tracker.clone(), &membership, shutdown.clone()).await?;
     admin.ready.store(true, Ordering::Release);
     let listen = config.admin.listen;
     admin::bind(listen, admin, shutdown.cancelled_owned())
         .await
         .with_context(|| cannot_listen("admin.listen", listen))?;
-    serving.await?
+    let served = serving.await?;
+    Traces::finish(traces).await;
+    served
 }
 
 /// What the dashboard shows of it.

@@ -247,7 +247,7 @@ fn an_index_that_went_with_its_node_is_built_anew_at_once() {
     let site = Site::new("index-gone", None).unwrap();
     let reference = site.registry.push(&image.layout, "noise:5").unwrap();
     let mut seed = site.worker("seed", None, site.settings()).unwrap();
-    let mut worker = site.worker("worker", None, site.settings()).unwrap();
+    let worker = site.worker("worker", None, site.settings()).unwrap();
     seed.containerd.pull(&reference, "lapwing").unwrap();
     wait_indexed(&seed, 3);
     node(&mut seed).kill9().unwrap();

@@ -49,7 +49,7 @@ use self::link::Link;
 use self::links::{Links, Tasks};
 pub use self::source::{SourceError, TrackerSource};
 use crate::limits::{FIND_HEDGE, MAX_BLOBS_PER_NODE};
-use crate::proto;
+use crate::{proto, traced};
 
 /// What the client and its tasks share.
 struct Shared {
@@ -168,6 +168,7 @@ impl TrackerClient {
         let ask = |link: Arc<Link>| {
             let caller = Some(self.shared.caller.clone());
             let request = proto::FindRequest { caller, digest: digest.as_bytes().to_vec() };
+            let request = traced::call(request);
             async move { link.client().find(request).await }
         };
         let spare =

@@ -33,6 +33,7 @@ mod rendezvous;
 pub mod seed;
 pub mod server;
 pub mod store;
+mod traced;
 mod transport;
 mod wire;
 

@@ -8,6 +8,7 @@
 //! * [`swarm`]: the deterministic scheduler: events and time in, actions out
 //! * [`rate`]: speed limits
 //! * [`timeline`]: where the time of a pull went
+//! * [`trace`]: spans that follow a pull over nodes
 //! * `exchange`: whom to ask, and what to believe, while no tracker answers
 //! * [`origin`], [`discovery`], [`storage`], [`foreign`]: the contracts that somebody else fulfils
 //! * [`node`]: the shell of sockets and tasks around all of it
@@ -36,5 +37,6 @@ pub mod store;
 pub mod swarm;
 pub mod timeline;
 pub mod tls;
+pub mod trace;
 pub mod verify;
 pub mod wire;

@@ -147,5 +147,37 @@ pub const MAX_OPEN_SPANS: usize = 64;
 
 /// Peers of which it is remembered for one pull where they stand.
 pub const MAX_PEERS_PLACED: usize = 128;
+
 /// Longest report of a node on a trial, in bytes.
 pub const MAX_TRIAL_REPORT_BYTES: usize = 1024;
+
+/// Spans a second that are recorded because other machines ask for it, beyond [`REMOTE_SPANS_AT_ONCE`]: a peer or a caller of the tracker
+/// decides by itself which of its pulls are traced.
+pub const REMOTE_SPANS_PER_SECOND: u32 = 50;
+
+/// Such spans that may be begun at once.
+pub const REMOTE_SPANS_AT_ONCE: u32 = 500;
+
+/// Requests of clients a second that are recorded, beyond [`REQUEST_SPANS_AT_ONCE`].
+pub const REQUEST_SPANS_PER_SECOND: u32 = 50;
+
+/// Such requests that may be begun at once: images of hundreds of layers.
+pub const REQUEST_SPANS_AT_ONCE: u32 = 500;
+
+/// Reads of lazily mounted layers a second that are recorded because they wait, beyond [`FAULT_SPANS_AT_ONCE`].
+pub const FAULT_SPANS_PER_SECOND: u32 = 10;
+
+/// Such reads that may be begun at once.
+pub const FAULT_SPANS_AT_ONCE: u32 = 100;
+
+/// Longest text in an attribute of a span, in bytes.
+pub const MAX_TRACE_TEXT: usize = 512;
+
+/// Peers of whom one traced pull of a blob has a span each; what others give is one sum.
+pub const MAX_TRACED_PEERS: usize = 32;
+
+/// Of each kind of questions and transfers, how many of one traced pull of a blob have a span.
+pub const MAX_TRACED_STEPS: u32 = 32;
+
+/// Blobs that one peer may have traced at the same time.
+pub const MAX_TRACED_BLOBS: usize = 64;

@@ -19,6 +19,7 @@ mod derived;
 mod error;
 mod exchange;
 mod finding;
+mod following;
 mod foreign;
 mod hashing;
 mod intake;
@@ -63,6 +64,7 @@ pub use crate::swarm::Priority;
 pub use blob::{Blob, Sources};
 pub use config::{NodeConfig, Security};
 pub use error::{NodeError, OpenError, ReadError};
+pub use following::Followed;
 pub use foreign::ForeignConfig;
 
 use blob::lock;
@@ -491,7 +493,7 @@ impl Node {
 
     /// Registers a connection. Of two connections between the same two nodes that stays which the lesser one opened;
     /// of two opened by the same one, the newer.
-    fn link_up(self: &Arc<Self>, peer: PeerId, initiator: PeerId) -> Option<(u64, Queues)> {
+    fn link_up(self: &Arc<Self>, peer: PeerId, initiator: PeerId, takes_traces: bool) -> Option<(u64, Queues)> {
         let mut inner = lock(&self.inner);
         if let Some(present) = inner.links.get(&peer) {
             if present.initiator < initiator {
@@ -503,7 +505,7 @@ impl Node {
             self.dispatch(&mut inner, Event::PeerDown(peer));
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (link, queues) = Link::new(id, initiator, self.stopping.child_token());
+        let (link, queues) = Link::new(id, initiator, takes_traces, self.stopping.child_token());
         inner.links.insert(peer, link);
         self.metrics.peers.inc();
         self.dispatch(&mut inner, Event::PeerUp(peer));

@@ -18,6 +18,7 @@
 //! 11 Here       port: u16, group: 32                          where the sender can be dialled, and in which group it is
 //! 12 AskHolders digest: 32                                    asks who has a blob
 //! 13 Holders    the answer: see [`telling`]                     the last three only to who offers them in the handshake
+//! 14 Traced     blob: u32, trace: 16, span: 8                 only to who offers it in the handshake: see [`TAKES_TRACES`]
 //! ```
 //!
 //! A blob's number is chosen by whoever says it, in the `Hello` that precedes, and holds for that direction. A peer
@@ -53,6 +54,11 @@ const PACKED: u8 = 10;
 const HERE: u8 = 11;
 const ASK_HOLDERS: u8 = 12;
 const HOLDERS: u8 = 13;
+
+const TRACED: u8 = 14;
+
+/// Feature bit of the handshake: takes `Traced`.
+pub const TAKES_TRACES: u16 = 4;
 
 const WHOLE_BLOB: u32 = u32::MAX;
 
@@ -149,6 +155,16 @@ pub enum Frame {
     },
     /// The answer.
     Holders(Telling),
+    /// What the sender asks of this blob from now on belongs to that span of a trace (W3C Trace Context); with zeros, to none any more.
+    /// It changes nothing of what is given, and who does not understand the numbers ignores them.
+    Traced {
+        /// The sender's number of the blob.
+        blob: BlobNumber,
+        /// The trace.
+        trace: [u8; 16],
+        /// The span.
+        span: [u8; 8],
+    },
 }
 
 /// Bytes that are no frame. The connection cannot go on after any of these.
@@ -205,6 +221,7 @@ impl Header {
             HERE => 34,
             ASK_HOLDERS => 32,
             HOLDERS => telling::MAX_LENGTH,
+            TRACED => 28,
             _ => return Err(WireError::Kind(kind)),
         };
         if length as usize > limit {
@@ -342,6 +359,11 @@ impl Frame {
             }
             Self::AskHolders { digest } => out.put_slice(digest.as_bytes()),
             Self::Holders(telling) => telling.put(out),
+            Self::Traced { blob, trace, span } => {
+                out.put_u32(blob.0);
+                out.put_slice(trace);
+                out.put_slice(span);
+            }
             Self::Ping | Self::Bye => {}
         }
         let length = (out.len() - start - HEADER_LENGTH) as u32;
@@ -396,6 +418,11 @@ impl Frame {
             }
             ASK_HOLDERS => Self::AskHolders { digest: digest(&mut body).ok_or(short)? },
             HOLDERS => return Telling::decode(body).map(Self::Holders),
+            TRACED => {
+                let blob = BlobNumber(number(&mut body)?);
+                let trace = array(&mut body).ok_or(short)?;
+                Self::Traced { blob, trace, span: array(&mut body).ok_or(short)? }
+            }
             kind => return Err(WireError::Kind(kind)),
         };
         if body.is_empty() { Ok(frame) } else { Err(short) }
@@ -425,6 +452,7 @@ impl Frame {
             Self::Here { .. } => HERE,
             Self::AskHolders { .. } => ASK_HOLDERS,
             Self::Holders(_) => HOLDERS,
+            Self::Traced { .. } => TRACED,
         }
     }
 }
@@ -438,9 +466,13 @@ fn flag(body: &mut Bytes) -> Result<bool, WireError> {
 }
 
 fn digest(body: &mut Bytes) -> Option<Digest> {
+    array(body).map(Digest::from_bytes)
+}
+
+fn array<const N: usize>(body: &mut Bytes) -> Option<[u8; N]> {
     let bytes = *body.first_chunk()?;
-    body.advance(bytes.len());
-    Some(Digest::from_bytes(bytes))
+    body.advance(N);
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -474,6 +506,11 @@ mod tests {
             any::<(u16, [u8; 32])>().prop_map(|(port, group)| Frame::Here { port, group }),
             digest.clone().prop_map(|digest| Frame::AskHolders { digest }),
             telling::tests::tellings().prop_map(Frame::Holders),
+            any::<(u32, [u8; 16], [u8; 8])>().prop_map(|(blob, trace, span)| Frame::Traced {
+                blob: BlobNumber(blob),
+                trace,
+                span
+            }),
             (id, piece, prop::option::of(statement), prop::collection::vec(any::<u8>(), 0..300), any::<bool>())
                 .prop_map(|(blob, piece, statement, bytes, packed)| match packed {
                     true => Frame::Packed { blob, piece, statement, bytes: bytes.into() },
@@ -536,7 +573,7 @@ mod tests {
 
         /// What is accepted is the encoding of what was read, and nothing else; and no input panics.
         #[test]
-        fn arbitrary_bytes_are_a_frame_or_an_error(kind in 0u8..15, body in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn arbitrary_bytes_are_a_frame_or_an_error(kind in 0u8..16, body in prop::collection::vec(any::<u8>(), 0..400)) {
             let mut head = [kind, 0, 0, 0, 0];
             head[1..].copy_from_slice(&(body.len() as u32).to_be_bytes());
             let Ok(header) = Header::decode(head) else { return Ok(()) };
@@ -550,7 +587,8 @@ mod tests {
 
     #[test]
     fn lengths_are_bounded_before_anything_is_allocated() {
-        for kind in [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE, FREE, PACKED, HERE, ASK_HOLDERS, HOLDERS]
+        for kind in
+            [HELLO, HAVE, REQUEST, CANCEL, NOT_HERE, PIECE, PING, BYE, FREE, PACKED, HERE, ASK_HOLDERS, HOLDERS, TRACED]
         {
             let head = [kind, 0xff, 0xff, 0xff, 0xff];
             assert!(matches!(Header::decode(head), Err(WireError::TooLong { .. })), "{kind}");

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lapwing_p2p::digest::Digest;
+use lapwing_p2p::trace;
 
 use crate::filter::FilterError;
 use crate::graph::{Ancestor, Graph, GraphError, RemoteSnapshot};
@@ -204,8 +205,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     shared: &Arc<Shared>,
     work: impl FnOnce(&Shared) -> Result<T, SnapshotError> + Send + 'static,
 ) -> Result<T, SnapshotError> {
-    let shared = Arc::clone(shared);
-    match tokio::task::spawn_blocking(move || work(&shared)).await {
+    let (shared, context) = (Arc::clone(shared), trace::current());
+    match tokio::task::spawn_blocking(move || trace::within_blocking(context, || work(&shared))).await {
         Ok(outcome) => outcome,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(SnapshotError::Ending),

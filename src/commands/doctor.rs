@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -52,11 +53,15 @@ impl Finding {
 }
 
 pub(crate) fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
-    let config = Config::load(arguments.config.as_deref())?;
+    let usual = Some(Path::new(setup::LAPWING_CONFIG)).filter(|path| path.exists());
+    let config = Config::load(arguments.config.as_deref().or(usual))?;
     let mut findings = vec![user(), kernel(), filesystem("overlay"), filesystem("erofs"), fuse_device()];
     findings.push(fuse_request_timeout());
     findings.push(root_directory(&config.root));
-    findings.push(containerd(&config));
+    let containerd = containerd(&config);
+    let relies_on_it = containerd.verdict == Verdict::Ok;
+    findings.push(containerd);
+    findings.extend(node(&config, relies_on_it));
     findings.extend(docker(&config));
     findings.extend(certificate(&config));
     findings.extend(trackers(&config.tracker)?);
@@ -182,12 +187,12 @@ fn root_directory(root: &Path) -> Finding {
 }
 
 fn containerd(config: &Config) -> Finding {
-    let socket = Path::new("/run/containerd/containerd.sock");
+    let socket = &config.containerd.socket;
     if !socket.exists() {
         return Finding::warn(
             "containerd",
-            "no /run/containerd/containerd.sock",
-            "start containerd, or ignore this for a tracker",
+            format!("no {}", socket.display()),
+            "start containerd, or ignore this for a tracker; containerd.socket says where it is",
         );
     }
     let found = |what: &str| format!("running, {what}");
@@ -207,6 +212,26 @@ fn containerd(config: &Config) -> Finding {
             Finding::warn("containerd", found(&error.to_string()), "see `lapwing setup containerd --dry-run`")
         }
     }
+}
+
+/// Only where there is a containerd. `relies_on_it`: whether that is set up for Lapwing.
+fn node(config: &Config, relies_on_it: bool) -> Option<Finding> {
+    let socket = &config.snapshotter.socket;
+    if !config.snapshotter.enabled || !config.containerd.socket.exists() {
+        return None;
+    }
+    let start = "systemctl start lapwing-node";
+    Some(match UnixStream::connect(socket) {
+        Ok(_) => Finding::ok("node", format!("answers at {}", socket.display())),
+        Err(error) if relies_on_it => Finding::fail(
+            "node",
+            format!("{}: {error}", socket.display()),
+            format!(
+                "{start}: until then containerd neither pulls nor starts anything with the snapshotter lapwing; see its log if it does not start"
+            ),
+        ),
+        Err(_) => Finding::warn("node", "not running", start),
+    })
 }
 
 /// Only where there is a dockerd.

@@ -30,7 +30,7 @@ use error::SetupError;
 use plan::Plan;
 
 /// Where Lapwing's own configuration is, if it is anywhere.
-const LAPWING_CONFIG: &str = "/etc/lapwing/lapwing.toml";
+pub(super) const LAPWING_CONFIG: &str = "/etc/lapwing/lapwing.toml";
 /// Where dockerd's configuration is, unless somebody says otherwise.
 pub(crate) const DOCKER_CONFIG: &str = "/etc/docker/daemon.json";
 

@@ -13,6 +13,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::StatementKind;
 use lapwing_p2p::node::{Blob, Node, Priority};
 use lapwing_p2p::timeline::{Timeline, Track};
+use lapwing_p2p::trace::{self, Span, SpanKind};
 use lapwing_snapshotter::index::{Index, IndexBuilder};
 use lapwing_snapshotter::lazy::{TarWriter, WholeTar};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -102,14 +103,14 @@ impl Builder {
         busy.insert(digest, Arc::clone(&job));
         drop(busy);
         let done = Arc::clone(&job);
-        tokio::spawn(async move {
+        tokio::spawn(trace::within(trace::current(), async move {
             let outcome = this.ensure_index(&blob, &done.hurry).await;
             if let Err(message) = &outcome {
                 tracing::warn!(%digest, reason = message, "no index was built: other nodes will pull this layer whole");
             }
             this.busy().remove(&digest);
             done.outcome.send_replace(Some(outcome));
-        });
+        }));
         job
     }
 
@@ -137,7 +138,14 @@ impl Builder {
 
     /// Builds the index of a layer that is here, whoever else has one: it may be out of reach, or wrong.
     pub(crate) async fn build_and_publish(&self, blob: &Arc<Blob>) -> Result<(), String> {
-        let (index, tar) = self.build(blob).await?;
+        let mut span = Span::step("layer.build_index", SpanKind::Internal, trace::current());
+        span.say("lapwing.digest", &blob.digest());
+        let built = self.build(blob).await;
+        if built.is_err() {
+            span.fail("no index was built");
+        }
+        drop(span);
+        let (index, tar) = built?;
         let (layer, spans, diff_id) = (index.layer(), index.spans().len(), index.diff_id());
         let object = tokio::task::spawn_blocking(move || index.encode()).await.map_err(|error| error.to_string())?;
         let bytes = object.len();

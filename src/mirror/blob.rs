@@ -13,6 +13,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::{Blob, Priority, ReadError};
 use lapwing_p2p::origin::Origin;
 use lapwing_p2p::timeline::{Span, Timeline, Track};
+use lapwing_p2p::trace::{Span as Step, SpanKind};
 use lapwing_plugins::registry::RegistryOrigin;
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ use super::metrics::MirrorMetrics;
 use super::range::{Wanted, wanted};
 use super::request::Asked;
 use super::sources;
+use super::traced::Traced;
 
 /// How many times [`MirrorSettings::first_byte`](super::MirrorSettings::first_byte) a client waits at most for the first
 /// byte of a blob, while others come.
@@ -35,10 +37,17 @@ impl Mirror {
         asked: &Asked,
         digest: Digest,
         deadline: Instant,
+        traced: &mut Traced,
     ) -> Result<Response, Refusal> {
         let credential = self.registries.client_credential(&asked.registry, asked.authorization());
         let began = std::time::Instant::now();
-        let grant = self.before(deadline, asked, self.grant(asked, digest, &credential)).await?;
+        let mut asking = Step::step("registry.authorize", SpanKind::Client, traced.span.context());
+        let granted = self.before(deadline, asked, self.grant(asked, digest, &credential)).await;
+        if granted.is_err() {
+            asking.fail("not granted");
+        }
+        drop(asking);
+        let grant = granted?;
         let granted = std::time::Instant::now();
         let length = grant.length;
         let etag = format!("\"{digest}\"");
@@ -56,13 +65,16 @@ impl Mirror {
                 .origin(&asked.registry, &asked.repository, digest, length, credential)
                 .map_err(|error| Refusal::unavailable(error.to_string()))?;
             if grant.listed {
-                let blob = self.before(deadline, asked, self.shared(asked, digest, length, Arc::new(origin))).await?;
+                let opening = self.before(deadline, asked, self.shared(asked, digest, length, Arc::new(origin)));
+                let blob = traced.span.around(opening).await?;
+                traced.follow(&blob);
                 blob.timeline().add(Track::Authorize, began, granted);
                 came = self.watched.begin(&blob);
                 if range == (0..length) && !asked.headers.contains_key(sources::PACE) {
                     blob.want_all(Priority::Bulk);
                 }
-                self.flow(asked.to_string(), &blob, range.clone()).await?
+                traced.status(status);
+                self.flow(asked.to_string(), &blob, range.clone(), traced).await?
             } else {
                 self.before(deadline, asked, straight(asked, range.clone(), &origin)).await?
             }
@@ -99,7 +111,14 @@ impl Mirror {
     }
 
     /// The body, whose first bytes are here already: until they are, the answer can still be an error.
-    pub(super) async fn flow(&self, shown: String, blob: &Arc<Blob>, range: Range<u64>) -> Result<Body, FlowError> {
+    /// The trace goes on until the body ends.
+    pub(super) async fn flow(
+        &self,
+        shown: String,
+        blob: &Arc<Blob>,
+        range: Range<u64>,
+        traced: &mut Traced,
+    ) -> Result<Body, FlowError> {
         let mut stream = Box::pin(blob.stream(range.clone(), Priority::Bulk));
         let first = match self.first_bytes(&shown, blob, &mut stream).await? {
             Some(first) => first?,
@@ -108,7 +127,9 @@ impl Mirror {
         let (left, metrics, watched) = (range.end - range.start, self.metrics.clone(), Arc::clone(&self.watched));
         let timeline = blob.timeline();
         let taking = timeline.span(Track::Transfer);
-        let transfer = Transfer { shown, blob: blob.clone(), left, range, metrics, watched, timeline, _taking: taking };
+        let traced = std::mem::take(traced);
+        let transfer =
+            Transfer { shown, blob: blob.clone(), left, range, metrics, watched, timeline, _taking: taking, traced };
         let whole = futures_util::stream::once(async { Ok(first) }).chain(stream);
         Ok(Body::from_stream(transfer.watch(whole)))
     }
@@ -201,6 +222,7 @@ struct Transfer {
     watched: Arc<sources::Watched>,
     timeline: Arc<Timeline>,
     _taking: Span,
+    traced: Traced,
 }
 
 impl Transfer {
@@ -231,6 +253,7 @@ impl Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         self.watched.end(&self.blob);
+        self.traced.ended(self.range.end - self.range.start - self.left, self.left);
         let sources = self.blob.sources();
         tracing::info!(
             digest = %self.blob.digest(),

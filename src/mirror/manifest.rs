@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::node::Priority;
+use lapwing_p2p::trace::{self, Span, SpanKind};
 use lapwing_plugins::limits::MAX_CONFIG_LENGTH;
 use lapwing_plugins::registry::{Credential, ForwardMethod, ForwardRequest, Forwarded, Reference, Resource};
 use tokio::sync::watch;
@@ -44,7 +45,14 @@ impl Mirror {
             credential: credential.clone(),
         };
         let began = Instant::now();
-        let forwarded = match self.ask_registry(&request).await {
+        let mut asking = Span::step("registry.ask", SpanKind::Client, trace::current());
+        let answered = self.ask_registry(&request).await;
+        match &answered {
+            Ok(answer) => asking.count("http.response.status_code", answer.status.as_u16().into()),
+            Err(_) => asking.fail("no answer"),
+        }
+        drop(asking);
+        let forwarded = match answered {
             Ok(forwarded) if !forwarded.status.is_server_error() => forwarded,
             failed => {
                 if let Some(response) = self.stale_manifest(asked, &credential).await {
@@ -94,7 +102,7 @@ impl Mirror {
         let Some(done) = self.learning.begin(image.config) else {
             return;
         };
-        let this = Arc::clone(self);
+        let (this, context) = (Arc::clone(self), trace::current());
         tokio::spawn(async move {
             let (manifest, repo) = (image.manifest, image.repo.clone());
             let read = tokio::time::timeout(CONFIG_DEADLINE, this.read_config(&image, credential)).await;
@@ -105,7 +113,8 @@ impl Mirror {
             match learnt {
                 Ok(image) => {
                     let observer = this.observer.clone();
-                    let seen = tokio::task::spawn_blocking(move || observer.image_seen(&image)).await;
+                    let learning = move || trace::within_blocking(context, || observer.image_seen(&image));
+                    let seen = tokio::task::spawn_blocking(learning).await;
                     tracing::info!(digest = %manifest, %repo, learnt = seen.is_ok(), "image seen");
                 }
                 Err(reason) => {

@@ -24,6 +24,7 @@ use super::answer::Refusal;
 use super::blob::FlowError;
 use super::range::{Wanted, wanted};
 use super::sources;
+use super::traced::Traced;
 
 /// What the path of such a request begins with.
 pub(super) const PREFIX: &str = "/url/";
@@ -38,7 +39,9 @@ impl Mirror {
         }
         let rest = request.uri.path().strip_prefix(PREFIX).unwrap_or_default();
         let target = Target::parse(rest, request.uri.query(), &request.headers)?;
-        let answer = self.url_of(deadline, &target, &request.method, &request.headers).await;
+        let mut traced = Traced::url(&target, &request.headers);
+        let answer = self.url_of(deadline, &target, &request.method, &request.headers, &mut traced).await;
+        traced.answered(&answer);
         match &answer {
             Ok(response) => {
                 let how = response.headers().get(CACHE_STATUS).and_then(|value| value.to_str().ok());
@@ -55,6 +58,7 @@ impl Mirror {
         target: &Target,
         method: &Method,
         request: &HeaderMap,
+        traced: &mut Traced,
     ) -> Result<Response, Refusal> {
         let (mut changed, shown) = (None, target.describe());
         for _ in 0..ATTEMPTS {
@@ -65,7 +69,7 @@ impl Mirror {
                     return self.before(deadline, &shown, self.pass_url(target, method, request, passing)).await;
                 }
             };
-            match self.give(target, method, request, &version).await {
+            match self.give(target, method, request, &version, traced).await {
                 Err(FlowError::Read(error)) if is_changed(&error) => changed = Some(error),
                 Err(error) => return Err(error.into()),
                 Ok(response) => return Ok(response),
@@ -82,6 +86,7 @@ impl Mirror {
         method: &Method,
         request: &HeaderMap,
         version: &Version,
+        traced: &mut Traced,
     ) -> Result<Response, FlowError> {
         let (length, mut headers) = (version.metadata.length, version.metadata.headers());
         let age = version.metadata.age(SystemTime::now()).as_secs();
@@ -114,7 +119,9 @@ impl Mirror {
             if range == (0..length) && !request.contains_key(sources::PACE) {
                 blob.want_all(Priority::Bulk);
             }
-            self.flow(target.describe(), &blob, range).await?
+            traced.follow(&blob);
+            traced.status(status);
+            self.flow(target.describe(), &blob, range, traced).await?
         };
         Ok(answer(status, headers, body))
     }

@@ -20,6 +20,7 @@ use lapwing_p2p::layout::PieceLayout;
 use lapwing_p2p::node::{Node, Priority, ReadError};
 use lapwing_p2p::origin::Origin;
 use lapwing_p2p::storage::SeedStorage as _;
+use lapwing_p2p::trace;
 use lapwing_plugins::registry::{Credential, Denied, Registries, RegistryName, RepositoryName};
 use lapwing_plugins::storage::DiskStorage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -232,7 +233,9 @@ impl Demand {
         let (job, tellers) = Job::new(wanted.length);
         jobs.insert(wanted.digest, job.clone());
         let wanted = wanted.clone();
-        tokio::spawn(async move { this.carry_out(wanted, tellers, place).await });
+        // Of several who ask for it the first one's trace has it.
+        let context = trace::current();
+        tokio::spawn(trace::within(context, async move { this.carry_out(wanted, tellers, place).await }));
         Ok(job)
     }
 
@@ -314,6 +317,7 @@ impl Demand {
             admitted.send_replace(Some(Err(Refusal::NotThere(error.to_string()))));
             Ended::given_up(&error)
         })?;
+        let _followed = blob.follow(trace::current());
         blob.want_all(if wanted.waited_for { Priority::Bulk } else { Priority::Background });
         admitted.send_replace(Some(Ok(())));
         self.indexing.as_it_comes(&blob);

@@ -14,7 +14,7 @@ use super::link::Link;
 use super::{Shared, TrackerClient, answers, lock};
 use crate::limits::{LEASE_HEDGE, MAX_REMEMBERED_LEASES};
 use crate::proto::lease_reply::Outcome;
-use crate::{proto, wire};
+use crate::{proto, traced, wire};
 
 /// Which tracker granted which lease. What is forgotten is settled with all trackers.
 #[derive(Default)]
@@ -38,7 +38,7 @@ impl Granted {
 impl TrackerClient {
     pub(super) async fn ask_lease(&self, request: LeaseRequest) -> Result<LeaseReply, DiscoveryError> {
         let ask = |link: Arc<Link>| {
-            let message = wire::lease::request_message(self.shared.caller.clone(), &request);
+            let message = traced::call(wire::lease::request_message(self.shared.caller.clone(), &request));
             async move { link.client().lease(message).await }
         };
         let order = self.shared.links().order(&request.digest);

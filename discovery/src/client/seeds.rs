@@ -24,6 +24,7 @@ use crate::limits::{
 use crate::proto;
 use crate::seed::fetch_reply::{Accepted, Outcome, Reason};
 use crate::seed::{FetchRequest, IndexState, Seed, SeedServiceClient, Urgency, order, shortened};
+use crate::traced;
 use crate::transport;
 
 /// What is known of the seeds of this node's group.
@@ -93,7 +94,7 @@ impl Seeds {
 
     async fn ask(&self, seed: &Seed, message: FetchRequest, tls: Option<&Tls>) -> Asked {
         let mut client = self.client(seed, tls);
-        let outcome = match timeout(SEED_DEADLINE, client.fetch(message)).await {
+        let outcome = match timeout(SEED_DEADLINE, client.fetch(traced::call(message))).await {
             Ok(Ok(reply)) => reply.into_inner().outcome,
             Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {
                 return Asked::Refuses(status.message().to_owned());

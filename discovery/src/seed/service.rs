@@ -19,6 +19,7 @@ use crate::limits::{
     CALL_TIMEOUT, MAX_CALLS_PER_CONNECTION, MAX_NAMESPACE_BYTES, MAX_REPOSITORY_BYTES, MAX_SEED_REASON_BYTES,
     MAX_SEED_REQUEST_BYTES,
 };
+use crate::traced;
 use crate::transport::{self, Arrival};
 
 /// A seed's service that cannot be reached any more.
@@ -65,10 +66,12 @@ impl SeedService for Service {
         if let Some(group) = &self.group {
             Arrival::of(&request)?.check_group(group, Role::Node)?;
         }
+        let mut span = traced::answer("seed.fetch", &request);
         let wanted = read(request.into_inner()).map_err(Status::invalid_argument)?;
-        let outcome = match self.fetcher.fetch(wanted).await {
+        let outcome = match span.around(self.fetcher.fetch(wanted)).await {
             Ok(taken) => Outcome::Accepted(accepted(taken)),
             Err(refusal) => {
+                span.fail("refused");
                 let reason = match &refusal {
                     Refusal::Busy(_) => Reason::Busy,
                     Refusal::NotListed(_) => Reason::NotListed,

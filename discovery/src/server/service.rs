@@ -13,7 +13,7 @@ use crate::proto::tracker_service_server::TrackerService;
 use crate::proto::{self, SyncRequest};
 use crate::registry::{Caller, Refusal, Registry};
 use crate::transport::Arrival;
-use crate::wire;
+use crate::{traced, wire};
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
@@ -49,6 +49,15 @@ impl Paced for proto::LeaveReply {
     }
 }
 
+/// What answering a call is called in traces.
+fn name_of(method: &'static str) -> &'static str {
+    match method {
+        "find" => "tracker.find",
+        "lease" => "tracker.lease",
+        _ => "tracker.call",
+    }
+}
+
 impl Tracker {
     /// Counts the outcome of a call.
     fn counted<T>(&self, method: &'static str, outcome: Result<T, Status>) -> Result<Response<T>, Status> {
@@ -66,11 +75,14 @@ impl Tracker {
         read: impl FnOnce(T) -> Result<(Option<proto::Caller>, P), Status>,
         act: impl FnOnce(&mut Registry, Duration, &Caller, P) -> Result<R, Refusal>,
     ) -> Result<Response<R>, Status> {
+        let mut span = traced::answer(name_of(method), &request);
         let outcome = Arrival::of(&request).and_then(|arrival| {
             let (caller, parameters) = read(request.into_inner())?;
             let caller = wire::caller(caller, &arrival)?;
+            span.say("lapwing.peer", &caller.node);
             Ok(self.act_paced(&caller, parameters, act)?)
         });
+        traced::outcome(&mut span, &outcome);
         self.counted(method, outcome)
     }
 
@@ -83,17 +95,20 @@ impl Tracker {
         learn: impl AsyncFnOnce(&str, &P),
         act: impl FnOnce(&mut Registry, Duration, &Caller, P) -> Result<R, Refusal>,
     ) -> Result<Response<R>, Status> {
+        let mut span = traced::answer(name_of(method), &request);
         let checked = Arrival::of(&request).and_then(|arrival| {
             let (caller, parameters) = read(request.into_inner())?;
             Ok((wire::caller(caller, &arrival)?, parameters))
         });
         let outcome = match checked {
             Ok((caller, parameters)) => {
+                span.say("lapwing.peer", &caller.node);
                 learn(&caller.group, &parameters).await;
                 self.act_paced(&caller, parameters, act).map_err(Status::from)
             }
             Err(refused) => Err(refused),
         };
+        traced::outcome(&mut span, &outcome);
         self.counted(method, outcome)
     }
 

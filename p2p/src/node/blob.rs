@@ -15,6 +15,7 @@ use super::Node;
 use super::aside::Aside;
 use super::blame::Blame;
 use super::error::ReadError;
+use super::following::Followed;
 use super::origins::Origins;
 use super::passing::Passing;
 use super::trust::Trust;
@@ -101,6 +102,8 @@ pub struct Blob {
     pub(super) bytes_from_origin: AtomicU64,
     pub(super) last_open: Mutex<Instant>,
     pub(super) timeline: Mutex<Arc<Timeline>>,
+    /// Its traced pull, if somebody follows it.
+    pub(super) followed: Mutex<Weak<Followed>>,
     _pin: Pin,
     /// The present attempt at having all of it, with its own want: what is known of an earlier one says nothing of it.
     wants_all: Mutex<Option<(Priority, WantId)>>,
@@ -155,6 +158,7 @@ impl Blob {
             bytes_from_origin: AtomicU64::new(0),
             last_open: Mutex::new(Instant::now()),
             timeline: Mutex::new(node.timelines.of(&digest)),
+            followed: Mutex::default(),
             wants_all: Mutex::new(None),
             stored,
             _pin: pin,

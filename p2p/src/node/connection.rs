@@ -6,6 +6,7 @@
 mod channel;
 mod greeting;
 mod reader;
+mod serving;
 mod writer;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use crate::wire::{BlobNumber, Frame, WireError};
 
 pub(super) use greeting::{Channel, accept, control_congestion, dial};
 use reader::Reader;
+use serving::Servings;
 use writer::Writer;
 
 /// A peer that says nothing for so long is gone: it should have sent a ping.
@@ -74,6 +76,8 @@ pub(super) struct Link {
     /// Who opened the connection.
     pub(super) initiator: PeerId,
     pub(super) closing: CancellationToken,
+    /// Whether the other side takes contexts of traces.
+    pub(super) takes_traces: bool,
     frames: mpsc::Sender<Frame>,
     uploads: mpsc::UnboundedSender<Upload>,
     numbers: HashMap<Digest, BlobNumber>,
@@ -88,11 +92,11 @@ pub(super) struct Queues {
 }
 
 impl Link {
-    pub(super) fn new(id: u64, initiator: PeerId, closing: CancellationToken) -> (Self, Queues) {
+    pub(super) fn new(id: u64, initiator: PeerId, takes_traces: bool, closing: CancellationToken) -> (Self, Queues) {
         let (frames, frames_out) = mpsc::channel(MAX_QUEUED_FRAMES);
         let (uploads, uploads_out) = mpsc::unbounded_channel();
         let queues = Queues { frames: frames_out, uploads: uploads_out, closing: closing.clone() };
-        (Self { id, initiator, closing, frames, uploads, numbers: HashMap::new() }, queues)
+        (Self { id, initiator, closing, takes_traces, frames, uploads, numbers: HashMap::new() }, queues)
     }
 
     /// Queues a frame. A peer that does not take its frames is dropped.
@@ -127,9 +131,11 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel, queues: Queues) -> R
     let Channel { peer, remote, packs, lasts, read, write, .. } = channel;
     let packs = packs && node.config.compression;
     let closing = queues.closing.clone();
-    let mut writer = node.tasks.spawn(Writer { node: Arc::clone(node), peer, packs, write, queues }.run());
+    let servings = Servings::of(peer);
+    let writing = Writer { node: Arc::clone(node), peer, packs, write, queues, servings: servings.clone() };
+    let mut writer = node.tasks.spawn(writing.run());
     let ended = tokio::select! {
-        ended = Reader::new(node, peer, remote, read).run() => ended,
+        ended = Reader::new(node, peer, remote, read, servings).run() => ended,
         () = closing.cancelled() => Ok(()),
         // Who has another certificate by now opens another connection.
         () = after(lasts) => Ok(()),

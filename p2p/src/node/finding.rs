@@ -14,6 +14,7 @@ use crate::identity::PeerId;
 use crate::limits::MAX_METAINFO_LENGTH;
 use crate::swarm::{Event, FoundPeers, Priority};
 use crate::timeline::Track;
+use crate::trace::{Span, SpanKind};
 use crate::verify::Metainfo;
 
 /// Discovery promises to answer within seconds; after that it counts as silent.
@@ -40,12 +41,31 @@ const fn named(digest: Digest, peers: FoundPeers, by_peer: bool) -> Event {
     if by_peer { Event::Told { digest, told: peers } } else { Event::Found { digest, found: Some(peers) } }
 }
 
+/// What a span says of the answer to a request for a lease.
+fn tell_lease(step: &mut Span, reply: Option<&LeaseReply>) {
+    let outcome = match reply {
+        Some(LeaseReply::Granted(lease)) => {
+            step.count("lapwing.pieces", lease.count.into());
+            "granted"
+        }
+        Some(LeaseReply::Wait(_)) => "wait",
+        Some(LeaseReply::Exhausted) => "exhausted",
+        None => return step.fail("no answer"),
+    };
+    step.set("lapwing.outcome", outcome);
+}
+
 impl Node {
     pub(super) async fn find(self: Arc<Self>, blob: Arc<Blob>) {
         let digest = blob.digest;
         let asking = blob.timeline().span(Track::Find);
-        let found = timeout(PATIENCE, self.discovery.find(digest)).await;
-        drop(asking);
+        let mut step = blob.step("tracker.find", SpanKind::Client);
+        let found = step.around(timeout(PATIENCE, self.discovery.find(digest))).await;
+        match &found {
+            Ok(Ok(found)) => step.count("lapwing.holders", found.holders.len() as u64),
+            _ => step.fail("no answer"),
+        }
+        drop((asking, step));
         let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(error @ DiscoveryError::Refused { .. })) => {
@@ -129,6 +149,7 @@ impl Node {
         let _loading = blob.timeline().span(Track::Metainfo);
         for Candidate { object, length, firm } in candidates {
             let Ok(encoded) = self.open(object, length, None) else { continue };
+            let _followed = encoded.follow(blob.followed().map(|followed| followed.context()));
             // Who has the blob has its metainfo: no need to ask discovery first.
             let peers = FoundPeers { holders: holders.to_vec(), verifiable: true, metainfo_pending: false };
             self.drive(named(object, peers, told_by_peer));
@@ -164,7 +185,8 @@ impl Node {
         let seed = match locator {
             Some(locator) => {
                 let request = SeedRequest { digest, length: blob.layout.length(), locator, urgency, failed };
-                timeout(PATIENCE, self.discovery.ask_seed(request)).await.unwrap_or(Ok(None))
+                let step = blob.step("seed.ask", SpanKind::Client);
+                step.around(timeout(PATIENCE, self.discovery.ask_seed(request))).await.unwrap_or(Ok(None))
             }
             None => Ok(None),
         };
@@ -187,9 +209,10 @@ impl Node {
         let blob = self.open_blob(&digest);
         let timeline = blob.as_ref().map(|blob| blob.timeline());
         let asking = timeline.as_ref().map(|timeline| timeline.span(Track::Lease));
+        let mut step = blob.as_ref().map_or(Span::NONE, |blob| blob.step("tracker.lease", SpanKind::Client));
         let origin = blob.and_then(|blob| lock(&blob.origins).current());
         request.site = origin.map(|origin| origin.site()).unwrap_or_default();
-        let reply = match timeout(PATIENCE, self.discovery.lease(request)).await {
+        let reply = match step.around(timeout(PATIENCE, self.discovery.lease(request))).await {
             Ok(Ok(reply)) => Some(reply),
             Ok(Err(error @ DiscoveryError::Refused { .. })) => {
                 tracing::debug!(%digest, %error, "discovery refuses to lease");
@@ -201,7 +224,8 @@ impl Node {
             }
             Err(_) => None,
         };
-        drop(asking);
+        tell_lease(&mut step, reply.as_ref());
+        drop((asking, step));
         if let (Some(timeline), Some(LeaseReply::Wait(pause))) = (&timeline, &reply) {
             timeline.pause(*pause);
         }

@@ -85,6 +85,7 @@ impl Node {
                 blob.bytes_from_peers.fetch_add(bytes, Ordering::Relaxed);
                 self.metrics.count_bytes(Source::peer, bytes);
                 blob.timeline().bytes_of_peer(&peer, bytes);
+                blob.trace_piece(&peer, bytes);
                 self.received(&blob, piece, PieceSource::Peer(peer), bytes, kept);
             }
             Verdict::Bad => {

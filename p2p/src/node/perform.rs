@@ -83,6 +83,9 @@ impl Node {
                 }
                 let Some(link) = inner.links.get(&peer) else { return };
                 if let Some(blob) = link.number(&digest) {
+                    if let Some(traced) = inner.blobs.get(&digest) {
+                        traced.trace_request(peer, link);
+                    }
                     link.send(Frame::Request { blob, piece, urgent });
                 }
             }
@@ -201,7 +204,7 @@ impl Node {
     /// Runs a connection until it ends.
     async fn serve(self: &Arc<Self>, channel: Channel, initiator: PeerId) {
         let (peer, tells) = (channel.peer, channel.tells);
-        let Some((id, queues)) = self.link_up(peer, initiator) else { return };
+        let Some((id, queues)) = self.link_up(peer, initiator, channel.takes_traces) else { return };
         if tells {
             self.introduce(peer);
         }

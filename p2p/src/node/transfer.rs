@@ -18,6 +18,7 @@ use crate::metrics::Source;
 use crate::origin::{ByteStream, Origin, OriginError};
 use crate::swarm::{Event, PieceSource, TransferId};
 use crate::timeline::Track;
+use crate::trace::SpanKind;
 use crate::verify::piece_hash;
 
 /// An origin that sends nothing for so long is given up.
@@ -42,7 +43,18 @@ impl Node {
             blob.first_lessee.store(true, Ordering::Relaxed);
         }
         let digest = blob.digest;
-        let outcome = self.fetch(&blob, transfer, pieces).await;
+        let mut step = blob.step("origin.fetch", SpanKind::Client);
+        step.count("lapwing.pieces", pieces.len() as u64);
+        let mut came = 0;
+        let outcome = self.fetch(&blob, transfer, pieces, &mut came).await;
+        step.count("lapwing.bytes", came);
+        if let Some(origin) = lock(&blob.origins).current() {
+            step.say("lapwing.site", &origin.site());
+        }
+        if outcome.is_err() {
+            step.fail("the origin did not deliver");
+        }
+        drop(step);
         if let Err(error) = &outcome {
             self.metrics.count_origin_error(error);
             tracing::debug!(%digest, %error, "transfer from the origin failed");
@@ -56,6 +68,7 @@ impl Node {
         blob: &Arc<Blob>,
         transfer: TransferId,
         pieces: Range<u32>,
+        came: &mut u64,
     ) -> Result<(), OriginError> {
         let digest = blob.digest;
         let end = blob.layout.range(PieceIndex(pieces.end - 1)).end;
@@ -88,6 +101,7 @@ impl Node {
                 self.metrics.count_bytes(Source::origin, filled as u64);
                 blob.bytes_from_origin.fetch_add(filled as u64, Ordering::Relaxed);
                 timeline.bytes(Track::Origin, filled as u64);
+                *came += filled as u64;
                 missing = &mut missing[filled..];
             }
             let bytes = Bytes::from_owner(buffer);

@@ -231,6 +231,11 @@ impl Target {
         describe(&self.url)
     }
 
+    /// The host it is asked of; empty if it has none.
+    pub fn host(&self) -> &str {
+        self.url.host_str().unwrap_or_default()
+    }
+
     /// Stands for the URL, its query included, and the rights it is asked for with: who brings others is answered by the
     /// origin anew.
     pub(crate) fn key(&self) -> Digest {

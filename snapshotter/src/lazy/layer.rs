@@ -13,6 +13,7 @@ use futures_util::future::{FutureExt as _, Shared};
 use futures_util::stream::{self, StreamExt as _};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::timeline::Track;
+use lapwing_p2p::trace;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
@@ -227,7 +228,10 @@ impl LazyLayer {
         let waits = !spans.clone().all(|span| self.cache.has(span));
         let _waiting = waits.then(|| {
             self.options.metrics.count_waited();
-            self.options.timelines.of(&self.digest()).span(Track::Fault)
+            let mut span = trace::Span::fault("lazy.read");
+            span.say("lapwing.digest", &self.digest());
+            span.count("lapwing.bytes", range.end - range.start);
+            (span, self.options.timelines.of(&self.digest()).span(Track::Fault))
         });
         let flights: Vec<_> = spans.map(|span| (span, self.span(span, Urgency::Fault))).collect();
         let mut out = BytesMut::with_capacity((range.end - range.start) as usize);

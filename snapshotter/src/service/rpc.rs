@@ -19,6 +19,7 @@ use super::{Snapshotter, blocking};
 use crate::graph::{Info, Kind, Labels, REF_LABEL};
 use crate::limits::LIST_BATCH;
 use crate::remote::Wish;
+use lapwing_p2p::trace::{self, Span, TRACEPARENT, TraceContext};
 
 /// The header in which containerd passes its namespace on.
 const NAMESPACE_HEADER: &str = "containerd-namespace";
@@ -58,6 +59,15 @@ impl Snapshotter {
     }
 }
 
+/// Preparing a layer of an image, as a part of containerd's trace if it says of which.
+fn prepare_span(metadata: &MetadataMap, labels: &Labels) -> Span {
+    let Some(chain_id) = labels.get(REF_LABEL).filter(|_| trace::is_on()) else { return Span::NONE };
+    let parent = metadata.get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let mut span = Span::request("snapshot.prepare", parent.and_then(TraceContext::from_traceparent));
+    span.say("lapwing.chain_id", chain_id);
+    span
+}
+
 fn batches(infos: Vec<Info>) -> impl Iterator<Item = Result<ListSnapshotsResponse, Status>> {
     let mut infos = infos.into_iter().peekable();
     std::iter::from_fn(move || {
@@ -72,7 +82,9 @@ impl Snapshots for Snapshotter {
         let (metadata, _, mut request) = request.into_parts();
         let labels = Arc::new(std::mem::take(&mut request.labels));
         check_new(&request.key, &labels)?;
-        if self.claimed(&request, &labels, &metadata).await {
+        let mut span = prepare_span(&metadata, &labels);
+        if span.around(self.claimed(&request, &labels, &metadata)).await {
+            span.set("lapwing.mounted", true);
             return Err(Status::already_exists(format!("target of {:?}: already exists", request.key)));
         }
         let mounts = blocking(&self.0, move |s| s.create(Kind::Active, &request.key, &request.parent, &labels)).await?;

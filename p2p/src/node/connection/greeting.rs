@@ -16,6 +16,7 @@ use crate::identity::{Identity, PeerId, SIGNATURE_LENGTH};
 use crate::membership::Side;
 use crate::node::{Node, NodeConfig};
 use crate::tls::{Expected, Tls};
+use crate::wire::TAKES_TRACES;
 use crate::wire::handshake::{self, GREETING_LENGTH, Greeting, PLAINTEXT};
 use crate::wire::packing::TAKES_PACKED;
 use crate::wire::telling::TELLS_HOLDERS;
@@ -33,6 +34,8 @@ pub(in crate::node) struct Channel {
     pub(super) remote: IpAddr,
     /// Whether the other side asks who has a blob, and tells.
     pub(in crate::node) tells: bool,
+    /// Whether the other side takes contexts of traces.
+    pub(in crate::node) takes_traces: bool,
     /// Whether the other side takes packed pieces.
     pub(super) packs: bool,
     /// How long the other side's certificate is good.
@@ -44,8 +47,8 @@ pub(in crate::node) struct Channel {
 impl Channel {
     fn new(theirs: &Greeting, remote: IpAddr, (read, write): (Incoming, Outgoing)) -> Self {
         let offers = |feature| theirs.features & feature != 0;
-        let (packs, tells) = (offers(TAKES_PACKED), offers(TELLS_HOLDERS));
-        Self { peer: theirs.peer, remote, tells, packs, lasts: None, read, write }
+        let (packs, tells, takes_traces) = (offers(TAKES_PACKED), offers(TELLS_HOLDERS), offers(TAKES_TRACES));
+        Self { peer: theirs.peer, remote, tells, takes_traces, packs, lasts: None, read, write }
     }
 }
 
@@ -136,7 +139,7 @@ async fn shake_hands(
     channel: &handshake::Channel,
 ) -> Result<Greeting, ConnectionError> {
     let identity = &*node.config.identity;
-    let features = if node.config.compression { TAKES_PACKED } else { 0 } | TELLS_HOLDERS;
+    let features = if node.config.compression { TAKES_PACKED } else { 0 } | TELLS_HOLDERS | TAKES_TRACES;
     let sent = Greeting { features, peer: identity.id(), nonce: nonce(identity) };
     stream.write_all(&sent.encode()).await?;
     stream.flush().await?;

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::channel::Incoming;
+use super::serving::Servings;
 use super::{ConnectionError, FRAME_TIMEOUT, SILENCE};
 use crate::digest::Digest;
 use crate::identity::PeerId;
@@ -17,6 +18,7 @@ use crate::layout::PieceLayout;
 use crate::limits::MAX_BLOBS_PER_CONNECTION;
 use crate::node::Node;
 use crate::swarm::Event;
+use crate::trace::TraceContext;
 use crate::wire::{BlobNumber, Frame, HEADER_LENGTH, Header, PieceHead, packing};
 
 /// Frames up to this length share one buffer.
@@ -31,13 +33,14 @@ pub(super) struct Reader<'a> {
     read: Incoming,
     blobs: HashMap<BlobNumber, (Digest, PieceLayout)>,
     small: BytesMut,
+    servings: Servings,
     /// The last piece, which is checked and written while the next one is read.
     judging: Option<JoinHandle<()>>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(node: &'a Arc<Node>, peer: PeerId, remote: IpAddr, read: Incoming) -> Self {
-        Self { node, peer, remote, read, blobs: HashMap::new(), small: BytesMut::new(), judging: None }
+    pub(super) fn new(node: &'a Arc<Node>, peer: PeerId, remote: IpAddr, read: Incoming, servings: Servings) -> Self {
+        Self { node, peer, remote, read, blobs: HashMap::new(), small: BytesMut::new(), servings, judging: None }
     }
 
     /// Reads until the peer says goodbye, or something is wrong.
@@ -186,6 +189,10 @@ impl<'a> Reader<'a> {
             Frame::Here { port, group } => self.node.introduced(peer, self.remote, port, group),
             Frame::AskHolders { digest } => self.node.asked(peer, digest),
             Frame::Holders(telling) => self.node.told(peer, &telling),
+            Frame::Traced { blob, trace, span } => {
+                let digest = self.digest(blob)?;
+                self.servings.traced(digest, TraceContext::from_ids(trace, span));
+            }
             Frame::Piece { .. } | Frame::Packed { .. } | Frame::Ping | Frame::Bye => {}
         }
         Ok(())

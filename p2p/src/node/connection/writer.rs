@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use tokio::time::timeout;
 
 use super::channel::Outgoing;
+use super::serving::Servings;
 use super::{ConnectionError, FRAME_TIMEOUT, PING_AFTER, Queues, Upload};
 use crate::identity::PeerId;
 use crate::layout::PieceIndex;
@@ -24,6 +25,7 @@ pub(super) struct Writer {
     pub(super) packs: bool,
     pub(super) write: Outgoing,
     pub(super) queues: Queues,
+    pub(super) servings: Servings,
 }
 
 impl Writer {
@@ -59,6 +61,7 @@ impl Writer {
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(PING_AFTER) => {
+                    self.servings.idle();
                     Frame::Ping.encode(&mut out);
                     self.write(&out).await?;
                 }
@@ -89,6 +92,7 @@ impl Writer {
             };
             timeout(FRAME_TIMEOUT, sending).await.map_err(|_| ConnectionError::TimedOut)??;
             self.node.metrics.served_bytes.inc_by(length);
+            self.servings.sent(&digest, length);
         } else {
             Frame::NotHere { digest, piece: Some(piece) }.encode(out);
             self.write(out).await?;
