@@ -151,6 +151,17 @@ fn every_page_of_docs_is_in_its_index() {
 
 /// Commands in the documents' console blocks, and those between backticks, that begin with `lapwing`.
 #[test]
+fn the_formats_are_what_the_code_says() {
+    let said = Command::new(tree().join("contrib/setup/formats.sh")).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let written = std::fs::read(tree().join("docs/reference/formats.md")).unwrap();
+    assert!(
+        said.stdout == written,
+        "docs/reference/formats.md is stale; renew it: contrib/setup/formats.sh >docs/reference/formats.md"
+    );
+}
+
+#[test]
 fn every_command_that_is_written_down_exists() {
     let help = |arguments: &[&str]| {
         let result = output(Command::new(lapwing_binary().unwrap()).args(arguments).arg("--help")).unwrap();

@@ -17,7 +17,7 @@
 //! 10 Packed   like Piece, but the bytes are a zstd frame of them  only to who offers it in the handshake
 //! 11 Here       port: u16, group: 32                          where the sender can be dialled, and in which group it is
 //! 12 AskHolders digest: 32                                    asks who has a blob
-//! 13 Holders    the answer: see [`telling`]                     the last three only to who offers them in the handshake
+//! 13 Holders    the answer: see [`telling`]                     11 to 13 only to who offers them in the handshake
 //! 14 Traced     blob: u32, trace: 16, span: 8                 only to who offers it in the handshake: see [`TAKES_TRACES`]
 //! ```
 //!
