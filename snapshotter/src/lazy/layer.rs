@@ -222,7 +222,6 @@ impl LazyLayer {
     /// missed deadline, for a second.
     pub async fn read(self: &Arc<Self>, range: Range<u64>) -> Outcome {
         self.refuse_quarantined()?;
-        self.read_ahead(&range);
         let spans = self.spans_of(&range);
         self.note_read(spans.clone(), &range);
         let waits = !spans.clone().all(|span| self.cache.has(span));
@@ -234,6 +233,8 @@ impl LazyLayer {
             (span, self.options.timelines.of(&self.digest()).span(Track::Fault))
         });
         let flights: Vec<_> = spans.map(|span| (span, self.span(span, Urgency::Fault))).collect();
+        // After these: else a reader close behind would have what this one waits for read ahead, and fetched twice.
+        self.read_ahead(&range);
         let mut out = BytesMut::with_capacity((range.end - range.start) as usize);
         for (span, bytes) in flights {
             let bytes = bytes.await.inspect_err(|error| self.log(span, error))?;

@@ -80,8 +80,9 @@ impl LayerSource for Source {
         Box::pin(async move {
             self.reads.lock().unwrap().push((range.start, urgency));
             if self.hang.load(Ordering::SeqCst) {
+                let released = self.release.notified();
                 self.waiting.fetch_add(1, Ordering::SeqCst);
-                self.release.notified().await;
+                released.await;
             }
             if self.refuse.load(Ordering::SeqCst) {
                 return Err(SourceError("no peer and no origin".into()));
