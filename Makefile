@@ -29,6 +29,10 @@ test-long: ## What takes too long for every run: a download killed at 200 random
 	LAPWING_TEST_LAYERS=1050 LAPWING_TEST_CROWD=100000 LAPWING_TEST_SEED=1000 cargo test --package lapwing --test equality -- --nocapture generated
 	LAPWING_TEST_TOKEN_SECONDS=60 LAPWING_TEST_TOKEN_ROUNDS=10 cargo test --package lapwing --test tokens -- --nocapture outlive
 
+.PHONY: chaos
+chaos: packages tools image ## The fault campaign, 20 checks (as root; CHECKS="1 4" SCALE=0.1 SEED=7); writes target/chaos.json
+	cargo run --quiet --package lapwing-chaos -- --seed $(or $(SEED),1) --scale $(or $(SCALE),1) $(CHECKS)
+
 .PHONY: lint
 lint: packages deny ## Formatting, clippy, dependency rules, advisories where they can be reached, shell scripts
 	cargo fmt --all --check
