@@ -31,7 +31,12 @@ test-long: ## What takes too long for every run: a download killed at 200 random
 
 .PHONY: chaos
 chaos: packages tools image ## The fault campaign, 20 checks (as root; CHECKS="1 4" SCALE=0.1 SEED=7); writes target/chaos.json
-	cargo run --quiet --package lapwing-chaos -- --seed $(or $(SEED),1) --scale $(or $(SCALE),1) $(CHECKS)
+	cargo run --quiet --package lapwing-chaos --bin chaos -- --seed $(or $(SEED),1) --scale $(or $(SCALE),1) $(CHECKS)
+
+.PHONY: soak
+soak: packages tools image ## A week of pulls on three nodes in MINUTES (120): memory, descriptors, threads and disk stay flat; writes target/soak.json
+	cargo build --quiet --bin lapwing
+	cargo run --quiet --package lapwing-chaos --bin soak -- $(or $(MINUTES),120)
 
 .PHONY: lint
 lint: packages deny ## Formatting, clippy, dependency rules, advisories where they can be reached, shell scripts

@@ -4,9 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
+use lapwing_evidence::{Evidence, count, seed};
 use lapwing_lab::image::{self, Noise};
 use lapwing_lab::wait::{self, Poll};
 use lapwing_lab::{Machine, Mbit, Need, Site, check, require};
@@ -24,7 +26,7 @@ enum Victim {
 }
 
 fn kills() -> u32 {
-    std::env::var("LAPWING_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+    std::env::var("LAPWING_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(count(6, 50))
 }
 
 /// An image that another node has indexed, so that it starts lazily, and one that nobody has, so that it is pulled whole.
@@ -65,7 +67,7 @@ fn remove(machine: &Machine, images: &Images) {
 }
 
 /// Starts a pull and kills the victim in the middle of it, or what comes close to that.
-fn kill_under_a_pull(machine: &mut Machine, reference: &str, victim: Victim, moment: Duration) {
+fn kill_under_a_pull(machine: &mut Machine, reference: &str, victim: Victim, node_first: bool, moment: Duration) {
     let mut pulling = machine.containerd.start_pull(reference, "lapwing").unwrap();
     std::thread::sleep(moment);
     match victim {
@@ -82,13 +84,23 @@ fn kill_under_a_pull(machine: &mut Machine, reference: &str, victim: Victim, mom
             let node = machine.lapwing.as_mut().unwrap();
             node.kill9().unwrap();
             machine.containerd.process().kill9().unwrap();
-            // containerd asks a snapshotter that is not there yet.
-            machine.containerd.restart().unwrap();
-            node.restart().unwrap();
+            if node_first {
+                node.restart().unwrap();
+                machine.containerd.restart().unwrap();
+            } else {
+                // containerd asks a snapshotter that is not there yet.
+                machine.containerd.restart().unwrap();
+                node.restart().unwrap();
+            }
         }
     }
     // It fails, or goes on with the registry; either is right.
     pulling.wait(DEADLINE).unwrap();
+}
+
+/// Bytes of the files whose digests a container of the image prints.
+fn bytes_of(image: &Noise) -> u64 {
+    (image.sums.lines().count() as u64) << 20
 }
 
 /// What is mounted below `root` as the machine sees it.
@@ -129,9 +141,9 @@ fn killed_under_pulls(name: &str, victim: Victim) {
         (site.registry.push(&image.layout, &format!("noise:{seed}")).unwrap(), image)
     };
     let images = Images { lazy: push(31, &[2, 2]), whole: push(32, &[4, 4, 4]) };
-    let seed = site.worker("seed", None, site.settings()).unwrap();
-    seed.containerd.pull(&images.lazy.0, "overlayfs").unwrap();
-    let node = seed.lapwing.as_ref().unwrap();
+    let former = site.worker("former", None, site.settings()).unwrap();
+    former.containerd.pull(&images.lazy.0, "overlayfs").unwrap();
+    let node = former.lapwing.as_ref().unwrap();
     wait::until_true("the layers to be indexed", DEADLINE, || {
         node.log().unwrap().matches("built the index of a layer").count() == 2
     })
@@ -139,22 +151,31 @@ fn killed_under_pulls(name: &str, victim: Victim) {
 
     let settings = site.settings().with("lazy", "build_indexes = false");
     let mut worker = site.worker("worker", None, settings).unwrap();
-    let mut random = fastrand::Rng::with_seed(5);
+    let mut evidence = Evidence::new(12, &format!("{victim:?} killed under pulls"));
+    let pull_and_run_all = |worker: &Machine, name: &str| -> u64 {
+        let all = images.all().into_iter().enumerate();
+        all.map(|(number, image)| {
+            pull(worker, &image.0);
+            run(worker, image, &format!("{name}-{number}"));
+            bytes_of(&image.1)
+        })
+        .sum()
+    };
+    evidence.served_before(pull_and_run_all(&worker, "begin"));
+    remove(&worker, &images);
+    let mut random = fastrand::Rng::with_seed(seed());
     for round in 0..kills() {
         let image = images.all()[round as usize % 2];
-        kill_under_a_pull(&mut worker, &image.0, victim, PULL.mul_f64(random.f64()));
+        let moment = PULL.mul_f64(random.f64());
+        kill_under_a_pull(&mut worker, &image.0, victim, round / 2 % 2 == 0, moment);
+        evidence.fault(&format!("kill -9 of {victim:?}"));
         if round % 3 == 2 {
-            for (number, image) in images.all().into_iter().enumerate() {
-                pull(&worker, &image.0);
-                run(&worker, image, &format!("c{round}-{number}"));
-            }
+            let served = evidence.operation(|| Ok::<_, Infallible>(pull_and_run_all(&worker, &format!("c{round}"))));
+            evidence.served_after(served.unwrap_or_default());
             remove(&worker, &images);
         }
     }
-    for (number, image) in images.all().into_iter().enumerate() {
-        pull(&worker, &image.0);
-        run(&worker, image, &format!("end-{number}"));
-    }
+    evidence.served_after(pull_and_run_all(&worker, "end"));
     nothing_is_left(&worker, &images);
 }
 

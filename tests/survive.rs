@@ -9,6 +9,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
+use lapwing_evidence::{Evidence, count};
 use lapwing_lab::image::{self, Noise};
 use lapwing_lab::{LapwingSettings, Need, check, lapwing_binary, require, wait};
 use lapwing_snapshotter::fuse::{self, holder};
@@ -55,21 +56,37 @@ fn the_node_is_killed(test: &str, backend: &str) {
     if !require(test, &NEEDS) {
         return;
     }
-    let images = (0..number("LAPWING_TEST_IMAGES", 1)).map(|seed| image::noise(40 + seed, &[1; LAYERS]).unwrap());
+    let images = (0..number("LAPWING_TEST_IMAGES", count(1, 5).into()))
+        .map(|seed| image::noise(40 + seed, &[1; LAYERS]).unwrap());
     let mut rig = Rig::new(test, images.collect(), by(backend));
     rig.pull_and_run();
     let mounts = rig.mounts();
     assert_eq!(mounts.len(), rig.images.len() * LAYERS + 1, "a mount for each layer, and their data");
     let readers = Readers::start(&rig.roots());
     readers.wait_for_reads(2);
+    let mut evidence = Evidence::new(11, "the node is killed under readers of lazy mounts");
+    evidence.figure("mounts", mounts.len() as f64);
+    let served = readers.bytes().0;
+    evidence.served_before(served);
     let mut stalls = Vec::new();
-    for _ in 0..number("LAPWING_TEST_KILLS", 5) {
+    let mut handles = Vec::new();
+    for _ in 0..number("LAPWING_TEST_KILLS", count(5, 20).into()) {
         readers.take_stall();
         rig.node().kill9().unwrap();
+        evidence.fault("kill -9 of the node");
         rig.node().restart().unwrap();
         readers.wait_for_reads(5);
-        stalls.push(readers.take_stall());
+        let stall = readers.take_stall();
+        stalls.push(stall);
+        evidence.ended(stall, readers.failures().is_empty());
         assert_eq!(readers.failures(), Vec::<String>::new());
+        handles.push(rig.node().process().descriptors());
+    }
+    evidence.served_after(readers.bytes().0 - served);
+    evidence.served_wrong(readers.bytes().1);
+    let (first, last) = (handles[0], *handles.last().unwrap());
+    if last > first + 16 {
+        evidence.leak(format!("the node has {last} descriptors after the last kill and had {first} after the first"));
     }
     // That they need the node at all, or all of this would show nothing.
     rig.node().kill9().unwrap();
@@ -111,6 +128,9 @@ fn upgrade_and_no_holder(test: &str, backend: &str) {
     rig.pull_and_run();
     let readers = Readers::start(&rig.roots());
     readers.wait_for_reads(2);
+    let mut evidence = Evidence::new(11, "another program, and another holder, under readers of lazy mounts");
+    let served = readers.bytes().0;
+    evidence.served_before(served);
 
     // As a package manager does it: another file in the place of the one that runs.
     let fresh = program.with_extension("new");
@@ -123,12 +143,15 @@ fn upgrade_and_no_holder(test: &str, backend: &str) {
     readers.wait_for_reads(5);
     assert_eq!(readers.failures(), Vec::<String>::new());
 
+    evidence.fault("upgrade of the program");
     let first = rig.holder().unwrap();
     rig.kill_holder();
+    evidence.fault("kill -9 of the holder");
     let replaced = |rig: &mut Rig| rig.holder().is_some_and(|holder| holder != first);
     wait::until_true("another holder", DEADLINE, || replaced(&mut rig)).unwrap();
     readers.wait_for_reads(5);
     rig.node().kill9().unwrap();
+    evidence.fault("kill -9 of the node");
     readers.wait_until_stuck();
     // What is mounted is served also when nothing more is to be.
     let config = rig.node().config().to_owned();
@@ -136,6 +159,8 @@ fn upgrade_and_no_holder(test: &str, backend: &str) {
     std::fs::write(&config, enabled.replace("[lazy]", "[lazy]\nenabled = false")).unwrap();
     rig.node().restart().unwrap();
     readers.wait_for_reads(5);
+    evidence.served_after(readers.bytes().0 - served);
+    evidence.served_wrong(readers.bytes().1);
     assert_eq!(readers.stop(), Vec::<String>::new());
     rig.assert_containers_read_right();
     std::fs::write(&config, enabled).unwrap();

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_core::future::BoxFuture;
+use lapwing_evidence::{Evidence, count};
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::index::{Index, IndexBuilder};
 use lapwing_snapshotter::lazy::{Backend, LazyMounts};
@@ -32,6 +33,8 @@ on_both_backends! { a_large_layer_mounts_at_once, a_sparse_file_of_100_gb_mounts
 static ALONE: Mutex<()> = Mutex::const_new(());
 const READERS: u64 = 16;
 const READS: u64 = 60;
+/// Bytes read at each place.
+const PLACE: usize = 5000;
 /// What a mount may take, metadata included.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// Resident memory that mounting and reading may add.
@@ -68,6 +71,9 @@ async fn mount_and_read(
     let before = status("VmRSS");
     let mounts = LazyMounts::start(&scratch.path().join("root"), options(backend)).unwrap();
     let at = scratch.directory("mnt");
+    // The fault is the layer itself: nothing is read before it.
+    let mut evidence = Evidence::new(18, &format!("{backend:?}: a file of {} bytes", large.size));
+    evidence.fault("a very large layer");
     let start = Instant::now();
     let index = Arc::new(Index::decode(&encoded).unwrap());
     drop(encoded);
@@ -86,6 +92,8 @@ async fn mount_and_read(
         })
         .collect();
     let slowest = readers.into_iter().map(|reader| reader.join().unwrap()).max().unwrap();
+    evidence.ended(slowest, true);
+    evidence.served_after(READERS * READS * PLACE as u64);
     let (read, grown) = (start.elapsed(), status("VmHWM").saturating_sub(before));
     eprintln!(
         "{backend:?}: {:.1} GB mounted in {took:.2?}; {READERS} readers of {READS} places took {read:.2?}, the slowest read \
@@ -93,6 +101,8 @@ async fn mount_and_read(
         large.size as f64 / 1e9,
         grown >> 20
     );
+    evidence.figure(&format!("{backend:?}: mount_ms of {} GB", large.size / 1_000_000_000), took.as_secs_f64() * 1e3);
+    evidence.figure(&format!("{backend:?}: memory_mib of {} GB", large.size / 1_000_000_000), (grown >> 20) as f64);
     assert!(took < AT_ONCE, "{took:?} for a mount");
     assert!(grown < MOST_MEMORY, "{} MiB of memory", grown >> 20);
     mounts.unmount(&at).unwrap();
@@ -101,13 +111,12 @@ async fn mount_and_read(
 
 /// Gives the time of the slowest read.
 fn read_at_random(path: &Path, large: &Large, seed: u64) -> Duration {
-    const LENGTH: usize = 5000;
     let file = File::open(path).unwrap();
-    let (mut found, mut right) = (vec![0; LENGTH], vec![0; LENGTH]);
+    let (mut found, mut right) = (vec![0; PLACE], vec![0; PLACE]);
     let places = noise(READS as usize * 8, seed);
     let mut slowest = Duration::ZERO;
     for (number, place) in places.as_chunks::<8>().0.iter().enumerate() {
-        let last = large.size - LENGTH as u64;
+        let last = large.size - PLACE as u64;
         // The first reads go to the ends.
         let at = match number {
             0 => last,
@@ -118,7 +127,7 @@ fn read_at_random(path: &Path, large: &Large, seed: u64) -> Duration {
         file.read_exact_at(&mut found, at).unwrap();
         slowest = slowest.max(start.elapsed());
         (large.bytes_at)(at, &mut right);
-        assert!(found == right, "{LENGTH} bytes at {at}");
+        assert!(found == right, "{PLACE} bytes at {at}");
     }
     slowest
 }
@@ -226,7 +235,8 @@ async fn a_large_layer_mounts_at_once(backend: Backend) {
     const PARTS: usize = 4;
     let _alone = ALONE.lock().await;
     let Some(scratch) = Scratch::on(backend) else { return };
-    let size = std::env::var("LAPWING_TEST_LARGE_GB").map_or(2, |text| text.parse::<u64>().unwrap()) * 1_000_000_000;
+    let size = std::env::var("LAPWING_TEST_LARGE_GB").map_or(count(2, 20).into(), |text| text.parse::<u64>().unwrap())
+        * 1_000_000_000;
     let parts: Vec<Vec<u8>> = (0..PARTS as u64).map(|seed| text(PART, seed)).collect();
     let cycle = (PARTS * PART) as u64;
     let size = size / cycle * cycle;

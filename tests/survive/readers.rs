@@ -23,6 +23,9 @@ struct Shared {
     /// Files that each thread has read.
     reads: Vec<AtomicU64>,
     failures: Mutex<Vec<String>>,
+    /// Bytes of files that were right, and of files that were not.
+    right: AtomicU64,
+    wrong: AtomicU64,
     /// The longest that one call of read(2) or open(2) took.
     stall: Mutex<Duration>,
 }
@@ -79,6 +82,11 @@ impl Readers {
         self.shared.failures.lock().unwrap().clone()
     }
 
+    /// Bytes read so far that were right, and bytes that were not.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.shared.right.load(Ordering::SeqCst), self.shared.wrong.load(Ordering::SeqCst))
+    }
+
     /// The longest stall since the last time that this was asked.
     pub(crate) fn take_stall(&self) -> Duration {
         std::mem::take(&mut *self.shared.stall.lock().unwrap())
@@ -115,26 +123,35 @@ impl Shared {
                 return;
             }
             match self.read(&root.join(path)) {
-                Ok(found) if found == *sum => {}
-                Ok(found) => self.failures.lock().unwrap().push(format!("{path}: {found} for {sum}")),
+                Ok((found, bytes)) if found == *sum => {
+                    self.right.fetch_add(bytes, Ordering::SeqCst);
+                }
+                Ok((found, bytes)) => {
+                    self.wrong.fetch_add(bytes, Ordering::SeqCst);
+                    self.failures.lock().unwrap().push(format!("{path}: {found} for {sum}"));
+                }
                 Err(error) => self.failures.lock().unwrap().push(format!("{path}: {error}")),
             }
             reads.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    fn read(&self, path: &Path) -> std::io::Result<String> {
+    /// Digest and length.
+    fn read(&self, path: &Path) -> std::io::Result<(String, u64)> {
         let mut file = self.timed(|| File::open(path))?;
         // Out of the page cache, so that the device is asked each time.
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
-        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 128 << 10]);
+        let (mut hash, mut buffer, mut bytes) = (Sha256::new(), vec![0; 128 << 10], 0);
         loop {
             match self.timed(|| file.read(&mut buffer))? {
                 0 => break,
-                length => hash.update(&buffer[..length]),
+                length => {
+                    hash.update(&buffer[..length]);
+                    bytes += length as u64;
+                }
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok((hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(), bytes))
     }
 
     fn timed<T>(&self, call: impl FnOnce() -> T) -> T {

@@ -118,6 +118,11 @@ impl Evidence {
         wrong == 0
     }
 
+    /// So many bytes were served and are wrong.
+    pub fn served_wrong(&mut self, bytes: u64) {
+        self.0.wrong_bytes += bytes;
+    }
+
     /// Something was left behind.
     pub fn leak(&mut self, what: impl Into<String>) {
         self.0.leaks.push(what.into());

@@ -38,6 +38,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    }
+
     /// Starts `command` with both outputs appended to `log`.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         Self::start_on(None, name, command, log)
