@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod ca;
 pub(crate) mod config;
+mod daemon;
 pub(crate) mod detach;
 pub(crate) mod doctor;
 pub(crate) mod explain;
@@ -14,7 +15,7 @@ pub(crate) mod hydrate;
 pub(crate) mod index;
 pub(crate) mod limits;
 pub(crate) mod ls;
-mod node;
+
 pub(crate) mod nodes;
 pub(crate) mod pin;
 pub(crate) mod preheat;

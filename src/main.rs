@@ -64,9 +64,25 @@ fn main() -> ExitCode {
     // The holder's memory is locked, and half of it would be what parsing leaves behind.
     let outcome = if is_holder() { commands::detach::hold() } else { run(Cli::parse().command) };
     outcome.unwrap_or_else(|error: anyhow::Error| {
+        if is_closed_pipe(&error) {
+            return ExitCode::from(CLOSED_PIPE);
+        }
         eprintln!("lapwing: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// What a shell says of a program that SIGPIPE ended: 128 and the signal's number.
+const CLOSED_PIPE: u8 = 141;
+
+/// Whether the reader of our output went away, as `head` does: nothing is left to say.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kind = match (error.downcast_ref::<std::io::Error>(), error.downcast_ref::<serde_json::Error>()) {
+        (Some(error), _) => Some(error.kind()),
+        (_, Some(error)) => error.io_error_kind(),
+        _ => None,
+    };
+    kind == Some(std::io::ErrorKind::BrokenPipe)
 }
 
 fn is_holder() -> bool {

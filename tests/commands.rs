@@ -107,6 +107,18 @@ fn an_index_is_built_shown_and_verified() {
 }
 
 #[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut command = std::process::Command::new(lapwing_binary().unwrap());
+    // What `| head` does when it has seen enough.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = command.arg("config").stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut told).unwrap();
+    assert_eq!((child.wait().unwrap().code(), told.as_str()), (Some(141), ""));
+}
+
+#[test]
 fn an_unknown_command_or_option_is_a_usage_error() {
     for (args, named) in [(&["pull"][..], "pull"), (&["ls", "--yaml"], "--yaml"), (&["ls", "--admin", "here"], "here")]
     {
@@ -396,7 +408,7 @@ fn nodes_and_find_tell_what_the_tracker_knows() {
     assert!(nobody.status.success() && text(&nobody.stdout).contains("no node holds"), "{}", text(&nobody.stdout));
     let refused = lapwing_on(&nodes[0].0, &["nodes"]);
     assert_eq!(refused.status.code(), Some(1), "a node knows nobody's nodes");
-    assert!(text(&refused.stderr).contains("is no tracker"), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("is no tracker of this version"), "{}", text(&refused.stderr));
     assert_eq!(tracker.admin("/api/v1/holders/sha256:0").unwrap().status, 400, "not a digest");
     assert_eq!(tracker.admin("/api/v1/nodes?everything=1").unwrap().status, 400, "not a question");
 }

@@ -4,23 +4,20 @@
 
 mod text;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use reqwest::{Client, RequestBuilder, StatusCode};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use reqwest::Method;
 
+use super::daemon::{Daemon, Kind};
 use crate::bench::api::{NewRun, RunState, RunView};
 use crate::bench::figures::{Figures, Links};
 use crate::cli::Bench;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(500);
-/// How often in a row the daemon may not answer, before it is given up.
-const TRIES: u32 = 10;
+const PATH: &str = "/api/v1/bench";
 
 const INCOMPLETE: u8 = 1;
 const REFUSED: u8 = 3;
@@ -35,10 +32,7 @@ pub(crate) async fn run(arguments: &Bench) -> anyhow::Result<ExitCode> {
 }
 
 async fn carry_out(arguments: &Bench) -> anyhow::Result<ExitCode> {
-    let daemon = Daemon {
-        client: Client::builder().no_proxy().timeout(TIMEOUT).build()?,
-        url: format!("http://{}/api/v1/bench", arguments.admin),
-    };
+    let daemon = Daemon::at(Kind::NodeOrSeed, arguments.admin, Some(TIMEOUT))?;
     let new = NewRun {
         image: arguments.image.clone(),
         platform: arguments.platform.clone(),
@@ -47,8 +41,17 @@ async fn carry_out(arguments: &Bench) -> anyhow::Result<ExitCode> {
         start_in_seconds: arguments.start_in.0.as_secs(),
         timeout_seconds: arguments.timeout.0.as_secs(),
     };
-    let begun = daemon.ask(daemon.client.post(&daemon.url).json(&new)).await?;
-    let ended = daemon.follow(begun).await?;
+    let begun: RunView = daemon.ask(daemon.request(Method::POST, PATH).json(&new)).await?;
+    let id = begun.id.clone();
+    let has_ended = |run: &RunView| {
+        anyhow::ensure!(
+            run.id == id,
+            "the daemon at {} does not know the run any more; was it started anew?",
+            arguments.admin
+        );
+        Ok(run.state.has_ended())
+    };
+    let ended = daemon.follow(PATH, LOOK, begun, has_ended, text::progress).await?;
     match ended.state {
         RunState::Canceled => {
             writeln!(
@@ -80,63 +83,4 @@ async fn carry_out(arguments: &Bench) -> anyhow::Result<ExitCode> {
 
 const fn except(run: &RunView) -> &'static str {
     if run.remove { ", except for what they were told to remove" } else { "" }
-}
-
-struct Daemon {
-    client: Client,
-    url: String,
-}
-
-impl Daemon {
-    async fn ask(&self, request: RequestBuilder) -> anyhow::Result<RunView> {
-        let answer = request.send().await.with_context(|| {
-            format!(
-                "no node or seed answers at {}; is `lapwing node` or `lapwing seed` running, and is this its admin.listen?",
-                self.url
-            )
-        })?;
-        let status = answer.status();
-        if !status.is_success() {
-            let reason = answer.text().await.unwrap_or_default();
-            let reason = reason.trim_end();
-            anyhow::ensure!(
-                status != StatusCode::NOT_FOUND || !reason.is_empty(),
-                "what runs at {} measures nothing; name the admin.listen of a node or seed of this version with --admin",
-                self.url
-            );
-            anyhow::bail!("{}", if reason.is_empty() { status.to_string() } else { reason.to_owned() });
-        }
-        answer.json().await.with_context(|| format!("{} answered something else than a run", self.url))
-    }
-
-    /// Shows the run until it has ended.
-    async fn follow(&self, mut run: RunView) -> anyhow::Result<RunView> {
-        let shown = std::io::stderr().is_terminal();
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let (id, mut failures) = (run.id.clone(), 0);
-        while !run.state.has_ended() {
-            let stop = tokio::select! {
-                () = sleep(LOOK) => false,
-                _ = interrupt.recv() => true,
-            };
-            let request = if stop { self.client.delete(&self.url) } else { self.client.get(&self.url) };
-            match self.ask(request).await {
-                Ok(now) => (run, failures) = (now, 0),
-                Err(error) if failures == TRIES => return Err(error),
-                Err(_) => failures += 1,
-            }
-            anyhow::ensure!(
-                run.id == id,
-                "the daemon at {} does not know the run any more; was it started anew?",
-                self.url
-            );
-            if shown {
-                write!(std::io::stderr(), "\r\x1b[K{}", text::progress(&run))?;
-            }
-        }
-        if shown {
-            write!(std::io::stderr(), "\r\x1b[K")?;
-        }
-        Ok(run)
-    }
 }

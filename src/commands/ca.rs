@@ -11,7 +11,7 @@ use lapwing_discovery::authority::tokens::{self, Token};
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::membership::{Issuer, Member, is_group, write_certificates};
 
-use super::tracker::plain;
+use super::table::plain;
 use crate::cli::{Ca, CaInit, CaIssue, CaJoin, CaMembers, CaRevoke, CaToken};
 use crate::config::Config;
 use crate::membership::{join, read_token};

@@ -4,9 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use reqwest::Method;
-
-use super::node::{ask, in_path};
+use super::daemon::{Daemon, Kind, in_path};
 use super::table::{plain, seconds, share, short, size};
 use crate::cli::Explain;
 use crate::explain::view::{BlobPull, Phase, PullState, PullSummary};
@@ -18,11 +16,11 @@ const PICTURE: usize = 32;
 const LEAST_SHARE: f64 = 0.01;
 
 pub(crate) async fn run(arguments: &Explain) -> anyhow::Result<ExitCode> {
-    let url = format!("http://{}/api/v1/pulls", arguments.admin);
+    let node = Daemon::at(Kind::Node, arguments.admin, Some(TIMEOUT))?;
     let mut out = std::io::stdout().lock();
     match &arguments.name {
         None => {
-            let pulls: Vec<PullSummary> = ask(Method::GET, &url, TIMEOUT).await?;
+            let pulls: Vec<PullSummary> = node.ask(node.get("/api/v1/pulls")).await?;
             if arguments.json {
                 serde_json::to_writer_pretty(&mut out, &pulls)?;
                 writeln!(out)?;
@@ -33,7 +31,7 @@ pub(crate) async fn run(arguments: &Explain) -> anyhow::Result<ExitCode> {
             }
         }
         Some(name) => {
-            let pull: PullState = ask(Method::GET, &format!("{url}/{}", in_path(name)), TIMEOUT).await?;
+            let pull: PullState = node.ask(node.get(&format!("/api/v1/pulls/{}", in_path(name)))).await?;
             if arguments.json {
                 serde_json::to_writer_pretty(&mut out, &pull)?;
                 writeln!(out)?;

@@ -3,12 +3,14 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use super::tracker::{ask, place, plain, seconds, short};
+use super::daemon::{Daemon, Kind};
+use super::table::plain;
+use super::tracker::{TIMEOUT, place, seconds, short};
 use crate::cli::Find;
 use crate::tracker::view::{BlobHolders, HoldersQuery};
 
 pub(crate) async fn run(arguments: &Find) -> anyhow::Result<ExitCode> {
-    let url = format!("http://{}/api/v1/holders/{}", arguments.admin, arguments.digest);
+    let tracker = Daemon::at(Kind::Tracker, arguments.admin, Some(TIMEOUT))?;
     let query = HoldersQuery {
         group: arguments.group.clone(),
         zone: arguments.zone.clone(),
@@ -16,7 +18,8 @@ pub(crate) async fn run(arguments: &Find) -> anyhow::Result<ExitCode> {
         near: arguments.near,
         limit: Some(arguments.limit),
     };
-    let found: Vec<BlobHolders> = ask(&url, &query).await?;
+    let found: Vec<BlobHolders> =
+        tracker.ask(tracker.get(&format!("/api/v1/holders/{}", arguments.digest)).query(&query)).await?;
     let mut out = std::io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &found)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 
-use super::node::ask;
+use super::daemon::{Daemon, Kind};
 use super::table::{plain, short, size};
 use crate::cli::Gc;
 use crate::node::removal::Collected;
@@ -14,9 +14,9 @@ use crate::node::removal::Collected;
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(arguments: &Gc) -> anyhow::Result<ExitCode> {
-    let url = format!("http://{}/api/v1/gc", arguments.admin);
+    let node = Daemon::at(Kind::Node, arguments.admin, Some(TIMEOUT))?;
     let method = if arguments.dry_run { Method::GET } else { Method::PUT };
-    let collected: Collected = ask(method, &url, TIMEOUT).await?;
+    let collected: Collected = node.ask(node.request(method, "/api/v1/gc")).await?;
     for reason in &collected.failed {
         writeln!(std::io::stderr(), "lapwing: {reason}")?;
     }

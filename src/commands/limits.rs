@@ -4,21 +4,20 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use comfy_table::Table;
-use reqwest::{Client, RequestBuilder};
 
+use super::daemon::{Daemon, Kind};
 use crate::cli::Limits;
 use crate::config::{ByteSize, LimitsTable};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+const PATH: &str = "/api/v1/limits";
 
 pub(crate) async fn run(arguments: &Limits) -> anyhow::Result<ExitCode> {
-    let url = format!("http://{}/api/v1/limits", arguments.admin);
-    let client = Client::builder().no_proxy().timeout(TIMEOUT).build()?;
-    let mut limits = ask(client.get(&url), &url).await?;
+    let node = Daemon::at(Kind::Node, arguments.admin, Some(TIMEOUT))?;
+    let mut limits: LimitsTable = node.ask(node.get(PATH)).await?;
     if change(arguments, &mut limits) {
-        limits = ask(client.put(&url).json(&limits), &url).await?;
+        limits = node.ask(node.put(PATH).json(&limits)).await?;
     }
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -28,18 +27,6 @@ pub(crate) async fn run(arguments: &Limits) -> anyhow::Result<ExitCode> {
         writeln!(out, "{}", table(&limits))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn ask(request: RequestBuilder, url: &str) -> anyhow::Result<LimitsTable> {
-    let answer = request.send().await.with_context(|| {
-        format!("no node answers at {url}; is `lapwing node` running, and is this its admin.listen?")
-    })?;
-    let status = answer.status();
-    if !status.is_success() {
-        let text = answer.text().await.unwrap_or_default();
-        anyhow::bail!("the node at {url} refused ({status}): {}", text.trim_end());
-    }
-    answer.json().await.with_context(|| format!("{url} answered something else than a node's limits"))
 }
 
 /// Takes over what was given; whether anything was.

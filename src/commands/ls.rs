@@ -4,9 +4,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use comfy_table::Table;
 
+use super::daemon::{Daemon, Kind};
 use super::table::{plain, share, short, size};
 use crate::cli::Query;
 use crate::node::state::{BlobState, LayerState, NodeState};
@@ -14,17 +14,8 @@ use crate::node::state::{BlobState, LayerState, NodeState};
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: &Query) -> anyhow::Result<ExitCode> {
-    let url = format!("http://{}/api/v1/state", arguments.admin);
-    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
-    let state: NodeState = client
-        .get(&url)
-        .send()
-        .await
-        .and_then(reqwest::Response::error_for_status)
-        .with_context(|| format!("no node answers at {url}; is `lapwing node` running, and is this its admin.listen?"))?
-        .json()
-        .await
-        .with_context(|| format!("{url} answered something else than a node's state"))?;
+    let node = Daemon::at(Kind::Node, arguments.admin, Some(TIMEOUT))?;
+    let state: NodeState = node.ask(node.get("/api/v1/state")).await?;
     let mut out = std::io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &state)?;

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use comfy_table::Table;
 
-use super::tracker::{ask, place, plain, seconds, short};
+use super::daemon::{Daemon, Kind};
+use super::table::plain;
+use super::tracker::{TIMEOUT, place, seconds, short};
 use crate::cli::Nodes;
 use crate::tracker::view::{NodesQuery, NodesState, TrackerState};
 
@@ -14,14 +16,14 @@ const SHOWN_RATES: [(&str, &str); 4] =
     [("find", "finds"), ("announce", "announces"), ("lease", "leases"), ("heartbeat", "heartbeats")];
 
 pub(crate) async fn run(arguments: &Nodes) -> anyhow::Result<ExitCode> {
-    let url = format!("http://{}/api/v1/nodes", arguments.admin);
+    let tracker = Daemon::at(Kind::Tracker, arguments.admin, Some(TIMEOUT))?;
     let query = NodesQuery {
         group: arguments.group.clone(),
         zone: arguments.zone.clone(),
         skip: arguments.skip,
         limit: Some(arguments.limit),
     };
-    let state: NodesState = ask(&url, &query).await?;
+    let state: NodesState = tracker.ask(tracker.get("/api/v1/nodes").query(&query)).await?;
     let mut out = std::io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &state)?;

@@ -4,28 +4,20 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use reqwest::Method;
 
+use super::daemon::{Daemon, Kind};
 use crate::cli::Pin;
 use crate::node::pins::PinState;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(arguments: &Pin, pin: bool) -> anyhow::Result<ExitCode> {
-    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build()?;
+    let node = Daemon::at(Kind::Node, arguments.admin, Some(TIMEOUT))?;
     let mut states = Vec::new();
     for digest in &arguments.digests {
-        let url = format!("http://{}/api/v1/pins/{digest}", arguments.admin);
-        let request = if pin { client.put(&url) } else { client.delete(&url) };
-        let answer = request.send().await.with_context(|| {
-            format!("no node answers at {url}; is `lapwing node` running, and is this its admin.listen?")
-        })?;
-        if !answer.status().is_success() {
-            let status = answer.status();
-            anyhow::bail!("{}", answer.text().await.unwrap_or_else(|_| status.to_string()).trim_end());
-        }
-        let state: PinState =
-            answer.json().await.with_context(|| format!("{url} answered something else than a pin"))?;
+        let method = if pin { Method::PUT } else { Method::DELETE };
+        let state: PinState = node.ask(node.request(method, &format!("/api/v1/pins/{digest}"))).await?;
         if !arguments.json {
             writeln!(std::io::stdout(), "{}", told(&state))?;
         }

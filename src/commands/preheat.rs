@@ -2,17 +2,14 @@
 //!
 //! The job is the daemon's: it goes on when this process is killed. An interrupt (SIGINT) stops it.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use reqwest::{Client, RequestBuilder, StatusCode};
-use serde::de::DeserializeOwned;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use reqwest::Method;
 
-use super::tracker::plain;
+use super::daemon::{Daemon, Kind};
+use super::table::plain;
 use crate::cli::Preheat;
 use crate::config::ByteSize;
 use crate::preheat::api::{JobList, JobView, NewJob};
@@ -20,9 +17,9 @@ use crate::preheat::jobs::JobState;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(300);
-/// How often in a row the daemon may not answer, before it is given up.
-const TRIES: u32 = 10;
 const BAR: usize = 24;
+/// Where jobs are.
+const JOBS: &str = "/api/v1/preheat/jobs";
 
 const FAILED: u8 = 1;
 const NOT_ASKED: u8 = 3;
@@ -36,15 +33,12 @@ pub(crate) async fn run(arguments: &Preheat) -> anyhow::Result<ExitCode> {
 }
 
 async fn carry_out(arguments: &Preheat) -> anyhow::Result<ExitCode> {
-    let daemon = Daemon {
-        client: Client::builder().no_proxy().timeout(TIMEOUT).build()?,
-        jobs: format!("http://{}/api/v1/preheat/jobs", arguments.admin),
-    };
+    let daemon = Daemon::at(Kind::NodeOrSeed, arguments.admin, Some(TIMEOUT))?;
     if arguments.list {
-        return list(&daemon.ask(daemon.client.get(&daemon.jobs)).await?, arguments.json);
+        return list(&daemon.ask(daemon.get(JOBS)).await?, arguments.json);
     }
     if let Some(job) = &arguments.cancel {
-        let job: JobView = daemon.ask(daemon.client.delete(daemon.url(job)?)).await?;
+        let job: JobView = daemon.ask(daemon.request(Method::DELETE, &path_of(job)?)).await?;
         if arguments.json {
             print_json(&job)?;
         } else {
@@ -58,7 +52,7 @@ async fn carry_out(arguments: &Preheat) -> anyhow::Result<ExitCode> {
         to: arguments.to,
         lazy_index: arguments.lazy_index,
     };
-    let job: JobView = daemon.ask(daemon.client.post(&daemon.jobs).json(&new)).await?;
+    let job: JobView = daemon.ask(daemon.request(Method::POST, JOBS).json(&new)).await?;
     if arguments.detach {
         if arguments.json {
             print_json(&job)?;
@@ -67,7 +61,8 @@ async fn carry_out(arguments: &Preheat) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let job = daemon.follow(job).await?;
+    let has_ended = |job: &JobView| Ok(job.state != JobState::Running);
+    let job = daemon.follow(&path_of(&job.id)?, LOOK, job, has_ended, draw).await?;
     if arguments.json {
         print_json(&job)?;
     } else {
@@ -80,68 +75,12 @@ async fn carry_out(arguments: &Preheat) -> anyhow::Result<ExitCode> {
     })
 }
 
-struct Daemon {
-    client: Client,
-    /// Where its jobs are.
-    jobs: String,
-}
-
-impl Daemon {
-    fn url(&self, job: &str) -> anyhow::Result<String> {
-        anyhow::ensure!(
-            job.len() == 16 && job.bytes().all(|byte| byte.is_ascii_hexdigit()),
-            "{job:?} is not a job; `lapwing preheat --list` shows them"
-        );
-        Ok(format!("{}/{job}", self.jobs))
-    }
-
-    async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<T> {
-        let answer = request.send().await.with_context(|| {
-            format!(
-                "no node or seed answers at {}; is `lapwing node` or `lapwing seed` running, and is this its admin.listen?",
-                self.jobs
-            )
-        })?;
-        let status = answer.status();
-        if !status.is_success() {
-            let reason = answer.text().await.unwrap_or_default();
-            let reason = reason.trim_end();
-            anyhow::ensure!(
-                status != StatusCode::NOT_FOUND || !reason.is_empty(),
-                "what runs at {} preheats nothing; name the admin.listen of a node or seed with --admin",
-                self.jobs
-            );
-            anyhow::bail!("{}", if reason.is_empty() { status.to_string() } else { reason.to_owned() });
-        }
-        answer.json().await.with_context(|| format!("{} answered something else than a job", self.jobs))
-    }
-
-    /// Shows a job until it has ended.
-    async fn follow(&self, mut job: JobView) -> anyhow::Result<JobView> {
-        let shown = std::io::stderr().is_terminal();
-        let url = self.url(&job.id)?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut failures = 0;
-        while job.state == JobState::Running {
-            let stop = tokio::select! {
-                () = sleep(LOOK) => false,
-                _ = interrupt.recv() => true,
-            };
-            let request = if stop { self.client.delete(&url) } else { self.client.get(&url) };
-            match self.ask(request).await {
-                Ok(now) => (job, failures) = (now, 0),
-                Err(error) if failures == TRIES => return Err(error),
-                Err(_) => failures += 1,
-            }
-            if shown {
-                write!(std::io::stderr(), "\r\x1b[K{}", draw(&job))?;
-            }
-        }
-        if shown {
-            write!(std::io::stderr(), "\r\x1b[K")?;
-        }
-        Ok(job)
-    }
+fn path_of(job: &str) -> anyhow::Result<String> {
+    anyhow::ensure!(
+        job.len() == 16 && job.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{job:?} is not a job; `lapwing preheat --list` shows them"
+    );
+    Ok(format!("{JOBS}/{job}"))
 }
 
 fn draw(job: &JobView) -> String {

@@ -1,6 +1,7 @@
 //! `lapwing profile`: what containers of an image read when they start, shown, written to a file, and read from one.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,8 +10,9 @@ use anyhow::Context as _;
 use comfy_table::Table;
 use lapwing_p2p::limits::MAX_PROFILE_LENGTH;
 use lapwing_snapshotter::profile::Profile as Decoded;
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{RequestBuilder, Response, StatusCode};
 
+use super::daemon::{Daemon, Kind};
 use super::table::plain;
 use crate::cli::{Profile, ProfileExport, ProfileImport, ProfileShow};
 use crate::config::ByteSize;
@@ -18,6 +20,7 @@ use crate::profiles::api::{ProfileState, StartState, Wanted};
 
 /// Other nodes may have to be asked.
 const TIMEOUT: Duration = Duration::from_secs(60);
+const FILE: &str = "/api/v1/profile/file";
 
 pub(crate) async fn run(command: &Profile) -> anyhow::Result<ExitCode> {
     match command {
@@ -30,8 +33,8 @@ pub(crate) async fn run(command: &Profile) -> anyhow::Result<ExitCode> {
 
 async fn show(arguments: &ProfileShow) -> anyhow::Result<()> {
     let wanted = Wanted { image: arguments.image.clone(), namespace: arguments.namespace.clone() };
-    let url = format!("http://{}/api/v1/profile", arguments.admin);
-    let state: ProfileState = json(ask(client()?.get(&url).query(&wanted), &url).await?, &url).await?;
+    let node = node(arguments.admin)?;
+    let state = json(ask(&node, node.get("/api/v1/profile").query(&wanted)).await?).await?;
     let mut out = std::io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &state)?;
@@ -44,8 +47,8 @@ async fn show(arguments: &ProfileShow) -> anyhow::Result<()> {
 
 async fn export(arguments: &ProfileExport) -> anyhow::Result<()> {
     let wanted = Wanted { image: arguments.image.clone(), namespace: arguments.namespace.clone() };
-    let url = format!("http://{}/api/v1/profile/file", arguments.admin);
-    let bytes = ask(client()?.get(&url).query(&wanted), &url).await?.bytes().await?;
+    let node = node(arguments.admin)?;
+    let bytes = ask(&node, node.get(FILE).query(&wanted)).await?.bytes().await?;
     if arguments.output == Path::new("-") {
         return Ok(std::io::stdout().write_all(&bytes)?);
     }
@@ -59,33 +62,27 @@ async fn import(arguments: &ProfileImport) -> anyhow::Result<()> {
     anyhow::ensure!(length <= MAX_PROFILE_LENGTH, "{path}: {length} bytes are too long for a profile");
     let bytes = std::fs::read(&arguments.file).with_context(|| format!("{path} cannot be read"))?;
     Decoded::decode(&bytes).with_context(|| format!("{path}"))?;
-    let url = format!("http://{}/api/v1/profile/file", arguments.admin);
-    let state: ProfileState = json(ask(client()?.put(&url).body(bytes), &url).await?, &url).await?;
+    let node = node(arguments.admin)?;
+    let state = json(ask(&node, node.put(FILE).body(bytes)).await?).await?;
     writeln!(std::io::stdout(), "{} has a profile of {} entry points now", state.chain, state.starts.len())?;
     Ok(())
 }
 
-fn client() -> anyhow::Result<Client> {
-    Ok(Client::builder().no_proxy().timeout(TIMEOUT).build()?)
+fn node(admin: SocketAddr) -> anyhow::Result<Daemon> {
+    Daemon::at(Kind::Node, admin, Some(TIMEOUT))
 }
 
-async fn ask(request: RequestBuilder, url: &str) -> anyhow::Result<Response> {
-    let answer = request.send().await.with_context(|| {
-        format!("no node answers at {url}; is `lapwing node` running, and is this its admin.listen?")
-    })?;
-    let status = answer.status();
-    if status == reqwest::StatusCode::NOT_FOUND {
-        anyhow::bail!("the node at {url} has no profiles: it mounts no layers lazily (`lapwing doctor` says why)");
-    }
-    if !status.is_success() {
-        let text = answer.text().await.unwrap_or_default();
-        anyhow::bail!("{}", if text.trim().is_empty() { status.to_string() } else { text.trim_end().to_owned() });
-    }
-    Ok(answer)
+async fn ask(node: &Daemon, request: RequestBuilder) -> anyhow::Result<Response> {
+    node.send(request).await?.map_err(|refused| match refused.status {
+        StatusCode::NOT_FOUND => {
+            anyhow::anyhow!("the node has no profiles: it mounts no layers lazily (`lapwing doctor` says why)")
+        }
+        _ => node.error(refused),
+    })
 }
 
-async fn json(answer: Response, url: &str) -> anyhow::Result<ProfileState> {
-    answer.json().await.with_context(|| format!("{url} answered something else than a profile"))
+async fn json(answer: Response) -> anyhow::Result<ProfileState> {
+    answer.json().await.context("the node answered something else than a profile")
 }
 
 fn starts(starts: &[StartState]) -> Table {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lapwing_p2p::digest::Digest;
 use reqwest::{Method, StatusCode};
 
-use super::node::{ask, ask_for, in_path};
+use super::daemon::{Daemon, Kind, in_path};
 use super::table::size;
 use crate::cli::Rm;
 use crate::explain::view::PullState;
@@ -17,11 +17,12 @@ use crate::node::state::NodeState;
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(arguments: &Rm) -> anyhow::Result<ExitCode> {
+    let node = Daemon::at(Kind::Node, arguments.admin, Some(TIMEOUT))?;
     let (mut all, mut failed) = (Vec::new(), false);
     for name in &arguments.names {
-        for digest in blobs_of(arguments, name).await? {
-            let url = format!("http://{}/api/v1/blobs/{digest}", arguments.admin);
-            match ask::<Removed>(Method::DELETE, &url, TIMEOUT).await {
+        for digest in blobs_of(&node, name).await? {
+            let request = node.request(Method::DELETE, &format!("/api/v1/blobs/{digest}"));
+            match node.ask::<Removed>(request).await {
                 Ok(removed) => all.push(removed),
                 Err(error) => {
                     failed = true;
@@ -44,10 +45,9 @@ pub(crate) async fn run(arguments: &Rm) -> anyhow::Result<ExitCode> {
 }
 
 /// A digest is a blob, or the manifest of an image that was pulled; a name is what was pulled by it, or seen in its repository.
-async fn blobs_of(arguments: &Rm, name: &str) -> anyhow::Result<Vec<String>> {
-    let url = format!("http://{}/api/v1", arguments.admin);
-    let wanted = format!("{url}/pulls/{}?single=true", in_path(name));
-    match ask_for::<PullState>(Method::GET, &wanted, TIMEOUT).await? {
+async fn blobs_of(node: &Daemon, name: &str) -> anyhow::Result<Vec<String>> {
+    let wanted = format!("/api/v1/pulls/{}?single=true", in_path(name));
+    match node.try_ask::<PullState>(node.get(&wanted)).await? {
         Ok(pull) => {
             if pull.summary.name != name {
                 writeln!(std::io::stderr(), "lapwing: {name} is {}", pull.summary.name)?;
@@ -58,7 +58,7 @@ async fn blobs_of(arguments: &Rm, name: &str) -> anyhow::Result<Vec<String>> {
         Err(_) if name.parse::<Digest>().is_ok() => return Ok(vec![name.to_owned()]),
         Err(_) => {}
     }
-    let state: NodeState = ask(Method::GET, &format!("{url}/state"), TIMEOUT).await?;
+    let state: NodeState = node.ask(node.get("/api/v1/state")).await?;
     let layers: Vec<_> =
         state.layers.into_iter().filter(|layer| layer.image == name).map(|layer| layer.digest).collect();
     anyhow::ensure!(
