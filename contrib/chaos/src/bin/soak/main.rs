@@ -19,7 +19,7 @@ use vitals::{Series, Vitals};
 
 const NODES: usize = 3;
 /// Half of what the images hold, so that blobs are evicted all the time.
-const QUOTA: &str = "96MB";
+const QUOTA: &str = "96MiB";
 /// Moments at which everything is looked at.
 const SAMPLES: u32 = 120;
 const RESULT: &str = "target/soak.json";
