@@ -14,6 +14,7 @@ use lapwing_plugins::storage::StorageConfig;
 use serde::{Deserialize, Serialize};
 
 mod containerd;
+mod files;
 mod identity;
 mod lazy;
 mod limits;

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use lapwing_discovery::TrackerSource;
 use lapwing_discovery::authority::{self, AskError, Authority};
 use lapwing_p2p::identity::Identity;
-use lapwing_p2p::membership::{self, Authorities, Credentials, Member, Role, Roles, Rules, Shown};
+use lapwing_p2p::membership::{self, Authorities, Credentials, CredentialsError, Member, Role, Roles, Rules, Shown};
 use lapwing_p2p::node::Security;
 use lapwing_p2p::tls::{Protocol, Tls};
 use prometheus_client::metrics::gauge::Gauge;
@@ -182,11 +182,21 @@ impl Keeper {
         files.into_iter().flatten().map(|path| stamp(&path)).collect()
     }
 
-    /// Joins by the token, if there is one and no certificate.
+    /// Whether there is a certificate that this machine may show: one that is for its key, or for the one in `identity.key`.
+    fn has_certificate(&self) -> bool {
+        let settings = &self.config.identity;
+        if !settings.certificate().exists() {
+            return false;
+        }
+        let Ok(chain) = membership::certificates(&settings.certificate()) else { return true };
+        let another = |error| matches!(error, CredentialsError::Another(_));
+        settings.key().is_some() || !Shown::with_identity(chain, &self.identity).is_err_and(another)
+    }
+
+    /// Joins by the token, if there is one and no certificate, or one for the key that this machine had before `root` was emptied.
     async fn join_once(&self) -> anyhow::Result<()> {
         let settings = &self.config.identity;
-        let Some(file) = settings.token_file().filter(|_| self.authority.is_none() && !settings.certificate().exists())
-        else {
+        let Some(file) = settings.token_file().filter(|_| self.authority.is_none() && !self.has_certificate()) else {
             return Ok(());
         };
         let token = read_token(file).context("configuration key identity.token_file")?;

@@ -160,6 +160,12 @@ fn a_configuration_that_cannot_be_used_is_refused_by_name() {
         assert!(error.contains(place) && error.contains(named), "{content}: {error}");
         assert!(refused.stdout.is_empty(), "{content}");
     }
+    let secret = "[registries.hosts.\"registry.example\"]\nusername = \"u\"\npassword_file = \"/nowhere/secret\"\n";
+    let (_dir, file) = config_file(secret);
+    let told = lapwing(&["config", "--check", file.to_str().unwrap()]);
+    assert_eq!(told.status.code(), Some(0), "it may be for another machine");
+    let named = "registries.hosts.\"registry.example\".password_file: /nowhere/secret";
+    assert!(text(&told.stderr).contains(named), "{}", text(&told.stderr));
     let missing = lapwing(&["config", "--check", "/nowhere/lapwing.toml"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("/nowhere/lapwing.toml"));

@@ -88,7 +88,7 @@ fn from_peers(node: &Lapwing) -> u64 {
 /// What `lapwing` logged of itself.
 fn peer_id(node: &Lapwing) -> String {
     let log = node.log().unwrap();
-    let ready = log.lines().find(|line| line.contains("node is ready")).unwrap_or_else(|| panic!("{log}"));
+    let ready = log.lines().rfind(|line| line.contains("node is ready")).unwrap_or_else(|| panic!("{log}"));
     let plain: String = ready.replace(['"', '='], " ");
     plain.split_whitespace().find(|word| word.len() == 64).unwrap_or_else(|| panic!("{ready}")).to_owned()
 }
@@ -134,6 +134,24 @@ fn members_share_and_a_stranger_gets_nothing() {
 }
 
 /// The file's inode: who replaces it gives it another.
+#[test]
+fn a_machine_whose_root_was_emptied_joins_again_by_its_token() {
+    if !require("a_machine_whose_root_was_emptied_joins_again_by_its_token", &NEEDS) {
+        return;
+    }
+    let cluster = Cluster::start("emptied", "1h");
+    let mut member = cluster.member("member");
+    cluster.pull(&member, 0);
+    let before = peer_id(&member);
+    member.stop().unwrap();
+    // Its certificate stays, in a directory of its own; the key that it is for goes.
+    std::fs::remove_dir_all(member.root()).unwrap();
+    std::fs::create_dir(member.root()).unwrap();
+    member.restart().unwrap();
+    assert_ne!(peer_id(&member), before);
+    cluster.pull(&member, 0);
+}
+
 fn inode(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata(path).unwrap().ino()

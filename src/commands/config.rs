@@ -11,7 +11,11 @@ pub(crate) fn run(arguments: &Check) -> anyhow::Result<ExitCode> {
     match &arguments.check {
         None => out.write_all(REFERENCE.as_bytes())?,
         Some(path) => {
-            Config::load(Some(path))?;
+            let config = Config::load(Some(path))?;
+            // It may be meant for another machine.
+            for missing in config.missing_files() {
+                writeln!(std::io::stderr(), "lapwing: this machine lacks a file of {}: {missing}", path.display())?;
+            }
             writeln!(out, "{}: usable", path.display())?;
         }
     }

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::daemon::{Daemon, Kind};
+use super::table::size;
 use crate::cli::Hydrate;
-use crate::config::ByteSize;
 use crate::hydrate::{Hydrated, Wanted};
 
 /// Waits as long as it takes: the image may be large, and the node ends it when this process does.
@@ -22,7 +22,7 @@ pub(crate) async fn run(arguments: &Hydrate) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let Hydrated { present, written, written_bytes } = done;
-    let bytes = ByteSize(written_bytes);
+    let bytes = size(written_bytes);
     writeln!(std::io::stdout(), "{written} blobs ({bytes}) are in containerd now, {present} were there before")?;
     Ok(ExitCode::SUCCESS)
 }
