@@ -72,6 +72,10 @@ bench-get: packages release nginx ## lapwing get against curl, without a node, b
 	LAPWING_NGINX="$(LAPWING_CACHE)/nginx/usr/sbin/nginx" LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" \
 		cargo run --release --quiet --package lapwing-bench --bin get | tee target/bench/get.json
 
+.PHONY: bench-peers
+bench-peers: packages tools release ## The same work by Lapwing, other systems and plain containerd (SYSTEMS="spegel lapwing" WORK="cold8", REPEAT=3; builds the others from what their authors published); writes target/bench/peers.json
+	LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" cargo run --release --quiet --package lapwing-bench --bin peers -- $(SYSTEMS) $(WORK)
+
 .PHONY: bench-wire
 bench-wire: release nginx ## Piece wire against nginx with sendfile, and memory with 32 peers; writes target/bench/wire.json
 	@mkdir -p target/bench
