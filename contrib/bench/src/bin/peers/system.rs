@@ -134,7 +134,7 @@ fn spegel(stage: &Stage, host: &Host) -> Result<Daemon> {
         .args(["--router-addr", &format!(":{SPEGEL_ROUTER}")])
         .args(["--bootstrap-kind", "http"])
         .args(["--http-bootstrap-addr", &format!(":{SPEGEL_BOOTSTRAP}")])
-        .args(["--http-bootstrap-peer", &format!("http://{bootstrap}:{SPEGEL_BOOTSTRAP}/id")])
+        .args(["--http-bootstrap-peer", &format!("http://{bootstrap}:{SPEGEL_BOOTSTRAP}")])
         .args(["--data-dir", &host.dir().join("spegel").display().to_string()]);
     let mut process = host.spawn("spegel", &mut command)?;
     let address = SocketAddr::from((host.address(), SPEGEL_REGISTRY));

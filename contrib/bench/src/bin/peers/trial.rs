@@ -9,8 +9,11 @@ use lapwing_lab::check;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// Daemons settle for so long before they are called idle.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Daemons have so long to find each other before work begins, and are then called idle.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// The first to have an image is given so long to become a source.
+const TELL: Duration = Duration::from_secs(20);
 
 /// What was seen.
 #[derive(Debug, Clone, Serialize)]
@@ -81,6 +84,8 @@ fn fetch_all(stage: &Stage, work: &Work) -> Result<Vec<f64>> {
     };
     for worker in early {
         fetch(stage, worker)?;
+        // Whoever tells others only of what is whole has the time to do so.
+        std::thread::sleep(TELL);
         stage.registry.host().set_link(false)?;
     }
     let begun = Instant::now();
