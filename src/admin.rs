@@ -7,6 +7,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -17,6 +18,11 @@ use lapwing_p2p::node::Node;
 use prometheus_client::registry::Registry;
 
 use crate::config::LimitsTable;
+use crate::limits::{HEAD_TIMEOUT, MAX_ADMIN_CONNECTIONS};
+use crate::listening::{self, Bounds};
+
+/// How long answers may take after the shutdown began.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// What the listener shows; the daemon fills in the parts it has.
 #[derive(Default)]
@@ -58,11 +64,8 @@ pub(crate) async fn bind(
         .with_state(Arc::new(admin))
         .merge(api)
         .layer(axum::middleware::from_fn(asked::only_here));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
-            tracing::error!(%error, "the admin listener ended");
-        }
-    });
+    let bounds = Bounds { connections: MAX_ADMIN_CONNECTIONS, head: HEAD_TIMEOUT, last: LAST_ANSWERS };
+    tokio::spawn(listening::serve(listener, router, bounds, shutdown));
     Ok(bound)
 }
 

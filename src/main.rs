@@ -16,6 +16,7 @@
 //! * [`membership`]: this machine's certificate, and how it stays good
 //! * [`memory`]: what the allocator is told
 //! * [`admin`]: metrics, health, state
+//! * [`listening`], [`idle`], [`limits`]: what clients of the HTTP listeners are held to
 //! * [`dashboard`]: a page that shows what goes on
 //! * [`commands`]: everything that runs and ends
 //!
@@ -37,7 +38,10 @@ mod dashboard;
 mod explain;
 mod held;
 mod hydrate;
+mod idle;
 mod layers;
+mod limits;
+mod listening;
 mod membership;
 mod memory;
 mod mirror;

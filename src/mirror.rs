@@ -16,7 +16,6 @@
 //! Whoever reaches this port may use it: it belongs on loopback. Nothing here survives a restart, and nothing needs to.
 
 use std::fmt;
-use std::future::IntoFuture as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +36,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Image;
+use crate::limits::{HEAD_TIMEOUT, MAX_MIRROR_CONNECTIONS};
+use crate::listening::{self, Bounds};
 use crate::outage::Outage;
 
 mod answer;
@@ -136,15 +137,9 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let router = Router::new().fallback(handle).with_state(mirror);
-    let server = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    let cut = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(LAST_TRANSFERS).await;
-    };
-    tokio::select! {
-        ended = server.into_future() => Ok(ended?),
-        () = cut => Ok(()),
-    }
+    let bounds = Bounds { connections: MAX_MIRROR_CONNECTIONS, head: HEAD_TIMEOUT, last: LAST_TRANSFERS };
+    listening::serve(listener, router, bounds, shutdown.cancelled_owned()).await;
+    Ok(())
 }
 
 async fn handle(State(mirror): State<Arc<Mirror>>, request: Request) -> Response {

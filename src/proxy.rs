@@ -34,11 +34,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, ProxyAction};
+use crate::idle::Idle;
+use crate::limits::{HEAD_TIMEOUT, MAX_HEAD_BYTES, MAX_HEADERS};
+use crate::listening::FULL;
 use crate::mirror::Mirror;
 
 mod certificates;
 mod checked;
-mod idle;
 mod metrics;
 mod refusal;
 pub(crate) mod rules;
@@ -49,23 +51,13 @@ mod upstream;
 pub(crate) use metrics::ProxyMetrics;
 
 use certificates::Certificates;
-use idle::Idle;
 use refusal::Refusal;
 use rules::Rules;
 use target::Target;
 use upstream::Upstream;
 
-/// Most bytes of the head of a request.
-const MAX_HEAD_BYTES: usize = 64 << 10;
-/// Most headers of a request.
-const MAX_HEADERS: usize = 100;
-/// How long the head of a request may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long running transfers may go on after the shutdown began.
 const LAST_TRANSFERS: Duration = Duration::from_secs(2);
-/// Said to who comes when there are as many as there may be; closing without a word would look like a network's fault.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-
 /// See the module's documentation.
 pub(crate) struct Proxy {
     rules: Rules,

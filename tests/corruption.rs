@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lapwing_evidence::Evidence;
 use lapwing_lab::image::{self, Blob, Noise};
 use lapwing_lab::wait::{self, Poll};
 use lapwing_lab::{Lapwing, Machine, Mbit, Need, Registry, Response, Site, require};
@@ -90,20 +91,27 @@ fn pieces_spoilt_on_a_peers_disk_are_replaced_by_right_ones() {
     if !require("pieces_spoilt_on_a_peers_disk_are_replaced_by_right_ones", &NEEDS) {
         return;
     }
+    let mut evidence = Evidence::new(4, "a peer whose disk spoils every piece, among real nodes");
     let image = image::noise(11, &[16]).unwrap();
     let layer = &image.layout.layers[0];
     let (site, reference) = site("spoilt-disk", &image);
     let bad = seed(&site, "bad", &reference, &image);
     let good = seed(&site, "good", &reference, &image);
-    spoil(&node(&bad).blob_dir(&layer.digest).join("data"));
+    let before = ask_mirror(&good, &site.registry, layer);
+    assert_right(&before, layer);
+    evidence.served_before(before.unwrap().body.len() as u64);
+    let right = spoil(&node(&bad).blob_dir(&layer.digest).join("data"));
     site.registry.host().set_rate(Mbit(8)).unwrap();
 
     let reader = site.worker("reader", None, site.whole_settings()).unwrap();
-    assert_right(&ask_mirror(&reader, &site.registry, layer), layer);
+    let answer = evidence.operation(|| ask_mirror(&reader, &site.registry, layer));
+    assert_right(&answer, layer);
+    evidence.compare(&right, &answer.unwrap().body);
     reader.containerd.pull(&reference, "lapwing").unwrap();
     assert_content_right(&reader, &reference, "reader", &image);
     let count = |name: &str| node(&reader).metric(name, "").unwrap();
     assert!(count("lapwing_bad_pieces_total") >= 1.0, "the spoilt peer was never asked");
+    evidence.faults("a spoilt piece of a real node", count("lapwing_bad_pieces_total") as u64);
     assert!(count("lapwing_bans_total") >= 1.0, "a peer that only sends wrong pieces is banned");
     assert_eq!(count("lapwing_digest_mismatches_total"), 0.0, "wrong pieces never got into the store");
     assert!(node(&reader).piece_bytes("peer").unwrap() > layer.size / 2, "the honest peer served");

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lapwing_evidence::{Evidence, count};
 use lapwing_lab::image::{Entry, EntryKind, ImageConfig, Layout, LayoutWriter, TarWriter};
 use lapwing_lab::tree::{self, Node};
 use lapwing_lab::{Need, Site, image, require, wait};
@@ -18,6 +19,7 @@ const SOON: Duration = Duration::from_secs(180);
 
 /// Compares both root filesystems of `layout`, but for the times of those of `undated`, and gives the lazy one.
 fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeMap<PathBuf, Node> {
+    let mut evidence = Evidence::new(17, "layers whose directories, names and attributes are odd");
     let site = Site::new(name, None).unwrap();
     let reference = site.registry.push(layout, "lab/image:1").unwrap();
     let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
@@ -25,6 +27,8 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeM
     first.containerd.pull(&reference, "overlayfs").unwrap();
     let mut unpacked = first.walk_image(&reference, "overlayfs").unwrap();
     let node = first.lapwing.as_ref().unwrap();
+    // containerd held all of it against its digests.
+    evidence.served_before(node.metric("lapwing_mirror_bytes_total", "").unwrap() as u64);
     let different: BTreeSet<_> = layout.layers.iter().map(|layer| &layer.digest).collect();
     wait::until_true("the layers to be indexed", SOON, || {
         node.log().unwrap().matches("built the index of a layer").count() == different.len()
@@ -35,11 +39,11 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeM
     for backend in ["erofs", "fuse"] {
         let settings = settings.clone().with("lazy", &format!("backend = \"{backend}\""));
         let machine = site.worker(backend, None, settings).unwrap();
-        machine.containerd.pull(&reference, "lapwing").unwrap();
+        evidence.operation(|| machine.containerd.pull(&reference, "lapwing")).unwrap();
         let node = machine.lapwing.as_ref().unwrap();
         let claimed = node.metric("lapwing_snapshot_layers_claimed_total", "").unwrap();
         assert_eq!(claimed, layout.layers.len() as f64, "every layer is lazy");
-        shown = machine.walk_image(&reference, "lapwing").unwrap();
+        shown = evidence.operation(|| machine.walk_image(&reference, "lapwing")).unwrap();
         // A directory that the uppermost tar with something in it does not name is as old as the unpacking, an accident of each pull; no
         // tar of these images names the root. Lazily it has the time that a lower layer gives it, else 1970.
         for path in [""].iter().chain(undated) {
@@ -48,12 +52,21 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeM
         }
         let differences = tree::differences(&unpacked, &shown, 40);
         assert_eq!(differences, "", "left: overlayfs, right: lazily mounted by {backend}");
+        evidence.served_after(shown.values().filter(|node| node.kind == "file").filter_map(|node| node.size).sum());
         let mounts = machine.host.run("cat", &["/proc/self/mountinfo"]).unwrap().stdout;
         let mounts = String::from_utf8(mounts).unwrap();
         let kind = if backend == "erofs" { " - erofs " } else { " - fuse.lapwing " };
         let of_snapshots = mounts.lines().filter(|line| line.contains("/snapshots/") && line.contains(kind));
         assert!(of_snapshots.count() >= layout.layers.len(), "mounted by {backend}");
     }
+    evidence.faults("layers", layout.layers.len() as u64);
+    evidence.faults("entries", shown.len() as u64);
+    evidence.faults("entries with attributes", shown.values().filter(|node| !node.xattrs.is_empty()).count() as u64);
+    let longest = shown.keys().filter_map(|path| path.file_name()).map(|name| name.len()).max();
+    evidence.figure("longest name, bytes", longest.unwrap_or_default() as f64);
+    let mut within = BTreeMap::<_, u32>::new();
+    shown.keys().for_each(|path| *within.entry(path.parent()).or_default() += 1);
+    evidence.figure("most names in one directory", f64::from(within.into_values().max().unwrap_or_default()));
     shown
 }
 
@@ -174,8 +187,9 @@ fn generated_layers_are_the_same_when_mounted_lazily() {
         return;
     }
     let number = |name, default| std::env::var(name).map_or(default, |text| text.parse::<u64>().unwrap());
-    let (seed, crowd) = (number("LAPWING_TEST_SEED", 1), number("LAPWING_TEST_CROWD", 3000));
-    let images = number("LAPWING_TEST_LAYERS", 210).div_ceil(LAYERS_OF_AN_IMAGE);
+    let crowd = number("LAPWING_TEST_CROWD", count(3000, 100_000).into());
+    let seed = number("LAPWING_TEST_SEED", lapwing_evidence::seed());
+    let images = number("LAPWING_TEST_LAYERS", count(210, 420).into()).div_ceil(LAYERS_OF_AN_IMAGE);
     for seed in seed..seed + images {
         let dir = tempfile::tempdir().unwrap();
         let layout = generated::image(dir.path(), seed, LAYERS_OF_AN_IMAGE as usize, crowd as usize);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use lapwing_evidence::Evidence;
 use lapwing_lab::image::{self, Blob};
 use lapwing_lab::{
     BASIC_AUTH, BASIC_PASSWORD, BASIC_USER, Containerd, ContainerdOptions, Host, Lapwing, LapwingSettings, Machine,
@@ -201,6 +202,7 @@ fn a_tenant_without_rights_gets_nothing_of_a_private_image_that_cri_pulled() {
     if !require(NAME, &[&NEEDS[..], &[Need::Tools]].concat()) {
         return;
     }
+    let mut evidence = Evidence::new(20, "clients without rights to a private image, by mirror, proxy and CRI");
     let image = Private::new(NAME, 72, Duration::from_secs(3600));
     let creds = format!("{BASIC_USER}:{BASIC_PASSWORD}");
     let pull = |on: &Machine, more: &[&str]| {
@@ -212,6 +214,7 @@ fn a_tenant_without_rights_gets_nothing_of_a_private_image_that_cri_pulled() {
     assert!(pulled.status.success(), "{pulled:?}");
     let through = first.lapwing.as_ref().unwrap().metric("lapwing_mirror_bytes_total", "").unwrap();
     assert!(through >= image.layer.size as f64, "{through} bytes went through the mirror");
+    evidence.served_before(image.layer.size);
 
     // With rights: the registry is asked, and gives no byte of it.
     let second = worker(&image, "second");
@@ -234,18 +237,24 @@ fn a_tenant_without_rights_gets_nothing_of_a_private_image_that_cri_pulled() {
         check(machine.containerd.crictl().unwrap().args(["rmi", &image.reference])).unwrap();
         for more in [&[][..], &["--creds", "somebody:else"]] {
             let refused = pull(machine, more);
+            evidence.fault("a pull without rights");
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(!refused.status.success() && said.contains("401"), "{more:?}: {said}");
         }
         let direct = format!("http://{}/v2/{REPOSITORY}/blobs/{}", image.gate.name(), image.layer.digest);
         let guessed = bearer("guessed");
         for header in ["Accept: */*", &guessed] {
-            assert_eq!(ask(&machine.host, &image.url(REPOSITORY), &["--header", header]).0, "401", "mirror: {header}");
+            evidence.faults("a request without rights", 2);
+            let begun = Instant::now();
+            let (status, body) = ask(&machine.host, &image.url(REPOSITORY), &["--header", header]);
+            evidence.ended(begun.elapsed(), status == "200");
+            assert!(status == "401" && body != image.layer.digest, "mirror: {header}: {status}");
             let by_proxy = ask(&machine.host, &direct, &["--proxy", PROXY, "--header", header]).0;
             assert_eq!(by_proxy, "401", "proxy: {header}");
         }
         let mine = bearer(&token(&machine.host, &image.gate));
         let given = ("200".to_owned(), image.layer.digest.clone());
         assert_eq!(ask(&machine.host, &image.url(REPOSITORY), &["--header", &mine]), given);
+        evidence.served_after(image.layer.size);
     }
 }

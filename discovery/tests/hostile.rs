@@ -3,15 +3,20 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail as the test itself may")]
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use lapwing_discovery::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_REQUEST_BYTES, MAX_SYNC_MESSAGES};
 use lapwing_discovery::proto::tracker_service_client::TrackerServiceClient;
 use lapwing_discovery::proto::{
-    AnnounceRequest, Caller, FindRequest, HeartbeatRequest, Holding, HoldingState, LeaseRequest, ReportRequest, Run,
-    SettleRequest, StateRequest, Statement, StatementKind, SyncRequest, lease_reply::Outcome,
+    AnnounceRequest, Caller, FindRequest, HeartbeatRequest, Holding, HoldingState, LeaseRequest, LeaveRequest,
+    ReplicasRequest, ReportRequest, Run, SeedsRequest, SettleRequest, StateRequest, Statement, StatementKind,
+    SyncRequest, lease_reply::Outcome,
 };
 use lapwing_discovery::server::{Tracker, serve};
+use lapwing_evidence::{Evidence, count, seed};
+use lapwing_p2p::digest::Digest;
 use lapwing_p2p::limits::{MAX_BLOB_LENGTH, MAX_LAYER_INDEX_LENGTH, MAX_METAINFO_LENGTH, MAX_RUNS};
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -190,6 +195,94 @@ async fn lease_requests_are_checked() {
     let excess = client.settle(settle(1, u32::MAX)).await.unwrap_err();
     assert_eq!((excess.code(), excess.message().contains("of 2 pieces")), (Code::InvalidArgument, true));
     client.settle(settle(1, 2)).await.unwrap();
+}
+
+/// Everything that answers to a digest, as it goes over the wire, less the number that each lease has of its own.
+async fn told_of(client: &mut Client, caller: &Caller, digest: &Digest) -> Vec<Vec<u8>> {
+    let (caller, digest) = (Some(caller.clone()), digest.as_bytes().to_vec());
+    let find = FindRequest { caller: caller.clone(), digest: digest.clone() };
+    let found = client.find(find).await.unwrap().into_inner();
+    let replicas = ReplicasRequest { caller: caller.clone(), digests: vec![digest.clone()] };
+    let replicas = client.replicas(replicas).await.unwrap().into_inner();
+    let seeds = client.seeds(SeedsRequest { caller: caller.clone() }).await.unwrap().into_inner();
+    let missing = vec![Run { first: 0, end: 16 }];
+    let lease = LeaseRequest { caller, digest, length: 1 << 20, missing, ..LeaseRequest::default() };
+    let mut lease = client.lease(lease).await.unwrap().into_inner();
+    if let Some(Outcome::Grant(grant)) = &mut lease.outcome {
+        grant.lease = 0;
+    }
+    vec![found.encode_to_vec(), replicas.encode_to_vec(), seeds.encode_to_vec(), lease.encode_to_vec()]
+}
+
+/// Nodes of another group are told the same of what a group has and of what nobody has, and it takes as long.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_another_group_learn_not_even_that_a_digest_exists() {
+    const DIGESTS: u32 = 40;
+    let mut evidence = Evidence::new(20, "nodes of another group that ask a tracker");
+    let (_running, mut client) = start().await;
+    let held = |number: u32| Digest::of(format!("a group has {number} of {}", seed()).as_bytes());
+    let nowhere = |number: u32| Digest::of(format!("nobody has {number} of {}", seed()).as_bytes());
+    // A busy group: each digest is held by thirty nodes, stated, and leased.
+    for node in 1..=30 {
+        let holdings =
+            (0..DIGESTS).map(|number| holding(held(number).as_bytes().to_vec(), HoldingState::Complete.into()));
+        let announce = AnnounceRequest { caller: Some(caller(node)), holdings: holdings.collect() };
+        client.announce(announce).await.unwrap();
+    }
+    for number in 0..DIGESTS {
+        let statement = Statement {
+            subject: held(number).as_bytes().to_vec(),
+            kind: StatementKind::Metainfo.into(),
+            object: vec![2; 32],
+            length: 2000,
+        };
+        client.state(StateRequest { caller: Some(caller(1)), statements: vec![statement] }).await.unwrap();
+    }
+    let own = client.find(FindRequest { caller: Some(caller(2)), digest: held(3).as_bytes().to_vec() }).await.unwrap();
+    assert!(own.get_ref().holders.len() >= 20 && own.get_ref().votes.len() == 1, "the group itself is told");
+
+    let strangers = count(20, 1000);
+    let (mut existing, mut missing) = (Vec::new(), Vec::new());
+    for number in 0..strangers {
+        let mut id = vec![0xee; 32];
+        id[..4].copy_from_slice(&number.to_be_bytes());
+        let stranger = Caller { node: id, group: "other".to_owned(), ..caller(0) };
+        let (there, gone) = (held(number % DIGESTS), nowhere(number % DIGESTS));
+        let answers = [told_of(&mut client, &stranger, &there).await, told_of(&mut client, &stranger, &gone).await];
+        evidence.faults("questions of a node of another group", 8);
+        assert_eq!(answers[0], answers[1], "stranger {number} can tell {there} from what nobody has");
+        assert!(answers[0][0].len() < 40, "a stranger is told of somebody");
+        // In turns, and each as often the first of two.
+        for round in 0..20 {
+            let mut ask = async |digest: &Digest| {
+                let find = FindRequest { caller: Some(stranger.clone()), digest: digest.as_bytes().to_vec() };
+                let begun = Instant::now();
+                let answer = client.find(find).await;
+                (begun.elapsed(), answer.is_ok())
+            };
+            let mut took = Vec::new();
+            for turn in 0..2 {
+                let is_there = (round + turn) % 2 == 0;
+                let (time, answered) = ask(if is_there { &there } else { &gone }).await;
+                evidence.ended(time, answered);
+                took.push((is_there, time));
+            }
+            for (is_there, time) in took {
+                if is_there { existing.push(time) } else { missing.push(time) }
+            }
+        }
+        client.leave(LeaveRequest { caller: Some(stranger) }).await.unwrap();
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1e6
+    };
+    let (existing, missing) = (median(&mut existing), median(&mut missing));
+    eprintln!("asked by {strangers} strangers: {existing:.1} us of what exists, {missing:.1} us of what does not");
+    evidence.figure("strangers", strangers.into());
+    evidence.figure("median answer of an existing digest, us", existing);
+    evidence.figure("median answer of a missing digest, us", missing);
+    assert!((0.5..2.0).contains(&(existing / missing)), "{existing} us against {missing} us");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use lapwing_discovery::authority::tokens::{self, Token};
 use lapwing_discovery::authority::{AskError, Authority, Membership, join, renew};
 use lapwing_discovery::server::{Access, Tracker, serve_members};
 use lapwing_discovery::{ClientConfig, TrackerClient};
+use lapwing_evidence::{Evidence, count};
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::discovery::{Discovery as _, Holding};
 use lapwing_p2p::identity::Identity;
@@ -223,4 +224,69 @@ async fn another_clusters_members_are_not_made_members_of_this_one() {
     assert_eq!(finds(&client, Digest::of(b"layer")).await, Ok(vec![]), "it is believed");
     let refused = renew(&cluster.tracker(), &stranger, &of_stranger).await;
     assert!(refused.is_err_and(|error| error.to_string().contains("never joined here")));
+}
+
+/// Members of another group, by certificates that are good, forged, or over, in each name that they can call themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_another_group_and_forgers_learn_nothing() {
+    let mut evidence = Evidence::new(20, "members of another group, forged and expired certificates at a tracker");
+    let cluster = Cluster::start(Duration::from_secs(3600)).await;
+    let (one, of_one) = cluster.member("team", &[Role::Node]).await;
+    let (there, gone) = (Digest::of(b"layer"), Digest::of(b"nobody has it"));
+    let holder = cluster.client(&one, calls(&one, &of_one), "team");
+    holder.announce(there, Some(Holding::Complete)).await.unwrap();
+    let (two, of_two) = cluster.member("team", &[Role::Node]).await;
+    let finder = cluster.client(&two, calls(&two, &of_two), "team");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while finds(&finder, there).await != Ok(vec![one.id()]) {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", finds(&finder, there).await);
+        tokio::task::yield_now().await;
+    }
+
+    // An authority of the same name that somebody else made, and one whose certificates end at once.
+    let forger = Cluster::start(Duration::from_secs(3600)).await;
+    let brief = Authority::open(&cluster.path(), Duration::from_secs(1)).unwrap();
+    let kinds = ["another group", "a forged certificate", "an expired certificate"];
+    let mut strangers = Vec::new();
+    for number in 0..count(6, 1000) as usize {
+        let (identity, of_it) = match number % 3 {
+            0 => cluster.member("other", &[Role::Node]).await,
+            1 => forger.member("team", &[Role::Node]).await,
+            _ => {
+                let identity = identity();
+                let roles = Roles::of([Role::Node]);
+                let member = Member { cluster: String::new(), group: "team".into(), roles, peer: None };
+                let of_it = credentials(brief.certify(&member, identity.id()).unwrap(), &identity);
+                (identity, of_it)
+            }
+        };
+        strangers.push((kinds[number % 3], identity, of_it));
+    }
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    for (_, _, brief) in strangers.iter().filter(|(kind, ..)| *kind == kinds[2]) {
+        while brief.good_until().is_some_and(|end| end.as_secs() >= now()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    let (mut told, mut refusals) = (0, 0);
+    for (kind, identity, of_it) in &strangers {
+        for group in ["team", "other"] {
+            let client = cluster.client(identity, calls(identity, of_it), group);
+            let begun = std::time::Instant::now();
+            let answers = [finds(&client, there).await, finds(&client, gone).await];
+            evidence.ended(begun.elapsed(), answers[0].is_ok());
+            evidence.fault(kind);
+            assert_eq!(answers[0], answers[1], "{kind}, as {group}: what exists is told from what does not");
+            match &answers[0] {
+                Ok(found) => {
+                    assert!(found.is_empty(), "{kind}, as {group}: {found:?}");
+                    assert_eq!((*kind, group), (kinds[0], "other"), "{kind} was let in");
+                    told += 1;
+                }
+                Err(_) => refusals += 1,
+            }
+        }
+    }
+    assert!(told > 0 && refusals > told, "{told} told, {refusals} refused");
+    assert_eq!(finds(&finder, there).await, Ok(vec![one.id()]), "the members go on");
 }

@@ -9,6 +9,9 @@ pub const MAX_RUNS: usize = 64;
 /// Most peers named in one lease request as giving nothing.
 pub const MAX_USELESS: usize = 64;
 
+/// Connections to a node that nobody has greeted it on yet; each has five seconds to.
+pub const MAX_GREETINGS: usize = 128;
+
 /// Longest name of an origin's site, in bytes.
 pub const MAX_SITE_BYTES: usize = 255;
 

@@ -53,6 +53,7 @@ use crate::discovery::Discovery;
 use crate::exchange::{Exchange, remembered};
 use crate::identity::PeerId;
 use crate::layout::{PieceIndex, PieceLayout};
+use crate::limits::MAX_GREETINGS;
 use crate::metrics::{Metrics, Source, SourceLabel};
 use crate::origin::{Origin, OriginError};
 use crate::store::{ChunkStore, Pin, StoreError};
@@ -115,6 +116,8 @@ pub struct Node {
     foreign: OnceLock<Arc<foreign::Following>>,
     origin_gate: OriginGate,
     connections: Arc<Semaphore>,
+    /// One for each connection that somebody opened and has not said yet who it is.
+    greetings: Arc<Semaphore>,
     buffers: Buffers,
     /// None where the operator wants plaintext.
     tls: Option<Tls>,
@@ -183,6 +186,7 @@ impl Node {
             derived: derived.unwrap_or_else(|_| Derived::load(store.root())),
             foreign: OnceLock::new(),
             connections: Arc::new(Semaphore::new(config.max_connections)),
+            greetings: Arc::new(Semaphore::new(MAX_GREETINGS)),
             buffers: Buffers::new(),
             origin_gate: OriginGate::default(),
             tls: match &config.security {

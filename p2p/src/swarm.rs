@@ -362,7 +362,7 @@ impl Swarm {
             Event::Free { peer, digest } => self.invited(peer, digest),
             Event::Sent { peer } => {
                 if let Some(slot) = self.peers.slot(&peer) {
-                    self.uploads.sent(slot);
+                    self.uploads.sent(self.now, slot);
                 }
             }
             Event::Stored { digest, piece, source } => self.stored(digest, piece, source),

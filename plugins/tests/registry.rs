@@ -18,6 +18,8 @@ mod keychain;
 mod parallel;
 #[path = "registry/real.rs"]
 mod real;
+#[path = "registry/rebinding.rs"]
+mod rebinding;
 #[path = "registry/redirects.rs"]
 mod redirects;
 #[path = "registry/tokens.rs"]

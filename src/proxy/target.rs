@@ -100,12 +100,32 @@ fn host_and_port(uri: &Uri, default: u16) -> Result<(String, u16), String> {
     if host.is_empty() || port == 0 || host.contains('%') {
         return Err(format!("{authority} is not a host"));
     }
+    let host = as_dialled(&host).ok_or_else(|| format!("{authority} is not a host"))?;
     Ok((host, port))
+}
+
+/// The host as whoever dials the URL reads it: `127.1`, `2130706433` and `0x7f.1` are addresses (URL Standard, section 3.5), and not names
+/// whose addresses would be checked when they are resolved.
+fn as_dialled(host: &str) -> Option<String> {
+    if host.parse::<std::net::Ipv6Addr>().is_ok() {
+        return Some(host.to_owned());
+    }
+    let url = reqwest::Url::parse(&format!("http://{host}/")).ok()?;
+    url.host_str().map(str::to_owned)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_are_addresses_are_taken_for_addresses() {
+        for odd in ["127.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.0.0.1."] {
+            let target = Target::parse(&format!("http://{odd}:80/")).unwrap();
+            assert_eq!(target.host, "127.0.0.1", "{odd}");
+        }
+        assert_eq!(Target::parse("http://[::1]:80/").unwrap().host, "::1");
+    }
 
     #[test]
     fn urls() {

@@ -13,9 +13,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::Session;
-use super::idle::Idle;
 use super::refusal::Refusal;
 use super::target::Target;
+use crate::idle::Idle;
 
 /// How long a client may take for its part of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(20);

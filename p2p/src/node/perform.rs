@@ -190,10 +190,13 @@ impl Node {
 
     /// Takes a connection that somebody opened to this node.
     pub(super) async fn accepted(self: Arc<Self>, stream: TcpStream, address: SocketAddr) {
-        // Beyond the limit connections are closed at once: the peer tries another.
-        let Ok(_permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
+        // Beyond the limit connections are closed at once: the peer tries another. Who has not said who it is takes no place of
+        // those who have, nor of those whom this node dials.
+        let Ok(greeting) = Arc::clone(&self.greetings).try_acquire_owned() else { return };
         match connection::accept(stream, &self).await {
             Ok(channel) => {
+                drop(greeting);
+                let Ok(_permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
                 let initiator = channel.peer;
                 self.serve(channel, initiator).await;
             }

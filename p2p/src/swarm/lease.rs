@@ -39,8 +39,8 @@ const METAINFO_GRACE: Duration = Duration::from_secs(5);
 /// Without any piece for so long the origin is asked without a lease.
 const STALL: Duration = Duration::from_secs(15);
 /// Discovery may put that off, while it says that others fetch, until nothing came for so long; and longer only where
-/// the origin asked for a pause.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// the origin asked for a pause. Less than a read waits: a discovery that never says anything else must not fail one.
+const PATIENCE: Duration = Duration::from_secs(45);
 /// Discovery that gave no answer for so long is taken for dead; a restart takes less.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Pause between questions to a discovery that did not answer.

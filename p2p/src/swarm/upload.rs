@@ -19,6 +19,9 @@ use crate::limits::MAX_QUEUED_REQUESTS;
 const URGENT_EXTRA: u32 = 2;
 /// Blobs served last that are remembered.
 pub(super) const RECENT: usize = 8;
+/// A peer of which nothing has left for so long keeps no slot from others any more. Its connection has until its time-out to go on, so that
+/// those who take a byte now and then are few at a time.
+const SLUGGISH: Duration = Duration::from_secs(10);
 /// After this long a request counts as starved.
 const STARVED: Duration = Duration::from_secs(2);
 
@@ -41,9 +44,16 @@ struct Queue {
     urgent: u32,
     /// Number of the grant that it got last.
     served: u64,
+    /// When a piece was granted, or had left, last.
+    moved: Duration,
 }
 
 impl Queue {
+    /// Whether it takes a slot.
+    fn takes_slot(&self, now: Duration) -> bool {
+        self.active > 0 && now < self.moved + SLUGGISH
+    }
+
     fn starves(&self, now: Duration) -> bool {
         self.active == 0 && self.waiting.front().is_some_and(|first| now >= first.since + STARVED)
     }
@@ -102,7 +112,7 @@ impl Uploads {
     ) -> bool {
         let at = self.position(slot).unwrap_or_else(|| {
             let waiting = VecDeque::new();
-            self.queues.push(Queue { slot, peer, active: 0, waiting, urgent: 0, served: self.grants });
+            self.queues.push(Queue { slot, peer, active: 0, waiting, urgent: 0, served: self.grants, moved: now });
             self.queues.len() - 1
         });
         let queue = &mut self.queues[at];
@@ -131,8 +141,9 @@ impl Uploads {
     }
 
     /// A piece has left.
-    pub(super) fn sent(&mut self, slot: Slot) {
+    pub(super) fn sent(&mut self, now: Duration, slot: Slot) {
         let Some(at) = self.position(slot) else { return };
+        self.queues[at].moved = now;
         self.queues[at].active = self.queues[at].active.saturating_sub(1);
         self.forget_if_idle(at);
     }
@@ -187,7 +198,8 @@ impl Uploads {
         if self.waiting == 0 {
             return None;
         }
-        let total: u32 = self.queues.iter().map(|queue| queue.active).sum();
+        let moving = self.queues.iter().filter(|queue| queue.takes_slot(now));
+        let total: u32 = moving.map(|queue| queue.active).sum();
         let (at, index) = self.urgent(total, &open).or_else(|| self.next(now, rng, pieces_of, &open))?;
         let Waiting { digest, piece, .. } = self.remove(at, index)?;
         self.grants += 1;
@@ -195,6 +207,7 @@ impl Uploads {
         let queue = &mut self.queues[at];
         queue.active += 1;
         queue.served = self.grants;
+        queue.moved = now;
         Some(Granted { peer: queue.peer, digest, piece })
     }
 
@@ -233,7 +246,7 @@ impl Uploads {
         pieces_of: impl Fn(Slot, Digest) -> u32,
         may_go: impl Fn(PeerId, Digest) -> bool,
     ) -> Option<(usize, usize)> {
-        let serving = self.queues.iter().filter(|queue| queue.active > 0).count() as u32;
+        let serving = self.queues.iter().filter(|queue| queue.takes_slot(now)).count() as u32;
         let free = serving < self.slots;
         // Who keeps asking must not keep its slot for ever: it gets no more while a peer without one starves.
         // The first of its requests that no limit holds back.
@@ -285,7 +298,7 @@ mod tests {
     }
 
     fn sent(uploads: &mut Uploads, peer: PeerId) {
-        uploads.sent(Slot(peer.as_bytes()[0].into()));
+        uploads.sent(Duration::ZERO, Slot(peer.as_bytes()[0].into()));
     }
 
     fn fill(uploads: &mut Uploads, pieces: impl Fn(u32) -> u32) -> Vec<u8> {
@@ -293,6 +306,20 @@ mod tests {
         std::iter::from_fn(|| uploads.grant(Duration::ZERO, &mut rng, |slot, _| pieces(slot.0), |_, _| true))
             .map(|granted| granted.peer.as_bytes()[0])
             .collect()
+    }
+
+    #[test]
+    fn peers_that_take_nothing_keep_no_slot_from_others() {
+        let mut uploads = Uploads::new(2, &Policy::default());
+        let mut rng = fastrand::Rng::with_seed(7);
+        for stalled in [1, 2] {
+            ask(&mut uploads, Duration::ZERO, stalled, 0, false);
+        }
+        assert_eq!(fill(&mut uploads, |_| 0).len(), 2);
+        ask(&mut uploads, Duration::ZERO, 3, 0, false);
+        let mut at = |now| uploads.grant(now, &mut rng, |_, _| 0, |_, _| true).map(|granted| granted.peer);
+        assert_eq!(at(SLUGGISH - Duration::from_millis(1)), None, "they may only be slow");
+        assert_eq!(at(SLUGGISH), Some(peer(3)));
     }
 
     #[test]

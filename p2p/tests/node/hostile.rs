@@ -29,10 +29,20 @@ pub(crate) const LENGTH: usize = 4 << 20;
 pub(crate) enum Spoil {
     OneBit,
     Truncated,
+    Extended,
     AnotherPiece,
+    /// Right bytes, called another piece.
+    AnotherIndex,
+    AnotherBlob,
     /// Right bytes, and a statement that its signer never made.
     ForgedStatement,
+    /// Right bytes and a right statement.
+    Nothing,
 }
+
+/// All ways in which bytes are spoilt under the index that was asked for.
+pub(crate) const SPOILT: [Spoil; 6] =
+    [Spoil::OneBit, Spoil::Truncated, Spoil::Extended, Spoil::AnotherPiece, Spoil::AnotherBlob, Spoil::ForgedStatement];
 
 pub(crate) struct Liar {
     pub(crate) identity: Arc<Identity>,
@@ -73,7 +83,8 @@ impl Liar {
         }
     }
 
-    fn lie(&self, layout: PieceLayout, piece: PieceIndex) -> Frame {
+    fn lie(&self, layout: PieceLayout, asked: PieceIndex) -> Frame {
+        let piece = if matches!(self.spoil, Spoil::AnotherIndex) { PieceIndex(asked.0 ^ 1) } else { asked };
         let at = |piece| {
             let range = layout.range(piece);
             self.bytes[range.start as usize..range.end as usize].to_vec()
@@ -83,8 +94,12 @@ impl Liar {
         match self.spoil {
             Spoil::OneBit => bytes[77] ^= 4,
             Spoil::Truncated => drop(bytes.pop()),
+            Spoil::Extended => bytes.push(0),
             Spoil::AnotherPiece => bytes = at(PieceIndex(piece.0 ^ 1)),
-            Spoil::ForgedStatement => {}
+            Spoil::AnotherBlob => bytes = content(bytes.len(), 1_000_000 + u64::from(piece.0)).into(),
+            // The bytes that were asked for, under the neighbour's name.
+            Spoil::AnotherIndex => bytes = at(asked),
+            Spoil::ForgedStatement | Spoil::Nothing => {}
         }
         let stated = if self.states_its_lies { piece_hash(&bytes) } else { piece_hash(&right) };
         let mut statement = PieceStatement::sign(
@@ -138,7 +153,7 @@ pub(crate) async fn relay(
 /// of its bytes is read.
 #[tokio::test(flavor = "multi_thread")]
 async fn spoilt_pieces_are_never_read_and_their_sender_is_banned() {
-    for spoil in [Spoil::OneBit, Spoil::Truncated, Spoil::AnotherPiece, Spoil::ForgedStatement] {
+    for spoil in SPOILT {
         let tracker = Arc::new(Tracker::default());
         let bytes = content(LENGTH, 21);
         let digest = Digest::of(&bytes);
@@ -205,7 +220,7 @@ async fn a_lying_lessee_is_found_out_by_the_whole_digest() {
 /// With nobody else to ask, what a liar sends is neither on disk nor given to another node.
 #[tokio::test(flavor = "multi_thread")]
 async fn spoilt_pieces_are_never_kept_or_passed_on() {
-    for spoil in [Spoil::OneBit, Spoil::Truncated, Spoil::AnotherPiece, Spoil::ForgedStatement] {
+    for spoil in SPOILT {
         let tracker = Arc::new(Tracker::default());
         let bytes = content(LENGTH, 24);
         let digest = Digest::of(&bytes);

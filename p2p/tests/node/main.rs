@@ -23,6 +23,8 @@ mod named;
 mod points;
 mod raw;
 mod room;
+mod slow;
+mod spoilers;
 mod support;
 mod wire;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use lapwing_evidence::Evidence;
 use lapwing_plugins::registry::{
     Credential, Denied, OthersConfig, Registries, RegistriesConfig, RegistryConfig, RegistryName,
 };
@@ -26,6 +27,7 @@ async fn trap() -> (u16, Arc<AtomicUsize>) {
 #[tokio::test]
 async fn unlisted_names_reach_nothing_inside() {
     provider();
+    let mut evidence = Evidence::new(20, "registry names of addresses within the network");
     let (port, connections) = trap().await;
     let registries = Registries::new(RegistriesConfig::default()).unwrap();
     let never_names = [
@@ -48,6 +50,7 @@ async fn unlisted_names_reach_nothing_inside() {
         "::1",
     ];
     for name in never_names {
+        evidence.fault("a name that is none");
         assert!(name.parse::<RegistryName>().is_err(), "{name:?}");
     }
     let names = [
@@ -83,7 +86,10 @@ async fn unlisted_names_reach_nothing_inside() {
         let name: RegistryName = format!("{host}:{port}").parse().unwrap();
         let repo = repo();
         let asked = registries.authorize(&name, &repo, digest(), &Credential::Anonymous);
+        let begun = std::time::Instant::now();
         let denied = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("at once").unwrap_err();
+        evidence.fault("a name within the network");
+        evidence.ended(begun.elapsed(), false);
         assert!(matches!(denied, Denied::Unknown(_) | Denied::Unavailable { .. }), "{host}: {denied:?}");
         let reason = denied.to_string();
         assert!(reason.contains("public address") || reason.contains("host"), "{host}: {reason}");

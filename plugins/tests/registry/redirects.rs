@@ -1,5 +1,6 @@
 //! Redirects: followed by hand, without credentials, and not to where a stranger should not send us.
 
+use lapwing_evidence::Evidence;
 use lapwing_p2p::origin::OriginError;
 use lapwing_plugins::registry::{Credential, RegistryConfig};
 
@@ -62,6 +63,7 @@ async fn within_the_registry_credentials_go_along() {
 
 #[tokio::test]
 async fn strangers_cannot_send_us_inside() {
+    let mut evidence = Evidence::new(19, "registries that redirect into the network");
     let inside = Fake::start(blob).await;
     let port = inside.address.port();
     let targets = [
@@ -87,6 +89,7 @@ async fn strangers_cannot_send_us_inside() {
     ];
     for target in targets {
         let registry = redirecting(target.clone()).await;
+        evidence.fault("a redirect into the network");
         let fetched = registry.fetch(&registry.listed(), header(), 0..1).await;
         assert!(matches!(fetched, Err(Failure::Origin(OriginError::Unavailable { .. }))), "{target}: {fetched:?}");
     }

@@ -3,6 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
+use lapwing_evidence::{Evidence, count, seed};
+
 use crate::generate::Seeds;
 use crate::judge::{self, Verdict};
 use crate::memory;
@@ -12,11 +14,14 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap())
 }
 
-/// Gives a parser `rounds` inputs, or as many as there is time for.
-fn fuzz(target: &str, rounds: u64, judge: impl Fn(&Seeds, &mut Random) -> Verdict) {
+/// Gives a parser `rounds` inputs, in the fault campaign twenty times as many, or as many as there is time for.
+fn fuzz(check: u8, target: &str, rounds: u32, judge: impl Fn(&Seeds, &mut Random) -> Verdict) {
     let _alone = memory::alone();
     let seeds = Seeds::new();
-    let first = number("LAPWING_TEST_FUZZ_SEED").unwrap_or(1);
+    let mut evidence = Evidence::new(check, &format!("{target} that are changed at random"));
+    judge::take_compared();
+    let rounds = u64::from(count(rounds, rounds * 20));
+    let first = number("LAPWING_TEST_FUZZ_SEED").unwrap_or(1 + (seed() - 1) * 1_000_000_000);
     let until = number("LAPWING_TEST_FUZZ_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let (mut counts, mut input) = ([0u64; 4], first);
     while until.map_or(input < first + rounds, |until| Instant::now() < until) {
@@ -28,6 +33,8 @@ fn fuzz(target: &str, rounds: u64, judge: impl Fn(&Seeds, &mut Random) -> Verdic
         });
         let took = start.elapsed();
         assert!(took < Duration::from_secs(30), "{target}: input {input} took {took:?}");
+        evidence.ended(took, verdict == Verdict::Exact);
+        evidence.served_after(judge::take_compared());
         counts[match verdict {
             Verdict::Refused(_) => 0,
             Verdict::Unreadable(_) => 1,
@@ -36,6 +43,7 @@ fn fuzz(target: &str, rounds: u64, judge: impl Fn(&Seeds, &mut Random) -> Verdic
         }] += 1;
         input += 1;
     }
+    evidence.faults(target, input - first);
     let [refused, unreadable, caught, exact] = counts;
     eprintln!(
         "{target}: {} inputs: {refused} refused, {unreadable} unreadable, {caught} caught, {exact} exact",
@@ -46,12 +54,12 @@ fn fuzz(target: &str, rounds: u64, judge: impl Fn(&Seeds, &mut Random) -> Verdic
 
 #[test]
 fn layers() {
-    fuzz("layers", 3000, |seeds, random| judge::layer(&seeds.layer(random)));
+    fuzz(14, "layers", 3000, |seeds, random| judge::layer(&seeds.layer(random)));
 }
 
 #[test]
 fn indexes() {
-    fuzz("indexes", 400, |seeds, random| {
+    fuzz(16, "indexes", 400, |seeds, random| {
         let (index, which) = seeds.index(random);
         let (layer, tar, _) = &seeds.indexed[which];
         judge::index(&index, layer, tar)
@@ -60,7 +68,7 @@ fn indexes() {
 
 #[test]
 fn tables_of_contents() {
-    fuzz("tables of contents", 800, |seeds, random| match seeds.toc(random) {
+    fuzz(16, "tables of contents", 800, |seeds, random| match seeds.toc(random) {
         Some((toc, stored, layer)) => judge::toc(&toc, &stored, &layer),
         None => Verdict::Refused("it has no place".to_owned()),
     });
@@ -68,7 +76,7 @@ fn tables_of_contents() {
 
 #[test]
 fn ztocs() {
-    fuzz("zTOCs", 800, |seeds, random| match seeds.ztoc(random) {
+    fuzz(16, "zTOCs", 800, |seeds, random| match seeds.ztoc(random) {
         Some((toc, stored, layer)) => judge::toc(&toc, &stored, &layer),
         None => Verdict::Refused("it has no place".to_owned()),
     });
@@ -76,10 +84,10 @@ fn ztocs() {
 
 #[test]
 fn images() {
-    fuzz("images", 2000, |seeds, random| judge::image(&seeds.image(random)));
+    fuzz(16, "images", 2000, |seeds, random| judge::image(&seeds.image(random)));
 }
 
 #[test]
 fn profiles() {
-    fuzz("profiles", 20_000, |seeds, random| judge::profile(&seeds.profile(random)));
+    fuzz(16, "profiles", 20_000, |seeds, random| judge::profile(&seeds.profile(random)));
 }

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::erofs::view::View;
@@ -14,6 +15,17 @@ use lapwing_snapshotter::profile::Profile;
 use lapwing_snapshotter::tar::Scanner;
 use lapwing_snapshotter::toc::Toc;
 use lapwing_snapshotter::tree::Entry;
+
+/// Bytes that were held against what is right since they were last asked for.
+static COMPARED: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn take_compared() -> u64 {
+    COMPARED.swap(0, Ordering::Relaxed)
+}
+
+fn compared(bytes: usize) {
+    COMPARED.fetch_add(bytes as u64, Ordering::Relaxed);
+}
 
 /// What became of an input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +72,7 @@ pub(crate) fn layer(bytes: &[u8]) -> Verdict {
         let input = &bytes[span.compressed.start as usize..span.compressed.end as usize];
         let output = index.inflate_span(number, input).unwrap();
         assert!(output == tar[span.output.start as usize..span.output.end as usize], "span {number}");
+        compared(output.len());
     }
     assert_eq!(Index::decode(&index.encode()).as_ref(), Ok(&index), "what it writes is what it reads");
     table(index.entries(), index.tar_length())
@@ -187,6 +200,7 @@ pub(crate) fn index(encoded: &[u8], layer: &[u8], tar: &[u8]) -> Verdict {
         return Verdict::Caught("another diffID".to_owned());
     }
     assert!(found == tar);
+    compared(found.len());
     let mut scanner = Scanner::default();
     scanner.push(tar).unwrap();
     match scanner.finish().unwrap() == index.entries() {

@@ -9,14 +9,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// Fails with `TimedOut` when neither a byte came nor one went for a time.
-pub(super) struct Idle<S> {
+pub(crate) struct Idle<S> {
     stream: S,
     limit: Duration,
     silence: Pin<Box<Sleep>>,
 }
 
 impl<S> Idle<S> {
-    pub(super) fn new(stream: S, limit: Duration) -> Self {
+    pub(crate) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, silence: Box::pin(tokio::time::sleep(limit)) }
     }
 
