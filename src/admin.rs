@@ -64,7 +64,9 @@ pub(crate) async fn bind(
         .with_state(Arc::new(admin))
         .merge(api)
         .layer(axum::middleware::from_fn(asked::only_here));
-    let bounds = Bounds { connections: MAX_ADMIN_CONNECTIONS, head: HEAD_TIMEOUT, last: LAST_ANSWERS };
+    // A large image is hydrated for longer than any client of the mirror waits.
+    let bounds =
+        Bounds { connections: MAX_ADMIN_CONNECTIONS, head: HEAD_TIMEOUT, last: LAST_ANSWERS, is_patient: true };
     tokio::spawn(listening::serve(listener, router, bounds, shutdown));
     Ok(bound)
 }

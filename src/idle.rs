@@ -13,11 +13,20 @@ pub(crate) struct Idle<S> {
     stream: S,
     limit: Duration,
     silence: Pin<Box<Sleep>>,
+    /// Whether it ends, too, while there is nothing to be written.
+    judges_reads: bool,
+    /// Whether a write waits.
+    writes: bool,
 }
 
 impl<S> Idle<S> {
     pub(crate) fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, silence: Box::pin(tokio::time::sleep(limit)) }
+        Self { stream, limit, silence: Box::pin(tokio::time::sleep(limit)), judges_reads: true, writes: false }
+    }
+
+    /// The same, but what is to be said may take as long as it takes: only a peer that does not take it ends the connection.
+    pub(crate) fn of_writes(stream: S, limit: Duration) -> Self {
+        Self { judges_reads: false, ..Self::new(stream, limit) }
     }
 
     /// What moved, or that nothing did for too long.
@@ -36,7 +45,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Idle<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        this.judge(cx, polled)
+        if this.judges_reads { this.judge(cx, polled) } else { polled }
     }
 }
 
@@ -44,6 +53,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Idle<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        // The time before there was anything to write does not count.
+        if !this.judges_reads && !std::mem::replace(&mut this.writes, polled.is_pending()) {
+            let next = Instant::now() + this.limit;
+            this.silence.as_mut().reset(next);
+        }
         this.judge(cx, polled)
     }
 
@@ -75,6 +89,19 @@ mod tests {
             assert!(idle.silence.deadline() > end, "what goes");
             end = idle.silence.deadline();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_take_long_and_must_be_taken() {
+        let (mut near, far) = duplex(64);
+        let mut idle = Idle::of_writes(far, Duration::from_secs(20));
+        let waited = tokio::time::timeout(Duration::from_secs(3600), idle.read_u8()).await;
+        assert!(waited.is_err(), "nothing ends while the answer is made");
+        idle.write_all(&[0; 64]).await.unwrap();
+        let start = Instant::now();
+        assert_eq!(idle.write_all(&[0; 100]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+        assert_eq!(near.read_u8().await.unwrap(), 0);
     }
 
     #[tokio::test]

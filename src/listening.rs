@@ -27,6 +27,8 @@ pub(crate) struct Bounds {
     pub(crate) head: Duration,
     /// How long answers may go on after the shutdown began.
     pub(crate) last: Duration,
+    /// Whether an answer may take as long as it takes until it begins.
+    pub(crate) is_patient: bool,
 }
 
 /// Answers by `router` until `shutdown` ends.
@@ -67,12 +69,13 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, bounds: Bounds,
 /// Answers the requests of one connection.
 async fn answer(stream: TcpStream, router: Router, bounds: Bounds, ending: CancellationToken) {
     let _ = stream.set_nodelay(true);
+    let stream = if bounds.is_patient { Idle::of_writes(stream, MAX_SILENCE) } else { Idle::new(stream, MAX_SILENCE) };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.head)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(Idle::new(stream, MAX_SILENCE)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -97,7 +100,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
         let router = Router::new().route("/", get(|| async { "right" }));
-        let bounds = Bounds { connections, head: Duration::from_millis(300), last: Duration::from_secs(2) };
+        let bounds =
+            Bounds { connections, head: Duration::from_millis(300), last: Duration::from_secs(2), is_patient: false };
         let serving = tokio::spawn(serve(listener, router, bounds, shutdown.clone().cancelled_owned()));
         (address, shutdown, serving)
     }

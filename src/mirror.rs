@@ -137,7 +137,8 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let router = Router::new().fallback(handle).with_state(mirror);
-    let bounds = Bounds { connections: MAX_MIRROR_CONNECTIONS, head: HEAD_TIMEOUT, last: LAST_TRANSFERS };
+    let bounds =
+        Bounds { connections: MAX_MIRROR_CONNECTIONS, head: HEAD_TIMEOUT, last: LAST_TRANSFERS, is_patient: false };
     listening::serve(listener, router, bounds, shutdown.cancelled_owned()).await;
     Ok(())
 }
