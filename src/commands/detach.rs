@@ -43,6 +43,6 @@ pub(crate) fn run(arguments: &Detach) -> anyhow::Result<ExitCode> {
 pub(crate) fn hold() -> anyhow::Result<ExitCode> {
     // Before the holder locks what it has: most of it is what the start of any command needs.
     memory::unmap_code();
-    holder::run().context("this command is started by the node, for itself")?;
+    holder::run(|| ()).context("this command is started by the node, for itself")?;
     Ok(ExitCode::SUCCESS)
 }
