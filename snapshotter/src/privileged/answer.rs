@@ -83,7 +83,7 @@ mod tests {
     fn answers_and_errors_come_back_as_they_were() {
         let back = |outcome: io::Result<Vec<u8>>| decode(&encode(&outcome));
         assert_eq!(back(Ok(vec![1, 2])).unwrap(), [1, 2]);
-        assert_eq!(back(Ok(Vec::new())).unwrap(), []);
+        assert!(back(Ok(Vec::new())).unwrap().is_empty());
         let numbered = back(Err(io::Error::from_raw_os_error(15))).unwrap_err();
         assert_eq!(numbered.raw_os_error(), Some(15), "callers tell ENOTBLK from others");
         let told = back(Err(io::Error::other("not this"))).unwrap_err();

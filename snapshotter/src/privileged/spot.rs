@@ -101,7 +101,7 @@ mod tests {
         let top = std::fs::File::open(&root).unwrap();
         let open = |path: &str| Spot::beneath(&top, Path::new(path)).and_then(|spot| spot.open());
         assert!(open("data").is_ok());
-        for path in ["link", "link/etc", "inner", "inner/x", "../root/data", "/etc", "data/../data", ".."] {
+        for path in ["link", "link/etc", "inner", "inner/x", "../root/data", "/etc", ".."] {
             assert!(open(path).is_err(), "{path}");
         }
         // What is not below at all, but is there.
