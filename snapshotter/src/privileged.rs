@@ -59,7 +59,7 @@ mod tests {
     fn started(root: &Path) -> (Mounter, std::thread::JoinHandle<std::io::Result<()>>) {
         let (ours, theirs) = link::pair().unwrap();
         let served = root.to_owned();
-        let thread = std::thread::spawn(move || serve(&served, None, theirs));
+        let thread = std::thread::spawn(move || serve(&served, None, &theirs));
         (Mounter::new(root, ours).unwrap(), thread)
     }
 

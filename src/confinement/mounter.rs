@@ -122,6 +122,6 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     memory::unmap_code();
     let holder =
         holds.then(|| HolderProgram { program: "/proc/self/exe".into(), arguments: vec![HOLD_COMMAND.to_owned()] });
-    privileged::serve(&root, holder, socket)?;
+    privileged::serve(&root, holder, &socket)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -43,7 +43,10 @@ man -w lapwing-ca-token >/dev/null
 getent passwd lapwing-tracker >/dev/null || fail "the tracker has no user"
 
 step start
+# The system's own congestion control: where cubic is not for everybody it takes a capability.
 cat >>/etc/lapwing/lapwing.toml <<'TOML'
+[peer]
+congestion_control = ""
 [tracker]
 addresses = ["127.0.0.1:7070"]
 [registries.hosts."127.0.0.1:5000"]

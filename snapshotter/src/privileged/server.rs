@@ -23,10 +23,10 @@ use crate::limits::{MAX_PRIVILEGED_LANES, MAX_PRIVILEGED_REQUEST};
 /// # Errors
 ///
 /// When the root cannot be opened, or the socket fails.
-pub fn serve(root: &Path, holder: Option<HolderProgram>, socket: OwnedFd) -> io::Result<()> {
+pub fn serve(root: &Path, holder: Option<HolderProgram>, socket: &OwnedFd) -> io::Result<()> {
     let top = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let server = Server { top, root: root.to_owned(), holder, lanes: AtomicUsize::new(1) };
-    Arc::new(server).take_from(&socket)
+    Arc::new(server).take_from(socket)
 }
 
 struct Server {
