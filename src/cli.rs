@@ -24,6 +24,9 @@ use crate::tracker::view::DEFAULT_ROWS;
 /// How the node starts the process that keeps its mounts alive: a name that no version may change, since the program may have been replaced.
 pub(crate) const HOLD_COMMAND: &str = "hold-descriptors";
 
+/// How the node starts the process that mounts for it. Nobody else does, so it is not among the commands.
+pub(crate) const MOUNTER_COMMAND: &str = "mount-for-node";
+
 /// Peer-to-peer image distribution and lazy start for containerd.
 #[derive(Debug, Parser)]
 #[command(name = "lapwing", version, max_term_width = 100)]

@@ -15,6 +15,7 @@
 //! * [`held`], [`hydrate`]: what containerd holds already, and what it is given
 //! * [`membership`]: this machine's certificate, and how it stays good
 //! * [`memory`]: what the allocator is told
+//! * [`confinement`]: what daemons may still do once they run
 //! * [`admin`]: metrics, health, state
 //! * [`listening`], [`idle`], [`limits`]: what clients of the HTTP listeners are held to
 //! * [`dashboard`]: a page that shows what goes on
@@ -34,6 +35,7 @@ mod catalog;
 mod cli;
 mod commands;
 mod config;
+mod confinement;
 mod dashboard;
 mod explain;
 mod held;
@@ -59,6 +61,7 @@ mod tracker;
 
 use cli::{Cli, Command, Daemon, HOLD_COMMAND};
 use config::Config;
+use confinement::{Part, mounter};
 use node::Embedded;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -66,7 +69,13 @@ use tokio_util::sync::CancellationToken;
 fn main() -> ExitCode {
     memory::limit_arenas();
     // The holder's memory is locked, and half of it would be what parsing leaves behind.
-    let outcome = if is_holder() { commands::detach::hold() } else { run(Cli::parse().command) };
+    let outcome = if is_holder() {
+        commands::detach::hold()
+    } else if mounter::is_meant() {
+        mounter::run()
+    } else {
+        run(Cli::parse().command)
+    };
     outcome.unwrap_or_else(|error: anyhow::Error| {
         if is_closed_pipe(&error) {
             return ExitCode::from(CLOSED_PIPE);
@@ -118,14 +127,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Profile(command) => on_runtime(commands::profile::run(&command)),
         Command::Rm(arguments) => on_runtime(commands::rm::run(&arguments)),
         Command::Unpin(arguments) => on_runtime(commands::pin::run(&arguments, false)),
-        Command::Tracker(daemon) => run_daemon(&daemon, async |config, shutdown| tracker::run(&config, shutdown).await),
-        Command::Seed(daemon) => run_daemon(&daemon, async |config, shutdown| seed::run(config, shutdown).await),
-        Command::Node(daemon) => {
-            run_daemon(&daemon, async |config, shutdown| node::run(config, Embedded::Nothing, shutdown).await)
+        Command::Tracker(daemon) => {
+            run_daemon(&daemon, Part::Tracker, async |config, shutdown| tracker::run(&config, shutdown).await)
         }
-        Command::Up(daemon) => {
-            run_daemon(&daemon, async |config, shutdown| node::run(config, Embedded::Tracker, shutdown).await)
+        Command::Seed(daemon) => {
+            run_daemon(&daemon, Part::Seed, async |config, shutdown| seed::run(config, shutdown).await)
         }
+        Command::Node(daemon) => run_daemon(&daemon, Part::Node, async |config, shutdown| {
+            node::run(config, Embedded::Nothing, shutdown).await
+        }),
+        Command::Up(daemon) => run_daemon(&daemon, Part::Node, async |config, shutdown| {
+            node::run(config, Embedded::Tracker, shutdown).await
+        }),
     }
 }
 
@@ -138,12 +151,14 @@ fn on_runtime<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
 /// Runs a daemon until it fails or is told to stop by SIGTERM or SIGINT.
 fn run_daemon(
     daemon: &Daemon,
+    part: Part,
     run: impl AsyncFnOnce(Config, CancellationToken) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     // What passes through memory has no place in a file that the kernel or a crash reporter leaves behind.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    let config = Config::load(daemon.config.as_deref())?;
+    let mut config = Config::load(daemon.config.as_deref())?;
     telemetry::start(&config.log)?;
+    confinement::enter(part, &mut config)?;
     on_runtime(async move {
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate())?;

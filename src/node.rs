@@ -31,6 +31,7 @@ use crate::admin::{self, Admin};
 use crate::catalog::Catalog;
 use crate::cli::HOLD_COMMAND;
 use crate::config::{Config, LazyBackend, StoreKind};
+use crate::confinement::mounter;
 use crate::dashboard::{self, Dashboard};
 use crate::explain::{self, Pulls};
 use crate::held;
@@ -125,6 +126,7 @@ pub(crate) async fn run(mut config: Config, embedded: Embedded, shutdown: Cancel
     let parts = assemble(&config, &root, swarm, &mut admin)?;
     parts.layers.serve_former()?;
     let mut serving = JoinSet::new();
+    serving.spawn(mounter::watch(shutdown.clone()));
     if config.snapshotter.enabled {
         serving.spawn(start_snapshotter(&config, &parts, &mut admin, &shutdown).await?);
     }

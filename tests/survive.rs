@@ -12,7 +12,7 @@ use std::time::Duration;
 use lapwing_evidence::{Evidence, count};
 use lapwing_lab::image::{self, Noise};
 use lapwing_lab::{LapwingSettings, Need, check, lapwing_binary, require, wait};
-use lapwing_snapshotter::fuse::{self, holder};
+use lapwing_snapshotter::fuse::{self, HolderProgram, holder};
 use lapwing_snapshotter::lazy::{LazyMounts, MountError, Options};
 use lapwing_snapshotter::mountpoint;
 
@@ -345,9 +345,8 @@ async fn mounts_of_an_unknown_version_are_left_alone() {
     let record = lab.dir().join("record");
     std::fs::write(&record, [&b"LWFUSE\x63\0"[..], &[0; 32]].concat()).unwrap();
     let record = std::fs::File::open(&record).unwrap().into();
-    let program = lapwing_binary().unwrap();
-    let arguments = ["hold-descriptors".to_owned()];
-    let mut child = holder::start(&root, &program, &arguments, device.try_clone().unwrap(), record).unwrap();
+    let program = HolderProgram { program: lapwing_binary().unwrap(), arguments: vec!["hold-descriptors".to_owned()] };
+    let mut child = holder::start(&root, &program, device.try_clone().unwrap(), record).unwrap().child.unwrap();
 
     let started = LazyMounts::start(&root, Options::default());
     let still_there = is_mount_point(&data);

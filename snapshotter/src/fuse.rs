@@ -36,6 +36,7 @@ use rustix::io::Errno;
 
 pub use keeping::{Former, HolderProgram, Keeping, former};
 pub use mount::{KIND, is_connected, mount_at, mount_tree, open_device};
+pub(crate) use mount::{mount_here, mount_tree_here};
 pub use record::{Record, RecordError, Terms};
 pub use session::{Handshake, Lengths, Session};
 

@@ -41,13 +41,17 @@ mod trees;
 mod whole;
 
 pub use ahead::LazyMetrics;
+pub(crate) use bdi::read_ahead_as;
 pub use cache::replace_file;
 pub use collect::{Collected, Named};
 pub use common::Common;
+pub(crate) use erofs_mount::mount_image_here;
 pub use files::{KeptLayers, kept_layers};
+pub(crate) use former::detach_all_here;
+pub(crate) use inherit::inherited_here;
 pub use layer::{LazyLayer, Progress, Proof};
 pub use mounts::{LazyMounts, MountError};
-pub use probe::{Support, Unsupported, probe, probe_trees};
+pub use probe::{Support, Unsupported, load_filesystems, probe, probe_trees};
 pub use recorder::Recorder;
 pub use whole::{TarWriter, WholeTar};
 

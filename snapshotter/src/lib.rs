@@ -9,6 +9,7 @@ mod inflate;
 pub mod lazy;
 pub mod limits;
 pub mod mountpoint;
+pub mod privileged;
 pub mod profile;
 pub mod remote;
 pub mod service;

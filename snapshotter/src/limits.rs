@@ -124,3 +124,16 @@ pub const MIN_PREFETCH_BYTES: u64 = 32 << 20;
 pub const MAX_PREFETCH_RUN_BYTES: u64 = 4 << 20;
 /// Most layers that are being unpacked at once by containerd on behalf of its own requests.
 pub(crate) const MAX_UNPACKS: usize = 1024;
+
+// What the daemon asks of the mounter: see `privileged`.
+
+/// Longest request, in bytes: a chain's directories and some hundred paths fit.
+pub const MAX_PRIVILEGED_REQUEST: usize = 96 << 10;
+/// Most directories in one question for attributes.
+pub const MAX_INHERIT_ASKED: usize = 512;
+/// Longest answer in a packet, in bytes.
+pub const MAX_PRIVILEGED_ANSWER: usize = 4096;
+/// Longest answer in a memory file, in bytes: tables of some hundred thousand mounts.
+pub const MAX_PRIVILEGED_FILE: u64 = 64 << 20;
+/// Most sockets that the mounter takes requests from.
+pub const MAX_PRIVILEGED_LANES: usize = 8;

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+
+use crate::privileged;
+use crate::privileged::spot::Spot;
 
 mod namespaces;
 
-pub(crate) use namespaces::mounts_of_all;
-
-/// Mounts that may be stacked on one directory before [`detach`] gives up.
-const MAX_STACKED: usize = 16;
+pub(crate) use namespaces::{mounts_of_all, tables_of_all};
 
 /// What is at a directory that should be a mount point.
 #[derive(Debug)]
@@ -54,19 +53,26 @@ fn is_mount_root(path: &Path) -> Result<bool, Errno> {
 ///
 /// When umount2(2) fails otherwise, or there are absurdly many.
 pub fn detach(path: &Path) -> io::Result<()> {
-    for _ in 0..MAX_STACKED {
-        match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
+    match privileged::mounter() {
+        Some(mounter) => mounter.detach(path),
+        None => detach_here(path),
     }
-    Err(io::Error::other(format!("more than {MAX_STACKED} mounts on {}", path.display())))
+}
+
+/// [`detach`] with the rights of this process.
+pub(crate) fn detach_here(path: &Path) -> io::Result<()> {
+    match Spot::at(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        spot => spot?.detach(),
+    }
 }
 
 /// Takes the mount off `path` unless something uses it; whether it is gone.
 pub(crate) fn release(path: &Path) -> bool {
-    rustix::mount::unmount(path, UnmountFlags::NOFOLLOW).is_ok()
+    match privileged::mounter() {
+        Some(mounter) => mounter.release(path).unwrap_or(false),
+        None => Spot::at(path).is_ok_and(|spot| spot.release()),
+    }
 }
 
 /// One mount.

@@ -42,8 +42,10 @@ mod socket;
 mod usage;
 
 pub use diff::{Diffs, Unpacker};
+pub(crate) use directories::delete_here;
 pub use metrics::SnapshotMetrics;
 pub use socket::{ServeError, Socket};
+pub(crate) use usage::usage_here;
 
 use directories::Directories;
 use mounts::OverlayOptions;

@@ -9,6 +9,7 @@ use lapwing_snapshotter::lazy::LazyMounts;
 
 use crate::cli::Detach;
 use crate::config::Config;
+use crate::confinement;
 use crate::memory;
 
 /// What was done.
@@ -43,6 +44,6 @@ pub(crate) fn run(arguments: &Detach) -> anyhow::Result<ExitCode> {
 pub(crate) fn hold() -> anyhow::Result<ExitCode> {
     // Before the holder locks what it has: most of it is what the start of any command needs.
     memory::unmap_code();
-    holder::run().context("this command is started by the node, for itself")?;
+    holder::run(confinement::give_up_all).context("this command is started by the node, for itself")?;
     Ok(ExitCode::SUCCESS)
 }

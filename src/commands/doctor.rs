@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::setup;
 use crate::cli::Doctor;
 use crate::config::{self, Config};
+use crate::confinement;
 use crate::membership;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,6 +58,7 @@ pub(crate) fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
     let config = Config::load(arguments.config.as_deref().or(usual))?;
     let mut findings = vec![user(), kernel(), filesystem("overlay"), filesystem("erofs"), fuse_device()];
     findings.push(fuse_request_timeout());
+    findings.push(confinement());
     findings.push(root_directory(&config.root));
     let containerd = containerd(&config);
     let relies_on_it = containerd.verdict == Verdict::Ok;
@@ -160,6 +162,21 @@ fn fuse_request_timeout() -> Finding {
             "sysctl fs.fuse.default_request_timeout=0, or lazy mounts break when the daemon is down for that long",
         ),
         _ => Finding::ok("fuse timeout", "none"),
+    }
+}
+
+/// Without Landlock a daemon that was taken over writes to whatever file is root's.
+fn confinement() -> Finding {
+    match confinement::landlock_version() {
+        version @ 2.. => Finding::ok(
+            "confinement",
+            format!("Landlock {version}, seccomp: daemons write to their own directories alone"),
+        ),
+        _ => Finding::warn(
+            "confinement",
+            "no Landlock, or one before Linux 5.19: daemons have no rights, but write where root may",
+            "use a newer kernel, with landlock among its security modules (lsm=), if that matters",
+        ),
     }
 }
 

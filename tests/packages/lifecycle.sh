@@ -43,7 +43,10 @@ man -w lapwing-ca-token >/dev/null
 getent passwd lapwing-tracker >/dev/null || fail "the tracker has no user"
 
 step start
+# The system's own congestion control: where cubic is not for everybody it takes a capability.
 cat >>/etc/lapwing/lapwing.toml <<'TOML'
+[peer]
+congestion_control = ""
 [tracker]
 addresses = ["127.0.0.1:7070"]
 [registries.hosts."127.0.0.1:5000"]
@@ -52,8 +55,14 @@ TOML
 systemctl enable --now --quiet lapwing-tracker lapwing-node lapwing-seed
 for port in 7082 7086 7087; do until_true "the daemon at $port" ready "$port"; done
 until_true "the seed at the tracker" sh -c 'lapwing nodes --admin 127.0.0.1:7086 | grep -q live'
-for unit in seed tracker; do
+for unit in node seed tracker; do
     grep -q '^CapEff:.0*$' "/proc/$(main_pid lapwing-$unit)/status" || fail "lapwing-$unit has capabilities"
+    journalctl -u "lapwing-$unit" --no-pager -o cat >/tmp/confined
+    grep -q 'confined to what its work needs' /tmp/confined || fail "lapwing-$unit is not confined: $(head -20 /tmp/confined)"
+    ! grep -E 'could not be (used|filtered)' /tmp/confined || fail "lapwing-$unit is not confined as it should be"
+done
+pgrep -x lapwing-mounter >/dev/null || fail "nobody keeps what mounting needs"
+for unit in seed tracker; do
     [ "$(stat -c %u "/proc/$(main_pid lapwing-$unit)")" != 0 ] || fail "lapwing-$unit runs as root"
 done
 

@@ -31,7 +31,8 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 
-use super::is_connected;
+use super::{HolderProgram, is_connected};
+use crate::privileged;
 
 const HELLO: [u8; 16] = *b"LWHOLD\x01\0\0\0\0\0\0\0\0\0";
 /// How often a holder looks whether its connection is still there. Waiting for that would wake it at every request.
@@ -50,6 +51,15 @@ pub struct Held {
     pub record: OwnedFd,
     /// Ends when the holder does.
     pub alive: UnixStream,
+}
+
+/// A holder that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process.
+    pub pid: u32,
+    /// The same, if it is this process's child.
+    pub child: Option<Child>,
 }
 
 /// Asks the holder of `root`; `None` when there is none.
@@ -97,21 +107,34 @@ pub fn ask(root: &Path) -> io::Result<Option<Held>> {
     }
 }
 
-/// Starts a holder for `root`, in place of one that is dead: `program` with `arguments`, which must call [`run`].
+/// Starts a holder for `root`, in place of one that is dead: `program`, which must call [`run`]. The mounter starts its own, whose
+/// child that is then.
 ///
 /// # Errors
 ///
 /// When its socket cannot be made or the program not started.
-pub fn start(root: &Path, program: &Path, arguments: &[String], device: OwnedFd, record: OwnedFd) -> io::Result<Child> {
+pub fn start(root: &Path, program: &HolderProgram, device: OwnedFd, record: OwnedFd) -> io::Result<Started> {
     DirBuilder::new().recursive(true).mode(0o700).create(root.join("holder"))?;
     let place = Place::of(root)?.ok_or(io::ErrorKind::NotFound)?;
     let _ = std::fs::remove_file(place.path("socket.new"));
     let listener = UnixListener::bind(place.path("socket.new"))?;
-    let mut command = Command::new(program);
-    command.args(arguments).arg0("lapwing").current_dir("/").env_clear();
-    command.stdin(Stdio::from(device)).stdout(Stdio::from(OwnedFd::from(listener))).stderr(Stdio::from(record));
     // Before it runs: a holder that nobody can reach would keep readers waiting for good. Who connects now waits for it.
     std::fs::rename(place.path("socket.new"), place.path("socket"))?;
+    let listener = OwnedFd::from(listener);
+    match privileged::mounter() {
+        Some(mounter) => mounter.hold(&device, &listener, &record).map(|pid| Started { pid, child: None }),
+        None => {
+            let child = spawn(program, device, listener, record)?;
+            Ok(Started { pid: child.id(), child: Some(child) })
+        }
+    }
+}
+
+/// Starts the program with the rights of this process.
+pub(crate) fn spawn(program: &HolderProgram, device: OwnedFd, listener: OwnedFd, record: OwnedFd) -> io::Result<Child> {
+    let mut command = Command::new(&program.program);
+    command.args(&program.arguments).arg0("lapwing").current_dir("/").env_clear();
+    command.stdin(Stdio::from(device)).stdout(Stdio::from(listener)).stderr(Stdio::from(record));
     command.spawn()
 }
 
@@ -136,12 +159,13 @@ fn is_same_user(stream: &UnixStream) -> bool {
     rustix::net::sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid == rustix::process::geteuid())
 }
 
-/// The holder's whole life, in a process that [`start`] made. Returns when the connection is gone.
+/// The holder's whole life, in a process that [`start`] made. Returns when the connection is gone. `give_up_rights` is called once they
+/// are of no more use.
 ///
 /// # Errors
 ///
 /// When standard input and output are not what [`start`] gives.
-pub fn run() -> io::Result<()> {
+pub fn run(give_up_rights: impl FnOnce()) -> io::Result<()> {
     let device = io::stdin().as_fd().try_clone_to_owned()?;
     let listener = UnixListener::from(io::stdout().as_fd().try_clone_to_owned()?);
     let record = io::stderr().as_fd().try_clone_to_owned()?;
@@ -149,6 +173,7 @@ pub fn run() -> io::Result<()> {
     listener.local_addr()?;
     listener.set_nonblocking(true)?;
     protect();
+    give_up_rights();
     let mut clients: Vec<UnixStream> = Vec::new();
     while is_connected(device.as_fd()) {
         let mut fds = vec![PollFd::new(&listener, PollFlags::IN)];

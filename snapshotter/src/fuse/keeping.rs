@@ -207,17 +207,18 @@ impl Watch {
             return Ok(held);
         }
         let (device, record) = (self.device.try_clone()?, self.record.try_clone()?);
-        let HolderProgram { program, arguments } = &self.program;
-        let mut child = holder::start(&self.root, program, arguments, device, record)?;
+        let mut started = holder::start(&self.root, &self.program, device, record)?;
         match holder::ask(&self.root) {
             Ok(Some(held)) => {
-                tracing::info!(pid = child.id(), "a descriptor holder keeps the lazy mounts while no node runs");
-                self.child = Some(child);
+                tracing::info!(pid = started.pid, "a descriptor holder keeps the lazy mounts while no node runs");
+                self.child = started.child;
                 Ok(held)
             }
             other => {
-                let _ = child.kill();
-                let ended = child.wait();
+                let ended = started.child.as_mut().map(|child| {
+                    let _ = child.kill();
+                    child.wait()
+                });
                 Err(other.err().unwrap_or_else(|| io::Error::other(format!("the holder ended at once: {ended:?}"))))
             }
         }

@@ -9,6 +9,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 
+use crate::privileged;
+use crate::privileged::spot::{Spot, path_of};
+
 /// Opens `/dev/fuse`: one new connection, not yet mounted.
 ///
 /// # Errors
@@ -29,11 +32,19 @@ pub const KIND: &str = "fuse.lapwing";
 ///
 /// When mount(2) refuses: not root, or `at` is no directory.
 pub fn mount_at(device: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
+    match privileged::mounter() {
+        Some(mounter) => mounter.mount_connection(device, at),
+        None => mount_here(device, at, &Spot::at(at)?),
+    }
+}
+
+/// [`mount_at`] with the rights of this process.
+pub(crate) fn mount_here(device: BorrowedFd<'_>, at: &Path, spot: &Spot) -> io::Result<()> {
     let options =
         format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
     let options = CString::new(options).map_err(io::Error::other)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
-    Ok(rustix::mount::mount(at, at, KIND, flags, options.as_c_str())?)
+    Ok(rustix::mount::mount(at, path_of(&spot.open()?), KIND, flags, options.as_c_str())?)
 }
 
 /// Mounts a tree of a connection, whose root is the directory `tree` in its mount, read-only at the directory `at`, with set-id
@@ -43,13 +54,25 @@ pub fn mount_at(device: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
 ///
 /// When mount(2) refuses.
 pub fn mount_tree(tree: &Path, at: &Path) -> io::Result<()> {
-    rustix::mount::mount_bind(tree, at)?;
+    match privileged::mounter() {
+        Some(mounter) => mounter.mount_tree(tree, at),
+        None => {
+            let tree = rustix::fs::open(tree, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            mount_tree_here(&tree, &Spot::at(at)?)
+        }
+    }
+}
+
+/// [`mount_tree`] with the rights of this process.
+pub(crate) fn mount_tree_here(tree: &OwnedFd, spot: &Spot) -> io::Result<()> {
+    rustix::mount::mount_bind(path_of(tree), path_of(&spot.open()?))?;
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOATIME;
-    rustix::mount::mount_remount(at, flags, c"").inspect_err(|_| {
+    // What is to be seen there now is the new mount.
+    let read_only = spot.open().and_then(|mount| Ok(rustix::mount::mount_remount(path_of(&mount), flags, c"")?));
+    read_only.inspect_err(|_| {
         // It must not stay as it is.
-        let _ = crate::mountpoint::detach(at);
-    })?;
-    Ok(())
+        let _ = spot.detach();
+    })
 }
 
 /// Whether the connection behind `device` has a mount that somebody can still reach or uses. Where the kernel does not

@@ -8,52 +8,62 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+
+use crate::privileged;
 
 const ALL: &str = "/sys/class/bdi";
 
 /// The "backing device info" that the kernel has of one EROFS mount (Documentation/ABI/testing/sysfs-class-bdi).
 #[derive(Debug, Clone)]
-pub(super) struct Bdi(PathBuf);
+pub(super) struct Bdi(String);
+
+/// Gives what `create` gives, which makes an EROFS mount, and the name of that mount's information. None where another process made a
+/// mount at the same time: nothing tells whose is whose.
+pub(super) fn made_by<T>(create: impl FnOnce() -> T) -> (T, Option<String>) {
+    static ONE_BY_ONE: Mutex<()> = Mutex::new(());
+    let _turn = ONE_BY_ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = of_erofs();
+    let created = create();
+    let mut new = of_erofs().into_iter().filter(|name| !before.contains(name));
+    let ours = new.next().filter(|_| new.next().is_none());
+    (created, ours)
+}
 
 impl Bdi {
-    /// Gives what `create` gives, which makes an EROFS mount, and that mount's information. None where another process made a
-    /// mount at the same time: nothing tells whose is whose.
-    pub(super) fn of<T>(create: impl FnOnce() -> T) -> (T, Option<Self>) {
-        static ONE_BY_ONE: Mutex<()> = Mutex::new(());
-        let _turn = ONE_BY_ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = of_erofs();
-        let created = create();
-        let mut new = of_erofs().into_iter().filter(|path| !before.contains(path));
-        let ours = new.next().filter(|_| new.next().is_none());
-        (created, ours.map(Self))
+    /// The one of this name.
+    pub(super) const fn named(name: String) -> Self {
+        Self(name)
     }
 
     /// Has the kernel read ahead at least as far as on the disk of `file`. An aid: that it cannot is told in the log.
     pub(super) fn follow_disk_of(&self, file: &Path) {
-        if let Err(error) = self.try_follow(file) {
-            tracing::debug!(bdi = %self.0.display(), %error, "how far is read ahead in a mount stays as it is");
+        let followed = match privileged::mounter() {
+            Some(mounter) => mounter.read_ahead_as(&self.0, file),
+            None => fs::metadata(file).and_then(|file| read_ahead_as(&self.0, file.dev())),
+        };
+        if let Err(error) = followed {
+            tracing::debug!(bdi = self.0, %error, "how far is read ahead in a mount stays as it is");
         }
-    }
-
-    fn try_follow(&self, file: &Path) -> io::Result<()> {
-        let device = fs::metadata(file)?.dev();
-        let disk = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-        let (theirs, ours) = (read_ahead_kib(&Path::new(ALL).join(disk))?, read_ahead_kib(&self.0)?);
-        if theirs > ours {
-            fs::write(self.0.join("read_ahead_kb"), theirs.to_string())?;
-        }
-        Ok(())
     }
 }
 
-fn of_erofs() -> HashSet<PathBuf> {
+/// Has the kernel read ahead in the mount with this information at least as far as on the disk `device`.
+pub(crate) fn read_ahead_as(name: &str, device: u64) -> io::Result<()> {
+    let bdi = Path::new(ALL).join(name);
+    let disk = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let (theirs, ours) = (read_ahead_kib(&Path::new(ALL).join(disk))?, read_ahead_kib(&bdi)?);
+    if theirs > ours {
+        fs::write(bdi.join("read_ahead_kb"), theirs.to_string())?;
+    }
+    Ok(())
+}
+
+fn of_erofs() -> HashSet<String> {
     let entries = fs::read_dir(ALL).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"erofs-"))
-        .map(|entry| entry.path())
-        .collect()
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("erofs-")).collect()
 }
 
 fn read_ahead_kib(bdi: &Path) -> io::Result<u64> {

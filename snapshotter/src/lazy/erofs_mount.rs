@@ -6,10 +6,12 @@ use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use super::bdi::Bdi;
-use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+
+use super::bdi::{self, Bdi};
+use crate::privileged;
+use crate::privileged::spot::Spot;
 
 /// Offset of the device slot's block count in an image (superblock, `devt_slotoff` 9).
 const DEVICE_BLOCKS_AT: usize = 1152 + 0x40;
@@ -22,19 +24,30 @@ const DEVICE_BLOCKS_AT: usize = 1152 + 0x40;
 ///
 /// With what the kernel wrote into the mount's log, when it refuses.
 pub(super) fn mount(image: &Path, device: &Path, at: &Path) -> io::Result<Option<Bdi>> {
+    let name = match privileged::mounter() {
+        Some(mounter) => mounter.mount_image(image, device, at),
+        None => mount_image_here(image, device, &Spot::at(at)?),
+    };
+    Ok(name?.map(Bdi::named))
+}
+
+/// [`mount`] with the rights of this process; gives the kernel's name of the mount's backing device.
+pub(crate) fn mount_image_here(image: &Path, device: &Path, spot: &Spot) -> io::Result<Option<String>> {
     let expected = device_length_in(image)?;
     let found = std::fs::metadata(device)?.len();
     if found != expected {
         let message = format!("device {} has {found} bytes, the image needs {expected}", device.display());
         return Err(io::Error::other(message));
     }
+    let at = spot.open()?;
+    let onto = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let (configured, bdi) = Bdi::of(|| configure(&context, image, device));
+    let (configured, bdi) = bdi::made_by(|| configure(&context, image, device));
     let mounted = configured
         .and_then(|()| {
             rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
         })
-        .and_then(|mount| rustix::mount::move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH));
+        .and_then(|mount| rustix::mount::move_mount(&mount, "", &at, "", onto));
     mounted.map(|()| bdi).map_err(|error| explain(&context, error))
 }
 

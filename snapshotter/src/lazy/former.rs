@@ -1,12 +1,14 @@
 //! What a former process left: its lock, until it is really gone, and mounts that live on or are dead.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::mounts::{MountError, system};
 use crate::mountpoint::{self, Mount};
+use crate::privileged;
 
 /// How long a process that was killed may take to be gone: its threads end what they are doing in the kernel first.
 pub(super) const TAKE_OVER: Duration = Duration::from_secs(20);
@@ -49,12 +51,22 @@ pub(super) fn is_alive(data: &Path) -> Result<bool, MountError> {
 
 /// Detaches every mount that a process made for the lazy layers of `root`, and gives their number.
 pub(super) fn detach_all(root: &Path) -> Result<usize, MountError> {
+    let detached = match privileged::mounter() {
+        Some(mounter) => mounter.detach_all(root),
+        None => detach_all_here(root),
+    };
+    detached.map_err(system("detach the former mounts of", root))
+}
+
+/// [`detach_all`] with the rights of this process.
+pub(crate) fn detach_all_here(root: &Path) -> io::Result<usize> {
     let (data, layers) = (root.join("data"), root.join("layers"));
-    let table = mountpoint::mounts().map_err(system("read", Path::new("/proc/self/mountinfo")))?;
+    let table = mountpoint::mounts()?;
     let is_ours = |mount: &Mount| mount.at == data || is_erofs_of(mount, &layers) || is_tree_in(mount, &data);
     let mut detached = 0;
     for mount in table.iter().rev().filter(|mount| is_ours(mount)) {
-        mountpoint::detach(&mount.at).map_err(system("detach the former mount at", &mount.at))?;
+        let named = |error| io::Error::other(format!("{}: {error}", mount.at.display()));
+        mountpoint::detach_here(&mount.at).map_err(named)?;
         detached += 1;
     }
     Ok(detached)

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -15,12 +16,25 @@ use rustix::io::Errno;
 
 use crate::erofs::Attributes;
 use crate::limits::MAX_EROFS_XATTR_BYTES;
+use crate::privileged;
 
 /// Attributes by path.
 pub(super) type Inherited = BTreeMap<Vec<u8>, Attributes>;
 
 /// Looks the directories up in the lower layers' roots, the uppermost first.
-pub(super) fn inherited(directories: &[Vec<u8>], lowers: &[PathBuf]) -> Inherited {
+///
+/// # Errors
+///
+/// When the mounter does not answer.
+pub(super) fn inherited(directories: &[Vec<u8>], lowers: &[PathBuf]) -> io::Result<Inherited> {
+    match privileged::mounter().filter(|_| !directories.is_empty() && !lowers.is_empty()) {
+        Some(mounter) => mounter.attributes(directories, lowers),
+        None => Ok(inherited_here(directories, lowers)),
+    }
+}
+
+/// [`inherited`] with the rights of this process.
+pub(crate) fn inherited_here(directories: &[Vec<u8>], lowers: &[PathBuf]) -> Inherited {
     directories.iter().filter_map(|path| Some((path.clone(), lookup(path, lowers)?))).collect()
 }
 

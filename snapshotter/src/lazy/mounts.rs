@@ -604,7 +604,8 @@ impl LazyMounts {
             _ => erofs::implicit_directories(layer.index().entries())
                 .map_err(|cause| MountError::Image { layer: digest, cause })?,
         };
-        let inherited = inherit::inherited(&implicit, lowers);
+        let inherited = inherit::inherited(&implicit, lowers)
+            .map_err(system("ask what lower layers say of directories for", &self.layers.directory(&digest)))?;
         let name =
             inherit::variant(&inherited).map_or_else(|| "erofs".to_owned(), |variant| format!("erofs-{variant}"));
         let image = self.layers.directory(&digest).join(name);

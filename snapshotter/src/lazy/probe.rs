@@ -70,6 +70,8 @@ pub enum Unsupported {
 ///
 /// With the reason why layers must be pulled whole on this machine.
 pub fn probe(directory: &Path) -> Result<Support, Unsupported> {
+    let directory =
+        &directory.canonicalize().map_err(|cause| Unsupported::Trial { what: "find the directory", cause })?;
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     if version(&kernel).is_none_or(|version| version < FIRST_KERNEL) {
         return Err(Unsupported::Kernel(kernel));
@@ -115,6 +117,13 @@ fn version(release: &str) -> Option<(u32, u32, u32)> {
     let numbers = release.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
     let mut numbers = numbers.split('.').map(str::parse::<u32>);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next().and_then(Result::ok).unwrap_or(0)))
+}
+
+/// Has the kernel load what lazy mounts need, while this process may. Whether that was of use the probes find out.
+pub fn load_filesystems() {
+    for name in ["erofs", "fuse"] {
+        has_filesystem(name);
+    }
 }
 
 fn has_filesystem(name: &'static str) -> bool {

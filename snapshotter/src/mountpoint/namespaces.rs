@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::{Mount, parse};
+use crate::privileged;
 
 /// The mounts of every namespace that a process is in, and each process's view of them that has another root. Processes may come and go meanwhile.
 ///
@@ -14,6 +15,19 @@ use super::{Mount, parse};
 ///
 /// When `/proc` cannot be read, or does not show the mounts of all processes.
 pub(crate) fn mounts_of_all() -> io::Result<Vec<Mount>> {
+    let tables = match privileged::mounter() {
+        Some(mounter) => mounter.tables(),
+        None => tables_of_all(),
+    };
+    Ok(parse(&tables?))
+}
+
+/// The same as `/proc` has it, one table behind the other: of kinds that layers are mounted as, or that stand on layers.
+///
+/// # Errors
+///
+/// As for [`mounts_of_all`].
+pub(crate) fn tables_of_all() -> io::Result<Vec<u8>> {
     let (mut seen, mut found) = (HashSet::<(PathBuf, PathBuf)>::new(), Vec::new());
     for process in std::fs::read_dir("/proc")? {
         let process = process?.path();
@@ -27,11 +41,19 @@ pub(crate) fn mounts_of_all() -> io::Result<Vec<Mount>> {
             continue;
         }
         if let Some(table) = unless_ended(&process, std::fs::read(process.join("mountinfo")))? {
-            found.extend(parse(&table));
+            for line in table.split(|byte| *byte == b'\n').filter(|line| is_of_interest(line)) {
+                found.extend_from_slice(line);
+                found.push(b'\n');
+            }
             seen.insert((namespace, root));
         }
     }
     Ok(found)
+}
+
+fn is_of_interest(line: &[u8]) -> bool {
+    let mut fields = line.split(|byte| *byte == b' ').skip_while(|field| *field != b"-");
+    fields.nth(1).is_some_and(|kind| [&b"erofs"[..], b"overlay", crate::fuse::KIND.as_bytes()].contains(&kind))
 }
 
 /// None of a process that is gone, or has nothing mounted any more.

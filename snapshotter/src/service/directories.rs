@@ -14,6 +14,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use super::SnapshotError;
 use crate::graph::Kind;
 use crate::mountpoint;
+use crate::privileged;
 
 const REMOVED: &str = "removed-";
 
@@ -90,7 +91,7 @@ impl Directories {
             fs::set_permissions(&work, Permissions::from_mode(0o711))?;
         }
         if let Some(owner) = owner {
-            std::os::unix::fs::lchown(&files, Some(owner.uid), Some(owner.gid))?;
+            give(&files, owner)?;
         }
         File::open(directory)?.sync_all()?;
         File::open(&self.top)?.sync_all()
@@ -140,6 +141,16 @@ impl Directories {
     }
 }
 
+/// Most often it is root's, and root's already.
+fn give(files: &Path, owner: Owner) -> io::Result<()> {
+    let found = fs::symlink_metadata(files)?;
+    let has = Owner { uid: found.uid(), gid: found.gid() };
+    match privileged::mounter().filter(|_| has != owner) {
+        Some(mounter) => mounter.own(files, owner.uid, owner.gid),
+        None => std::os::unix::fs::lchown(files, Some(owner.uid), Some(owner.gid)),
+    }
+}
+
 fn reap_whenever(wake: &Receiver<()>, top: &Path) {
     while wake.recv().is_ok() {
         if let Err(error) = reap_all(top) {
@@ -162,14 +173,22 @@ fn reap_all(top: &Path) -> io::Result<()> {
 }
 
 fn reap_one(directory: &Path) -> io::Result<()> {
+    match privileged::mounter() {
+        Some(mounter) => mounter.delete(directory),
+        None => delete_here(directory, directory),
+    }
+}
+
+/// Deletes `directory`, which the process may reach by `way`, with the rights of this process; never anything that is mounted below it.
+pub(crate) fn delete_here(directory: &Path, way: &Path) -> io::Result<()> {
     for mount in mountpoint::mounts_below(directory)? {
-        mountpoint::detach(&mount)?;
+        mountpoint::detach_here(&mount)?;
     }
     let left = mountpoint::mounts_below(directory)?;
     if let Some(mount) = left.first() {
         return Err(io::Error::other(format!("{} is still mounted", mount.display())));
     }
-    fs::remove_dir_all(directory)
+    fs::remove_dir_all(way)
 }
 
 #[cfg(test)]

@@ -7,12 +7,21 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crate::graph::Usage;
+use crate::privileged;
 
 /// Unit of `st_blocks` (`stat(2)`).
 const BLOCK_BYTES: u64 = 512;
 
 /// Counts `root` and everything below it: allocated blocks, hard links once. What vanishes meanwhile is not counted.
 pub(crate) fn usage(root: &Path) -> io::Result<Usage> {
+    match privileged::mounter() {
+        Some(mounter) => mounter.usage(root),
+        None => usage_here(root),
+    }
+}
+
+/// [`usage`] with the rights of this process.
+pub(crate) fn usage_here(root: &Path) -> io::Result<Usage> {
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
     let mut pending = vec![root.to_owned()];
