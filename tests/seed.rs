@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use lapwing_evidence::{Evidence, count};
 use lapwing_lab::image;
 use lapwing_lab::wait;
 use lapwing_lab::{Lapwing, LapwingSettings, Machine, Mbit, Need, ObjectStore, Process, Site, lapwing_binary, require};
@@ -126,6 +127,68 @@ fn pulls_finish_by_leases_when_the_only_seed_dies() {
     assert!(by_leases > 0, "nobody fetched what the seed did not");
     let all = fetched_by_seed + by_leases;
     assert!(all <= layer.size * 11 / 10 + SLACK_BYTES, "{all} bytes were fetched for a layer of {}", layer.size);
+}
+
+/// A pull of two nodes that have nobody but the seed, which dies when the first of them has that share of the layer; nothing for none. What
+/// containers read is what the image has.
+fn pull_while_the_seed_dies(
+    site: &Site,
+    seed: &mut Lapwing,
+    workers: &[Machine],
+    number: u64,
+    percent: Option<u64>,
+    evidence: &mut Evidence,
+) {
+    let image = image::noise(number, &[24]).unwrap();
+    let reference = site.registry.push(&image.layout, &format!("noise:{number}")).unwrap();
+    let layer = &image.layout.layers[0];
+    let (before, origin) = (peer_bytes(&workers[..1]), origin_bytes(workers));
+    let begun = Instant::now();
+    let mut pulls = start_pulls(workers, &reference);
+    if let Some(percent) = percent {
+        let has = || peer_bytes(&workers[..1]) - before;
+        wait::until_true("so much of the layer to have come", DEADLINE, || has() * 100 >= layer.size * percent)
+            .unwrap();
+        seed.kill9().unwrap();
+        evidence.fault(&format!("the only seed killed at {percent} %"));
+        evidence.figure(
+            &format!("percent that a node had when the seed died at {percent} %"),
+            (has() * 100 / layer.size) as f64,
+        );
+    }
+    assert_pulled(&mut pulls);
+    evidence.ended(begun.elapsed(), true);
+    for worker in workers {
+        let output = worker.containerd.run(&reference, "lapwing", &format!("c{number}"), &[]).unwrap();
+        assert_eq!(output, image.sums, "{percent:?} %");
+        if percent.is_some() { evidence.served_after(layer.size) } else { evidence.served_before(layer.size) }
+    }
+    if percent == Some(1) {
+        assert!(origin_bytes(workers) > origin + layer.size / 2, "nobody fetched what the seed did not");
+    }
+    if percent.is_some() {
+        seed.restart().unwrap();
+        wait::until_true("the tracker to know the seed again", DEADLINE, || tracked_nodes(site) > workers.len() as u64)
+            .unwrap();
+    }
+}
+
+#[test]
+fn the_only_seed_dies_at_the_start_in_the_middle_and_at_the_end_of_a_transfer() {
+    if !require("the_only_seed_dies_at_the_start_in_the_middle_and_at_the_end_of_a_transfer", &NEEDS) {
+        return;
+    }
+    let mut evidence = Evidence::new(8, "the only seed killed at 1, 50 and 99 % of a transfer");
+    let site = Site::new("seed-dies-at", Some(Mbit(60))).unwrap();
+    let mut seed = seed(&site, "seed", None);
+    let workers = workers(&site, 2, None);
+    pull_while_the_seed_dies(&site, &mut seed, &workers, 660, None, &mut evidence);
+    for round in 0..u64::from(count(1, 8)) {
+        for (place, percent) in [1, 50, 99].into_iter().enumerate() {
+            let number = 661 + 3 * round + place as u64;
+            pull_while_the_seed_dies(&site, &mut seed, &workers, number, Some(percent), &mut evidence);
+        }
+    }
 }
 
 #[test]

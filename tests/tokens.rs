@@ -10,8 +10,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Barrier;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use lapwing_evidence::{Evidence, count};
 use lapwing_lab::image::{self, Noise};
 use lapwing_lab::{
     BASIC_AUTH, BASIC_PASSWORD, BASIC_USER, Containerd, ContainerdOptions, Lapwing, Machine, Need, RegistryHosts, Site,
@@ -113,14 +114,20 @@ fn lazy_reads_outlive_the_token_that_served_the_pull() {
         return;
     }
     let lifetime = Duration::from_secs(from_environment("LAPWING_TEST_TOKEN_SECONDS", 2));
-    let rounds = from_environment("LAPWING_TEST_TOKEN_ROUNDS", 2) as usize;
-    let image = Private::new(NAME, 61, (rounds + 1) * FAR_APART, lifetime);
+    let rounds = from_environment("LAPWING_TEST_TOKEN_ROUNDS", count(2, 20).into()) as usize;
+    let image = Private::new(NAME, 61, (rounds + 1) * FAR_APART + 1, lifetime);
+    let mut evidence = Evidence::new(10, "reads of a mounted layer whose tokens have all expired");
+    let last = std::fs::read(image.file((rounds + 1) * FAR_APART)).unwrap();
+    assert!(image.is_right((rounds + 1) * FAR_APART, &last));
+    evidence.served_before(last.len() as u64);
     // Backwards, since what follows is read ahead.
     for number in (1..=rounds).rev().map(|round| round * FAR_APART) {
         wait::until_true("all tokens to expire", lifetime + SOON, || image.gate.all_expired()).unwrap();
         let (issued, before) = (image.gate.issued(), image.origin_bytes());
-        let content = std::fs::read(image.file(number)).unwrap();
+        evidence.fault("all tokens expired in the middle of a layer");
+        let content = evidence.operation(|| std::fs::read(image.file(number))).unwrap();
         assert!(image.is_right(number, &content), "file {number}");
+        evidence.served_after(content.len() as u64);
         assert!(image.gate.issued() > issued, "nothing is given without a token");
         let came = image.origin_bytes() - before;
         assert!(came > FILE_BYTES / 2, "{came} bytes came from the registry");
@@ -138,6 +145,9 @@ fn a_token_that_is_taken_back_is_replaced_once_for_a_thousand_reads() {
     // One read, so that the node has a token of its own for the rest.
     let first = std::fs::read(image.file(0)).unwrap();
     assert!(image.is_right(0, &first));
+    let mut evidence = Evidence::new(10, "a token taken back under a thousand readers");
+    evidence.served_before(first.len() as u64);
+    evidence.fault("a token taken back");
     let (issued, refused) = (image.gate.issued(), image.gate.refused());
     let open: Vec<File> = (1..files).map(|number| File::open(image.file(number)).unwrap()).collect();
     let blocks = FILE_BYTES as usize / READ_BYTES;
@@ -153,25 +163,30 @@ fn a_token_that_is_taken_back_is_replaced_once_for_a_thousand_reads() {
                 let (file, block) = place(read);
                 let mut bytes = vec![0; READ_BYTES];
                 together.wait();
-                open[file].read_exact_at(&mut bytes, (block * READ_BYTES) as u64).map(|()| bytes)
+                let begun = Instant::now();
+                let read = open[file].read_exact_at(&mut bytes, (block * READ_BYTES) as u64);
+                read.map(|()| (bytes, begun.elapsed()))
             };
             reader.spawn_scoped(scope, run).unwrap()
         };
         let readers: Vec<_> = (0..READS).map(start).collect();
         for (read, reader) in readers.into_iter().enumerate() {
             let (file, block) = place(read);
-            let bytes = reader.join().unwrap().unwrap();
+            let (bytes, took) = reader.join().unwrap().unwrap();
+            evidence.ended(took, true);
             contents[file][block * READ_BYTES..][..READ_BYTES].copy_from_slice(&bytes);
         }
     });
     assert!(image.gate.refused() > refused + 1, "the token was taken back under the reads");
+    evidence.faults("401", image.gate.refused() - refused);
+    evidence.figure("token requests for 1000 readers", (image.gate.issued() - issued) as f64);
     assert_eq!(image.gate.issued() - issued, 1, "one token request for all reads");
     for (file, read) in contents.iter_mut().enumerate() {
         let whole = std::fs::read(image.file(file + 1)).unwrap();
         assert!(image.is_right(file + 1, &whole));
         for block in (0..READS).map(place).filter(|(of, _)| *of == file).map(|(_, block)| block) {
             let part = block * READ_BYTES..(block + 1) * READ_BYTES;
-            assert_eq!(read[part.clone()], whole[part], "block {block} of file {file}");
+            assert!(evidence.compare(&whole[part.clone()], &read[part]), "block {block} of file {file}");
         }
     }
 }

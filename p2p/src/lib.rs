@@ -9,6 +9,7 @@
 //! * [`rate`]: speed limits
 //! * [`timeline`]: where the time of a pull went
 //! * [`trace`]: spans that follow a pull over nodes
+//! * `changes`: all that is written to disk, in one place
 //! * `exchange`: whom to ask, and what to believe, while no tracker answers
 //! * [`origin`], [`discovery`], [`storage`], [`foreign`]: the contracts that somebody else fulfils
 //! * [`node`]: the shell of sockets and tasks around all of it
@@ -18,6 +19,7 @@
 //! and wakes the reader.
 
 pub mod bitfield;
+mod changes;
 pub mod digest;
 pub mod discovery;
 mod exchange;

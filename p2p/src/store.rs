@@ -273,9 +273,16 @@ impl ChunkStore {
             return Ok(store);
         }
         for digest in disk::scan(&store.root.path)? {
-            match disk::recover(&store.root.blob(&digest), &digest).and_then(|found| store.unless_empty(&digest, found))
-            {
-                Ok(found) => found.into_iter().for_each(|found| store.adopt(digest, &found)),
+            let directory = store.root.blob(&digest);
+            match disk::recover(&directory, &digest).and_then(|found| store.unless_empty(&digest, found)) {
+                Ok(None) => {}
+                Ok(Some(found)) => {
+                    // A killed process may have left a name that only the kernel knows. What is done from now on rests on it.
+                    if let Err(error) = disk::sync_directory(&directory) {
+                        tracing::warn!(%digest, %error, "pieces of this blob may be fetched again after a loss of power");
+                    }
+                    store.adopt(digest, &found);
+                }
                 Err(error) => tracing::warn!(%digest, %error, "stored blob is left alone"),
             }
         }
@@ -639,6 +646,9 @@ fn fill(blob: &StoredBlob, bytes: &[u8]) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod simulated;
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,8 @@ mod bodies;
 mod fake;
 #[path = "registry/forward.rs"]
 mod forward;
+#[path = "registry/hostile.rs"]
+mod hostile;
 #[path = "registry/keychain.rs"]
 mod keychain;
 #[path = "registry/parallel.rs"]
@@ -22,5 +24,11 @@ mod real;
 mod rebinding;
 #[path = "registry/redirects.rs"]
 mod redirects;
+#[path = "../../p2p/tests/node/support.rs"]
+#[allow(dead_code, reason = "the tests of nodes use the rest of it")]
+mod support;
 #[path = "registry/tokens.rs"]
 mod tokens;
+
+/// What nodes of these tests speak with each other.
+const INSECURE: bool = false;

@@ -19,6 +19,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::changes::{self, Appending};
 use crate::digest::Digest;
 use crate::discovery::{Statement, StatementKind};
 use crate::failpoint;
@@ -227,14 +228,14 @@ impl Journal {
     /// Adds a line; durable on return. After a failure the file may end in the middle of it.
     fn add(&mut self, line: &str) -> io::Result<()> {
         let sound = std::mem::take(&mut self.sound);
-        let mut file = match self.file.take() {
+        let file = match self.file.take() {
             Some(file) => file,
             None => OpenOptions::new().append(true).open(&self.path)?,
         };
-        failpoint::reach_half("derived", || drop(file.write_all(&line.as_bytes()[..line.len() / 2])));
-        file.write_all(line.as_bytes())?;
+        failpoint::reach_half("derived", || drop(changes::append(&file, &line.as_bytes()[..line.len() / 2])));
+        changes::append(&file, line.as_bytes())?;
         failpoint::reach("derived.added");
-        file.sync_data()?;
+        changes::sync_data(&file)?;
         failpoint::reach("derived.synced");
         (self.file, self.sound) = (Some(file), sound);
         self.lines += 1;
@@ -245,21 +246,23 @@ impl Journal {
     fn replace(&mut self, all: &[(Statement, Standing)]) -> io::Result<()> {
         (self.file, self.sound) = (None, false);
         let temporary = self.path.with_extension("new");
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let file = changes::open(&temporary, &options, true)?;
         failpoint::reach_step(FILE, "opened");
-        let mut text = BufWriter::new(file);
+        let mut text = BufWriter::new(Appending(file));
         text.write_all(line::HEADER.as_bytes())?;
         for (statement, standing) in all {
             text.write_all(line::encode(statement, *standing).as_bytes())?;
         }
-        let file = text.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let Appending(file) = text.into_inner().map_err(io::IntoInnerError::into_error)?;
         failpoint::reach_step(FILE, "written");
-        file.sync_all()?;
+        changes::sync_all(&file)?;
         failpoint::reach_step(FILE, "rewritten");
-        std::fs::rename(&temporary, &self.path)?;
+        changes::rename(&temporary, &self.path)?;
         failpoint::reach_step(FILE, "renamed");
         if let Some(directory) = self.path.parent() {
-            File::open(directory)?.sync_all()?;
+            changes::sync_directory(directory)?;
         }
         failpoint::reach_step(FILE, "durable");
         (self.file, self.sound, self.lines) = (Some(file), true, all.len());

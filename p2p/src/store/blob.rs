@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, pread};
 
 use super::ChunkStore;
@@ -23,6 +22,7 @@ use super::journal::Journal;
 use super::lock;
 use super::state::{PieceClaim, SharedState, Snapshot};
 use crate::bitfield::Bitfield;
+use crate::changes;
 use crate::digest::Digest;
 use crate::failpoint;
 use crate::layout::{PieceIndex, PieceLayout};
@@ -250,9 +250,9 @@ impl StoredBlob {
     fn write_data(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
         let evict = || self.store.upgrade().is_some_and(|store| store.evict_some(bytes.len() as u64));
         failpoint::reach("data.writing");
-        failpoint::reach_half("data", || drop(self.data.write_all_at(&bytes[..bytes.len() / 2], offset)));
-        let written = match self.data.write_all_at(bytes, offset) {
-            Err(error) if is_full(&error) && evict() => self.data.write_all_at(bytes, offset),
+        failpoint::reach_half("data", || drop(changes::write_at(&self.data, &bytes[..bytes.len() / 2], offset)));
+        let written = match changes::write_at(&self.data, bytes, offset) {
+            Err(error) if is_full(&error) && evict() => changes::write_at(&self.data, bytes, offset),
             written => written,
         };
         written.map_err(|error| StoreError::io("write", &self.directory.join(disk::DATA), error))
@@ -338,7 +338,7 @@ impl StoredBlob {
             return Ok(());
         }
         failpoint::reach("flush.begun");
-        if let Err(error) = self.data.sync_data() {
+        if let Err(error) = changes::sync_data(&self.data) {
             let forgotten = self.state.forget_unflushed();
             // What the kernel still shows of them must not be taken for stored by the next process either.
             let _ = self.journal.erase(&self.directory);
@@ -419,8 +419,7 @@ impl StoredBlob {
         for piece in pieces.iter() {
             let range = self.layout.range(piece);
             // Best effort: not every filesystem can.
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            if fallocate(&self.data, flags, range.start, range.end - range.start).is_err() {
+            if changes::punch(&self.data, range).is_err() {
                 return;
             }
             failpoint::reach("data.punched");

@@ -1,7 +1,7 @@
 //! Files and directories of the store: made, found again after a crash, replaced in one step, removed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -13,6 +13,7 @@ use super::bitmap::Bitmap;
 use super::error::StoreError;
 use super::journal::{self, JOURNAL};
 use crate::bitfield::Bitfield;
+use crate::changes;
 use crate::digest::Digest;
 use crate::failpoint;
 use crate::limits::{MAX_BITMAP_FILE_LENGTH, MAX_MEMORY_BLOBS};
@@ -177,7 +178,7 @@ fn make_private(directory: &Path) -> Result<(), StoreError> {
 }
 
 fn make_directory(directory: &Path) -> Result<(), StoreError> {
-    match DirBuilder::new().mode(0o700).create(directory) {
+    match changes::make_directory(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(StoreError::io("make directory", directory, error))
         }
@@ -232,7 +233,7 @@ fn replay_journal(directory: &Path, digest: &Digest, found: &mut Found) {
     if !journal::replay(directory, digest, bitmap.layout, &found.data, &mut bitmap.have) {
         return;
     }
-    let synced = found.data.sync_data().map_err(|error| StoreError::io("sync", &directory.join(DATA), error));
+    let synced = changes::sync_data(&found.data).map_err(|error| StoreError::io("sync", &directory.join(DATA), error));
     failpoint::reach("replayed.synced");
     let ancestors = || directory.ancestors().skip(1).take(2).try_for_each(sync_directory);
     match synced.and_then(|()| ancestors()).and_then(|()| replace(directory, PIECES, &bitmap.encode(digest))) {
@@ -279,7 +280,7 @@ fn open_data(directory: &Path, digest: &Digest, mut bitmap: Bitmap) -> Result<Re
         bitmap.verified = false;
         // The bits go before the hole comes that would read as zeros.
         replace(directory, PIECES, &bitmap.encode(digest))?;
-        data.set_len(expected).map_err(failed)?;
+        changes::resize(&data, expected).map_err(failed)?;
         failpoint::reach("data.lengthened");
     }
     Ok(Ok(Found { data, bitmap, last_use: metadata.modified().map_err(failed)? }))
@@ -317,9 +318,11 @@ fn create(directory: &Path, length: u64) -> Result<File, StoreError> {
     failpoint::reach("blob.created");
     let path = directory.join(DATA);
     let failed = |error| StoreError::io("make", &path, error);
-    let data = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let data = changes::open(&path, &options, false).map_err(failed)?;
     failpoint::reach("data.created");
-    data.set_len(length).map_err(failed)?;
+    changes::resize(&data, length).map_err(failed)?;
     failpoint::reach("data.sized");
     Ok(data)
 }
@@ -331,7 +334,7 @@ fn discard(directory: &Path) -> Result<(), StoreError> {
         failpoint::reach_step("discarded", name);
     }
     // Also what somebody else put there: the directory is the store's own.
-    let removed = match fs::remove_dir_all(directory) {
+    let removed = match changes::remove_directory(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", directory, error)),
         _ => Ok(()),
     };
@@ -341,7 +344,7 @@ fn discard(directory: &Path) -> Result<(), StoreError> {
 
 /// Removes a file; a directory in its place, or nothing, is left to [`discard`].
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
+    match changes::remove(path) {
         Err(error) if !is_foreign(&error) && !path.is_dir() => Err(StoreError::io("remove", path, error)),
         _ => Ok(()),
     }
@@ -351,18 +354,20 @@ pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
 pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     let temporary = directory.join(TEMPORARY);
     let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let file = changes::open(&temporary, &options, true)?;
         failpoint::reach_step(name, "opened");
-        failpoint::reach_half(name, || drop(file.write_all(&bytes[..bytes.len() / 2])));
-        file.write_all(bytes)?;
+        failpoint::reach_half(name, || drop(changes::write_at(&file, &bytes[..bytes.len() / 2], 0)));
+        changes::write_at(&file, bytes, 0)?;
         failpoint::reach_step(name, "written");
-        file.sync_all()?;
+        changes::sync_all(&file)?;
         failpoint::reach_step(name, "synced");
-        fs::rename(&temporary, directory.join(name))
+        changes::rename(&temporary, &directory.join(name))
     };
     if let Err(error) = write() {
         // Best effort: on a full disk even the fragment counts. What stays is overwritten by the next attempt.
-        let _ = fs::remove_file(&temporary);
+        let _ = changes::remove(&temporary);
         return Err(StoreError::io("write", &directory.join(name), error));
     }
     failpoint::reach_step(name, "renamed");
@@ -373,9 +378,7 @@ pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), 
 
 /// Makes the entries of `directory` durable.
 pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| StoreError::io("sync", directory, error))
+    changes::sync_directory(directory).map_err(|error| StoreError::io("sync", directory, error))
 }
 
 /// The blobs that have a directory below `root`. Other names are left alone.

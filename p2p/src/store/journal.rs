@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex};
 use super::error::StoreError;
 use super::{disk, lock};
 use crate::bitfield::Bitfield;
+use crate::changes;
 use crate::digest::Digest;
 use crate::failpoint;
 use crate::layout::{PieceIndex, PieceLayout};
@@ -59,8 +60,8 @@ impl Journal {
             let place = self.notes.fetch_add(1, Ordering::Relaxed);
             let offset = (HEADER_LENGTH as u64) + place * NOTE_LENGTH as u64;
             let note = encode_note(piece, crc32c::crc32c(bytes));
-            failpoint::reach_half("journal", || drop(file.write_all_at(&note[..7], offset)));
-            file.write_all_at(&note, offset)
+            failpoint::reach_half("journal", || drop(changes::write_at(&file, &note[..7], offset)));
+            changes::write_at(&file, &note, offset)
         });
         if let Err(error) = written {
             tracing::debug!(%digest, piece = piece.0, %error, "piece is not in the journal");
@@ -75,11 +76,11 @@ impl Journal {
         let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
-        let file = Arc::new(options.open(directory.join(JOURNAL))?);
+        let file = Arc::new(changes::open(&directory.join(JOURNAL), &options, true)?);
         failpoint::reach("journal.created");
         let header = encode_header(digest, layout);
-        failpoint::reach_half("journal.header", || drop(file.write_all_at(&header[..20], 0)));
-        file.write_all_at(&header, 0)?;
+        failpoint::reach_half("journal.header", || drop(changes::write_at(&file, &header[..20], 0)));
+        changes::write_at(&file, &header, 0)?;
         failpoint::reach("journal.begun");
         self.notes.store(0, Ordering::Relaxed);
         *slot = Some(Arc::clone(&file));
@@ -97,9 +98,9 @@ impl Journal {
             }
             return Ok(());
         };
-        let erased = file.set_len(0).and_then(|()| {
+        let erased = changes::resize(&file, 0).and_then(|()| {
             failpoint::reach("journal.emptied");
-            file.sync_all()
+            changes::sync_all(&file)
         });
         erased.map_err(|error| StoreError::io("erase", &path, error))
     }

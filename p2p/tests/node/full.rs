@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use lapwing_evidence::Evidence;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::identity::Identity;
 use lapwing_p2p::layout::PieceIndex;
@@ -85,13 +86,18 @@ async fn pulled(blob: &Arc<Blob>) -> Result<Vec<u8>, ReadError> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_finishes_on_a_disk_that_is_full_from_the_start() {
+    let mut evidence = Evidence::new(3, "pulls on a disk that is full");
     for disk in [Mount::tmpfs(8 << 20), Mount::ext4(16 << 20)] {
         let Some(disk) = disk else { return };
+        evidence.fault("disk full before a pull");
         let cramped = Cramped::on(disk, true).await;
         let bytes = content(LENGTH, 1);
         let origin = MemoryOrigin::new(bytes.clone());
         let blob = cramped.open(&bytes, Some(&origin));
-        assert!(pulled(&blob).await.unwrap() == bytes);
+        let begun = std::time::Instant::now();
+        let given = pulled(&blob).await.unwrap();
+        evidence.ended(begun.elapsed(), true);
+        assert!(evidence.compare(&bytes, &given) && given.len() == bytes.len());
         assert!(cramped.metrics.bypassed_bytes.get() >= LENGTH as u64 / 2);
         assert!(origin.copies() < 1.5, "the origin sent {} copies", origin.copies());
         assert!(cramped.check(&bytes) < LENGTH as u64);
@@ -106,14 +112,19 @@ async fn a_pull_finishes_on_a_disk_that_is_full_from_the_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_finishes_on_a_disk_that_runs_full_in_its_middle_and_the_next_one_stores_it() {
+    let mut evidence = Evidence::new(3, "pulls on a disk that runs full");
     for disk in [Mount::tmpfs(40 << 20), Mount::ext4(48 << 20)] {
         let Some(disk) = disk else { return };
+        evidence.fault("disk full in the middle of a pull");
         let cramped = Cramped::on(disk, false).await;
         std::fs::write(filler(&cramped.disk.path()), vec![1; 30 * MIB]).unwrap();
         let bytes = content(LENGTH, 1);
         let origin = MemoryOrigin::new(bytes.clone());
         let blob = cramped.open(&bytes, Some(&origin));
-        assert!(pulled(&blob).await.unwrap() == bytes);
+        let begun = std::time::Instant::now();
+        let given = pulled(&blob).await.unwrap();
+        evidence.ended(begun.elapsed(), true);
+        assert!(evidence.compare(&bytes, &given) && given.len() == bytes.len());
         let stored = cramped.check(&bytes);
         assert!(stored > 0 && stored < LENGTH as u64, "{stored} bytes are stored");
         assert!(cramped.metrics.bypassed_bytes.get() > 0);

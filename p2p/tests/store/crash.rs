@@ -7,7 +7,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::time::Instant;
 
+use lapwing_evidence::{Evidence, count};
 use lapwing_p2p::layout::PieceIndex;
 use lapwing_p2p::store::foreign::{Ledger, Stamp};
 use lapwing_p2p::store::{ChunkStore, StoreConfig, StoredBlob};
@@ -191,19 +193,21 @@ fn run_writer(
     child.wait().unwrap()
 }
 
-/// Every set piece has the bytes that were written. What was rubbish is taken back, as whoever finds it out would do.
-fn check(root: &Path, reference: &Reference, promises: &mut Promises) {
+/// Every set piece has the bytes that were written. What was rubbish is taken back, as whoever finds it out would do. Gives how many bytes
+/// were held to what was written.
+fn check(root: &Path, reference: &Reference, promises: &mut Promises) -> u64 {
     let in_doubt = std::mem::take(&mut promises.in_doubt);
     let store = ChunkStore::open(root, StoreConfig::default()).unwrap();
     let Some(blob) = store.get(&reference.digest) else {
         assert!(promises.there.is_empty(), "lost {:?}", promises.there);
-        return;
+        return 0;
     };
     let have: BTreeSet<u32> = blob.have().iter().map(|piece| piece.0).collect();
-    let mut spoilt = Vec::new();
+    let (mut spoilt, mut read) = (Vec::new(), 0);
     for &piece in &have {
         let (doubtful, piece) = (in_doubt.contains(&piece), PieceIndex(piece));
         let bytes = blob.read_piece(piece).unwrap();
+        read += bytes.len() as u64;
         if bytes != reference.piece(piece) {
             assert!(doubtful && bytes == rubbish(reference, piece), "{piece:?} is set and wrong");
             spoilt.push(piece);
@@ -214,13 +218,14 @@ fn check(root: &Path, reference: &Reference, promises: &mut Promises) {
     assert!(!promises.verified || blob.is_verified());
     assert!(!blob.is_verified() || blob.is_complete());
     let all = store.list();
-    assert_eq!(store.used_bytes(), all.iter().map(|blob| blob.have_bytes).sum());
+    assert_eq!(store.used_bytes(), all.iter().map(|blob| blob.have_bytes).sum::<u64>());
     for other in all.iter().filter(|other| other.digest != reference.digest && other.verified) {
         store.get(&other.digest).unwrap().verify().unwrap();
     }
     if !spoilt.is_empty() {
         blob.drop_pieces(&spoilt).unwrap();
     }
+    read
 }
 
 #[test]
@@ -230,12 +235,18 @@ fn a_killed_writer_leaves_no_lie_and_loses_nothing_flushed() {
     let reference = Reference::new(1, LENGTH);
     let mut random = random();
     let mut promises = Promises::default();
-    for _ in 0..80 {
+    let mut evidence = Evidence::new(1, "a process that writes into the store killed at random moments");
+    let rounds = count(80, 300);
+    for _ in 0..rounds {
         let status = run_writer(&root, &mut random, &mut promises, Stdio::inherit(), || {});
         assert_eq!(status.signal(), Some(9), "the writer failed by itself: {status}");
-        check(&root, &reference, &mut promises);
+        evidence.fault("kill -9 at a random moment of the store");
+        let begun = Instant::now();
+        let read = check(&root, &reference, &mut promises);
+        evidence.ended(begun.elapsed(), true);
+        evidence.served_after(read);
     }
-    assert!(promises.flushes > 80, "only {} flushes: nothing was tried", promises.flushes);
+    assert!(promises.flushes > rounds as usize, "only {} flushes: nothing was tried", promises.flushes);
 }
 
 /// Leaves a piece in the journal and not in the bitmap, which is no rubbish.
@@ -265,6 +276,7 @@ fn a_writer_killed_at_any_point_leaves_no_lie_and_loses_nothing_flushed() {
     let reference = Reference::new(1, LENGTH);
     let mut random = random();
     let mut promises = Promises::default();
+    let mut evidence = Evidence::new(1, "a process that writes into the store killed at each of its write points");
     // Something to take up, and something to mend.
     leave_unflushed(&root, &reference, &mut random, &mut promises);
     cut_short(&root, &reference, &mut promises);
@@ -274,6 +286,7 @@ fn a_writer_killed_at_any_point_leaves_no_lie_and_loses_nothing_flushed() {
     let missed: Vec<_> =
         named("store").into_iter().filter(|named| !points.iter().any(|(point, _)| named.is(point))).collect();
     assert!(missed.is_empty(), "the writer never comes by {missed:?}");
+    evidence.figure("write points of the store", points.len() as f64);
     for (point, count) in deaths(&points) {
         // A new one for each: some things are done once.
         let directory = fast_directory();
@@ -287,7 +300,11 @@ fn a_writer_killed_at_any_point_leaves_no_lie_and_loses_nothing_flushed() {
         // What it comes by thousands of times it comes by soon.
         let at = format!("{point}:{}", count.min(5));
         assert!(hear_to_the_end(&root, &mut random, &mut promises, (KILL, &at)), "{at} was not reached");
-        check(&root, &reference, &mut promises);
+        evidence.fault("kill -9 at a write point of the store");
+        let begun = Instant::now();
+        let read = check(&root, &reference, &mut promises);
+        evidence.ended(begun.elapsed(), true);
+        evidence.served_after(read);
         let ledger = Ledger::load(&root);
         let known = |&note: &u32| ledger.judged(&reference.digest, &stamp(note)) == Some(true);
         let Promises { noted, noting, .. } = &promises;
@@ -303,11 +320,17 @@ fn a_power_cut_leaves_no_lie_and_loses_nothing_flushed() {
     let mut promises = Promises::default();
     let Some(disk) = Mount::ext4(96 << 20) else { return };
     let root = disk.path().join("store");
-    for _ in 0..25 {
+    let mut evidence = Evidence::new(2, "ext4 shut down with neither its log nor any page written");
+    let rounds = count(25, 100);
+    for _ in 0..rounds {
         // The writer's complaints about a dead disk are what it should say, and tell nothing here.
         run_writer(&root, &mut random, &mut promises, Stdio::null(), || disk.cut_power());
+        evidence.fault("power cut under ext4");
         disk.restart();
-        check(&root, &reference, &mut promises);
+        let begun = Instant::now();
+        let read = check(&root, &reference, &mut promises);
+        evidence.ended(begun.elapsed(), true);
+        evidence.served_after(read);
     }
-    assert!(promises.flushes > 25, "only {} flushes: nothing was tried", promises.flushes);
+    assert!(promises.flushes > rounds as usize, "only {} flushes: nothing was tried", promises.flushes);
 }

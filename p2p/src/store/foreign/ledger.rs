@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -15,6 +15,7 @@ use std::sync::Mutex;
 use super::super::error::StoreError;
 use super::super::{disk, lock};
 use super::Stamp;
+use crate::changes;
 use crate::digest::Digest;
 use crate::failpoint;
 use crate::limits::{MAX_FOREIGN_BLOBS, MAX_FOREIGN_LEDGER_LENGTH};
@@ -80,10 +81,13 @@ impl Ledger {
         let failed = |error| StoreError::io("write", &path, error);
         let file = match inner.file.take() {
             Some(file) => file,
-            None => OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?,
+            None => {
+                let mut options = OpenOptions::new();
+                changes::open(&path, options.append(true).create(true).mode(0o600), false).map_err(failed)?
+            }
         };
         // One that was cut short must not take this one with it.
-        (&file).write_all(format!("\n{}", encode(&digest, &stamp)).as_bytes()).map_err(failed)?;
+        changes::append(&file, format!("\n{}", encode(&digest, &stamp)).as_bytes()).map_err(failed)?;
         failpoint::reach("foreign.noted");
         inner.file = Some(file);
         inner.lines += 2;
