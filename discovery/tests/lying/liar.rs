@@ -200,7 +200,7 @@ impl Liar {
     }
 
     fn lease(&self, request: &proto::LeaseRequest) -> proto::LeaseReply {
-        let run = request.urgent.first().or(request.missing.first()).cloned().unwrap_or_default();
+        let run = request.urgent.first().or(request.missing.first()).copied().unwrap_or_default();
         let grant = |first, count| Outcome::Grant(Grant { lease: 1, first, count, term_ms: 30_000, kind: 0 });
         let outcome = match self.lie(true) {
             Lie::WrongLeases if fastrand::bool() => grant(u32::MAX, 2),

@@ -27,7 +27,7 @@ fn meaning(name: u8, asked: usize) -> Vec<Ipv4Addr> {
         b'i' => vec![inside],
         b'm' => vec![inside, PUBLIC],
         // Public when it is looked at, and inside when it is dialled.
-        _ if asked % 2 == 0 => vec![PUBLIC],
+        _ if asked.is_multiple_of(2) => vec![PUBLIC],
         _ => vec![inside],
     }
 }
