@@ -186,4 +186,12 @@ fn pulls_outlive_trackers_that_are_killed_stopped_and_restarted() {
         pulling.tracker(0).restart().unwrap();
     });
     check("both", took);
+    cluster.all_back();
+
+    for place in 0..3 {
+        cluster.tracker(place).kill9().unwrap();
+    }
+    // Nobody says who has what, or who may vouch for it: each node fetches a copy of its own.
+    let took = pull(&mut cluster, 65, "all down at the start", 6, |_| ());
+    check("all down", took);
 }

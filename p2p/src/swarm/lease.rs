@@ -341,8 +341,8 @@ impl Swarm {
         let delay = if at_once { Duration::ZERO } else { UNLEASED_JITTER * self.rng.u32(..1000) / 1000 };
         let run = match urgent.first() {
             Some(run) => run.clone(),
-            // Whose bytes are not taken any more share nothing.
-            None if blob.origin_only || blob.trades.is_empty() => missing[0].clone(),
+            // Nothing is shared where peers' bytes are not taken: any more, or because nobody is there who would vouch for them.
+            None if !blob.takes_from_peers() || blob.trades.is_empty() => missing[0].clone(),
             None => match self.own_share(&digest, blob, missing, length) {
                 Some(run) => run,
                 // Others see to all that is missing, as far as this node knows; unless none of them does.

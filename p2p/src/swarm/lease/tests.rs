@@ -162,13 +162,8 @@ fn nodes_that_lost_their_tracker_together_fetch_different_pieces() {
 }
 
 /// It kept to its own share and left the rest to peers whose bytes it does not take: each run then waited for the stall clock.
-#[test]
-fn a_node_that_trusts_the_origin_alone_leaves_nothing_to_its_peers() {
-    let mut rig = Rig::of(peer(1), 3, Some(LeaseReply::Wait(S)));
-    (2..=16).for_each(|n| rig.meet(n, Bitfield::empty(512)));
-    rig.pull();
-    let pieces: Vec<_> = (0..512).map(PieceIndex).collect();
-    rig.happen(Event::Dropped { digest: rig.digest, pieces, origin_only: true });
+#[track_caller]
+fn leaves_nothing_to_its_peers(mut rig: Rig) {
     let (mut expected, end) = (0, rig.now + STALL);
     while expected < 512 && rig.now < end {
         rig.pass(rig.now + 20 * MS);
@@ -180,6 +175,25 @@ fn a_node_that_trusts_the_origin_alone_leaves_nothing_to_its_peers() {
         }
     }
     assert_eq!(expected, 512, "all of it at once, in order");
+}
+
+#[test]
+fn a_node_that_trusts_the_origin_alone_leaves_nothing_to_its_peers() {
+    let mut rig = Rig::of(peer(1), 3, Some(LeaseReply::Wait(S)));
+    (2..=16).for_each(|n| rig.meet(n, Bitfield::empty(512)));
+    rig.pull();
+    let pieces: Vec<_> = (0..512).map(PieceIndex).collect();
+    rig.happen(Event::Dropped { digest: rig.digest, pieces, origin_only: true });
+    leaves_nothing_to_its_peers(rig);
+}
+
+/// Every tracker was dead when the pull began: nobody said who may vouch for pieces.
+#[test]
+fn a_node_for_whose_pieces_nobody_vouches_leaves_nothing_to_its_peers() {
+    let mut rig = Rig::of(peer(1), 3, None);
+    (2..=16).for_each(|n| rig.meet(n, Bitfield::empty(512)));
+    rig.pull();
+    leaves_nothing_to_its_peers(rig);
 }
 
 #[test]
