@@ -278,7 +278,7 @@ impl ChunkStore {
                 Ok(None) => {}
                 Ok(Some(found)) => {
                     // A killed process may have left a name that only the kernel knows. What is done from now on rests on it.
-                    if let Err(error) = disk::sync_directory(&directory) {
+                    if let Err(error) = disk::sync_what_is_new(&directory) {
                         tracing::warn!(%digest, %error, "pieces of this blob may be fetched again after a loss of power");
                     }
                     store.adopt(digest, &found);

@@ -39,6 +39,8 @@ pub(crate) struct Ended {
 #[derive(Deserialize)]
 struct Message {
     reason: String,
+    /// `path+file:///<directory>#<name>@<version>`, without the name where the directory is called the same.
+    package_id: Option<String>,
     manifest_path: Option<PathBuf>,
     executable: Option<PathBuf>,
     target: Option<Target>,
@@ -47,49 +49,38 @@ struct Message {
 #[derive(Deserialize)]
 struct Target {
     name: String,
+    kind: Vec<String>,
 }
 
-/// Builds the test programs of `checks`, and the binary that they start.
+/// Builds all tests of the workspace, as `make test` does and with the same features of what they share, and the binary that they start.
 pub(crate) fn build(checks: &[&Check]) -> Result<Built> {
-    cargo(&["build", "--bin", "lapwing"], |_| ())?;
-    let mut built = Built::new();
-    for program in checks.iter().flat_map(|check| check.programs) {
-        let key = program.key();
-        if built.contains_key(&key) {
-            continue;
-        }
-        let which: &[&str] = if program.target == "lib" { &["--lib"] } else { &["--test", program.target] };
-        let args = [&["test", "--no-run", "--message-format=json", "--package", program.package], which].concat();
-        let mut found = None;
-        cargo(&args, |message| {
-            let Message { executable: Some(path), manifest_path: Some(manifest), target: Some(target), .. } = message
-            else {
-                return;
-            };
-            if message.reason == "compiler-artifact" && (target.name == program.target || program.target == "lib") {
-                found = manifest.parent().map(|directory| Executable { path, directory: directory.into() });
-            }
-        })?;
-        built.insert(key, found.with_context(|| format!("cargo built no test program {}", program.label()))?);
-    }
-    Ok(built)
-}
-
-fn cargo(args: &[&str], mut hear: impl FnMut(Message)) -> Result<()> {
+    let args = ["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"];
     let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(args)
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start cargo")?;
     let output = child.stdout.take().context("no output of cargo")?;
+    let mut built = Built::new();
     for line in BufReader::new(output).lines() {
-        if let Ok(message) = serde_json::from_str(&line?) {
-            hear(message);
-        }
+        built.extend(serde_json::from_str(&line?).ok().and_then(program));
     }
     let status = child.wait()?;
     ensure!(status.success(), "cargo {} ended with {status}", args.join(" "));
-    Ok(())
+    for program in checks.iter().flat_map(|check| check.programs) {
+        ensure!(built.contains_key(&program.key()), "the workspace has no test program {}", program.label());
+    }
+    Ok(built)
+}
+
+/// The test program that cargo tells of.
+fn program(message: Message) -> Option<((String, String), Executable)> {
+    let Message { reason, package_id, manifest_path, executable, target } = message;
+    let (path, target, id) = (executable.filter(|_| reason == "compiler-artifact")?, target?, package_id?);
+    let (directory, version) = id.rsplit_once('#')?;
+    let package = version.split_once('@').map_or_else(|| directory.rsplit('/').next(), |(name, _)| Some(name))?;
+    let target = if target.kind.iter().any(|kind| kind == "test") { target.name } else { "lib".to_owned() };
+    Some(((package.to_owned(), target), Executable { path, directory: manifest_path?.parent()?.to_owned() }))
 }
 
 /// Runs the programs of a check one after the other, and gathers what they saw.
@@ -153,5 +144,30 @@ impl Program {
     /// Package and target, for messages.
     pub(crate) fn label(&self) -> String {
         format!("{} ({})", self.package, self.target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(id: &str, kind: &str, name: &str) -> Option<(String, String)> {
+        let target = Target { name: name.into(), kind: vec![kind.into()] };
+        let message = Message {
+            reason: "compiler-artifact".into(),
+            package_id: Some(id.into()),
+            manifest_path: Some("/x/p2p/Cargo.toml".into()),
+            executable: Some("/x/target/debug/deps/node-1".into()),
+            target: Some(target),
+        };
+        program(message).map(|(key, _)| key)
+    }
+
+    #[test]
+    fn programs_are_known_by_package_and_target() {
+        let named = "path+file:///x/p2p#lapwing-p2p@0.1.0";
+        assert_eq!(found(named, "test", "node"), Some(("lapwing-p2p".into(), "node".into())));
+        assert_eq!(found(named, "lib", "lapwing_p2p"), Some(("lapwing-p2p".into(), "lib".into())));
+        assert_eq!(found("path+file:///x/lapwing#0.1.0", "test", "get"), Some(("lapwing".into(), "get".into())));
     }
 }

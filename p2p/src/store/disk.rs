@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, Rlimit};
 
@@ -21,6 +21,8 @@ use crate::limits::{MAX_BITMAP_FILE_LENGTH, MAX_MEMORY_BLOBS};
 pub(super) const DATA: &str = "data";
 pub(super) const PIECES: &str = "pieces";
 pub(super) const METAINFO: &str = "metainfo";
+/// What is older than this the kernel has written by itself (`vm.dirty_expire_centisecs`, the journal's commits), many times over.
+const WRITTEN_BY_NOW: Duration = Duration::from_secs(600);
 const TEMPORARY: &str = "tmp";
 const LOCK: &str = "lock";
 
@@ -374,6 +376,15 @@ pub(super) fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), 
     sync_directory(directory)?;
     failpoint::reach_step(name, "durable");
     Ok(())
+}
+
+/// Has the names in a directory on disk, if one came so lately that only the kernel may know of it: it writes by itself within a minute. A disk
+/// takes a good part of a millisecond for each, and there may be tens of thousands.
+pub(super) fn sync_what_is_new(directory: &Path) -> Result<(), StoreError> {
+    let changed = fs::metadata(directory).and_then(|found| found.modified());
+    let changed = changed.map_err(|error| StoreError::io("examine", directory, error))?;
+    // In the future, as a clock that was set back has it: nobody knows.
+    if changed.elapsed().is_ok_and(|age| age > WRITTEN_BY_NOW) { Ok(()) } else { sync_directory(directory) }
 }
 
 /// Makes the entries of `directory` durable.
