@@ -12,7 +12,8 @@ use crate::privileged;
 /// Unit of `st_blocks` (`stat(2)`).
 const BLOCK_BYTES: u64 = 512;
 
-/// Counts `root` and everything below it: allocated blocks, hard links once. What vanishes meanwhile is not counted.
+/// Counts the files `root` of a snapshot, which may be of any owner and mode: allocated blocks, hard links once. What vanishes meanwhile is
+/// not counted.
 pub(crate) fn usage(root: &Path) -> io::Result<Usage> {
     match privileged::mounter() {
         Some(mounter) => mounter.usage(root),
