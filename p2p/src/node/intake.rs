@@ -63,7 +63,16 @@ impl Node {
                 let judged = std::time::Instant::now();
                 timeline.add(Track::Verify, began, judged);
                 let written = match verdict {
-                    Verdict::Good => node.keep_piece(&blob, piece, &undecided.bytes),
+                    Verdict::Good => {
+                        // Before others see the piece: with the last one the blob is complete, and its sources are looked at.
+                        let bytes = undecided.bytes.len() as u64;
+                        blob.bytes_from_peers.fetch_add(bytes, Ordering::Relaxed);
+                        let kept = node.keep_piece(&blob, piece, &undecided.bytes);
+                        if kept.is_err() {
+                            blob.bytes_from_peers.fetch_sub(bytes, Ordering::Relaxed);
+                        }
+                        kept
+                    }
                     Verdict::Bad | Verdict::Unknown => Ok(Kept::Passed),
                 };
                 timeline.add(Track::Write, judged, std::time::Instant::now());
@@ -82,7 +91,6 @@ impl Node {
                     return self.drive(Event::Unusable { peer, digest, piece });
                 };
                 let bytes = undecided.bytes.len() as u64;
-                blob.bytes_from_peers.fetch_add(bytes, Ordering::Relaxed);
                 self.metrics.count_bytes(Source::peer, bytes);
                 blob.timeline().bytes_of_peer(&peer, bytes);
                 blob.trace_piece(&peer, bytes);
