@@ -74,6 +74,7 @@ fn is_what_containerd_unpacks_and_outlives_everybody(name: &str, backend: &str) 
     site.registry.process().kill9().unwrap();
     machine.lapwing.as_mut().unwrap().kill9().unwrap();
     machine.lapwing.as_mut().unwrap().restart().unwrap();
+    machine.containerd.wait_for_snapshotter().unwrap();
     let output = machine.containerd.run(&reference, "lapwing", "main", &[]).unwrap();
     assert_eq!(output.trim(), image::SMALL_OUTPUT);
     let shown = machine.walk_image(&reference, "lapwing").unwrap();

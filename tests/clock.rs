@@ -82,6 +82,9 @@ impl Rig {
         let mut clocks: Vec<_> =
             workers.iter_mut().map(|worker| Clock::give(worker.lapwing.as_mut().unwrap(), &library)).collect();
         clocks.push(Clock::give(&mut site.tracker, &library));
+        for worker in &workers {
+            worker.containerd.wait_for_snapshotter().unwrap();
+        }
         workers[0].containerd.pull(&reference, "overlayfs").unwrap();
         let node = workers[0].lapwing.as_ref().unwrap();
         let indexed = || node.log().unwrap().contains("built the index of a layer");
@@ -183,6 +186,7 @@ fn clocks_that_jump_under_pulls_lose_nothing_and_hold_up_nobody() {
         rig.clocks[0].set(seconds);
         let library = rig.library.clone();
         Clock::restart(rig.workers[0].lapwing.as_mut().unwrap(), &library);
+        rig.workers[0].containerd.wait_for_snapshotter().unwrap();
         evidence.fault("a node started ten years off");
         assert!(rig.has(0, &first), "{seconds}: what was pulled first is gone");
         let begun = Instant::now();

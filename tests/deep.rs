@@ -88,9 +88,7 @@ fn an_image_of_128_layers_starts_lazily() {
     assert_eq!((claimed as usize, layer_mounts(&lazy)), (LAYERS, LAYERS));
     assert_eq!(lazy.containerd.run(&reference, "lapwing", "main", &[]).unwrap(), expected());
     lazy.lapwing.as_mut().unwrap().restart().unwrap();
-    // containerd dials the snapshotter's socket again after a pause of its own.
-    let list = || check(lazy.containerd.ctr().unwrap().args(["snapshots", "--snapshotter", "lapwing", "ls"]));
-    wait::until_true("containerd to find the snapshotter again", SOON, || list().is_ok()).unwrap();
+    lazy.containerd.wait_for_snapshotter().unwrap();
     assert_eq!(lazy.containerd.run(&reference, "lapwing", "again", &[]).unwrap(), expected());
 
     check(lazy.containerd.ctr().unwrap().args(["images", "rm", "--sync", &reference])).unwrap();

@@ -146,12 +146,7 @@ fn fetches_only_what_is_read(name: &str, format: Format) {
     eprintln!("{}: {fetched} bytes for a start and one file of 1 MiB, of 60 MiB", format.name);
 
     node.lapwing.as_mut().unwrap().restart().unwrap();
-    // containerd tries a snapshotter that was away again after a while.
-    wait::until_true("containerd to find the snapshotter again", SOON, || {
-        let mut command = node.containerd.ctr().unwrap();
-        check(command.args(["snapshots", "--snapshotter", "lapwing", "ls"])).is_ok()
-    })
-    .unwrap();
+    node.containerd.wait_for_snapshotter().unwrap();
     let output = node.containerd.run(&converted.reference, "lapwing", "again", &[]).unwrap();
     assert_eq!(output, image.sums, "all of it, by the table that was kept");
 }

@@ -34,16 +34,6 @@ fn assert_content_right(machine: &Machine, reference: &str, container: &str, ima
     assert_eq!(output, image.sums, "{container}");
 }
 
-/// containerd dials a snapshotter that was away only after a pause of up to 3 s (the back-off of its gRPC client), and
-/// until then answers with the old refusal.
-fn wait_for_containerd(machine: &Machine) {
-    let lists = || {
-        let mut ctr = machine.containerd.ctr().unwrap();
-        ctr.args(["snapshots", "--snapshotter", "lapwing", "ls"]).output().unwrap().status.success()
-    };
-    wait::until_true("containerd to reach the snapshotter again", DEADLINE, lists).unwrap();
-}
-
 fn node(machine: &mut Machine) -> &mut Lapwing {
     machine.lapwing.as_mut().unwrap()
 }
@@ -315,7 +305,7 @@ fn lazy_layers_stay_mounted_over_a_restart() {
         assert_read_right(meanwhile, &file, &image);
         assert_nothing_twice(&worker);
         read_in_running_container(&worker, &format!("up{round}"), &format!("/data/01-00{round}"), &image);
-        wait_for_containerd(&worker);
+        worker.containerd.wait_for_snapshotter().unwrap();
         // No pull: the snapshots are there, and a container of them starts.
         assert_content_right(&worker, &reference, &format!("new{round}"), &image);
         assert_nothing_twice(&worker);

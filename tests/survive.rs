@@ -125,6 +125,7 @@ fn upgrade_and_no_holder(test: &str, backend: &str) {
     std::fs::copy(lapwing_binary().unwrap(), &program).unwrap();
     let command = rig.node().command(&program);
     rig.node().restart_by(command).unwrap();
+    rig.worker.containerd.wait_for_snapshotter().unwrap();
     rig.pull_and_run();
     let readers = Readers::start(&rig.roots());
     readers.wait_for_reads(2);

@@ -102,6 +102,16 @@ impl Containerd {
         Ok(command)
     }
 
+    /// Waits for containerd to reach Lapwing's snapshotter after that was away. It dials again only after a pause of up to 3 s (the back-off
+    /// of its gRPC client), and until then gives the old refusal to whoever asks.
+    pub fn wait_for_snapshotter(&self) -> Result<()> {
+        wait::until("containerd to reach the snapshotter again", Duration::from_secs(120), || {
+            let mut command = self.ctr()?;
+            Ok(Poll::retry(check(command.args(["snapshots", "--snapshotter", "lapwing", "ls"]))))
+        })?;
+        Ok(())
+    }
+
     /// Pulls an image with `ctr` for `snapshotter`, and gives what `ctr` printed.
     pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<String> {
         check(&mut self.pull_command(reference, snapshotter)?)
