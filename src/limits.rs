@@ -8,6 +8,9 @@ pub(crate) const MAX_MIRROR_CONNECTIONS: usize = 4096;
 /// Clients of the admin listener at once, readers of the dashboard included.
 pub(crate) const MAX_ADMIN_CONNECTIONS: usize = 256;
 
+/// Piccolo's agents at once: each calls for a moment every few minutes, and asks when its node pulls.
+pub(crate) const MAX_AGENT_CONNECTIONS: usize = 4096;
+
 /// Most bytes of the head of a request.
 pub(crate) const MAX_HEAD_BYTES: usize = 64 << 10;
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::AsyncWriteExt as _;
@@ -41,8 +42,8 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, bounds: Bounds,
             accepted = listener.accept() => accepted,
             () = shutdown.as_mut() => break,
         };
-        let mut stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (mut stream, remote) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a listener cannot take a client");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -54,7 +55,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, bounds: Bounds,
             let _ = stream.write_all(FULL).await;
             continue;
         };
-        let (router, ending) = (router.clone(), ending.clone());
+        let (router, ending) = (router.clone().layer(Extension(ConnectInfo(remote))), ending.clone());
         clients.spawn(async move {
             answer(stream, router, bounds, ending).await;
             drop(place);
@@ -91,15 +92,18 @@ async fn answer(stream: TcpStream, router: Router, bounds: Bounds, ending: Cance
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use axum::routing::get;
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
 
-    async fn start(connections: usize) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+    async fn start(connections: usize) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let router = Router::new().route("/", get(|| async { "right" }));
+        let caller = |ConnectInfo(remote): ConnectInfo<SocketAddr>| async move { remote.to_string() };
+        let router = Router::new().route("/", get(|| async { "right" })).route("/caller", get(caller));
         let bounds =
             Bounds { connections, head: Duration::from_millis(300), last: Duration::from_secs(2), is_patient: false };
         let serving = tokio::spawn(serve(listener, router, bounds, shutdown.clone().cancelled_owned()));
@@ -136,6 +140,17 @@ mod tests {
         }
         shutdown.cancel();
         serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_carries_who_sent_it() {
+        let (address, ..) = start(2).await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let own = client.local_addr().unwrap().to_string();
+        client.write_all(b"GET /caller HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with(&own), "{answer}");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! The tracker daemon: discovery for a cluster.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use lapwing_discovery::piccolo::{self, Piccolo};
@@ -12,11 +13,16 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::dashboard::{self, Dashboard};
+use crate::limits::{HEAD_TIMEOUT, MAX_AGENT_CONNECTIONS};
+use crate::listening::{self, Bounds};
 use crate::membership::Membership;
 use crate::node::{cannot_listen, prepare_root};
 use crate::traces::{Recorder, Traces};
 
 pub(crate) mod view;
+
+/// How long answers to Piccolo's agents may go on after the shutdown began.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Runs until `shutdown`.
 pub(crate) async fn run(config: &Config, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -92,7 +98,17 @@ pub(crate) async fn start(
         };
         let agents = async {
             let Some((listener, piccolo)) = agents else { return Ok(()) };
-            piccolo::serve(listener, piccolo, shutdown.cancelled_owned()).await.context("Piccolo's listener ended")
+            let bounds = Bounds {
+                connections: MAX_AGENT_CONNECTIONS,
+                head: HEAD_TIMEOUT,
+                last: LAST_ANSWERS,
+                is_patient: false,
+            };
+            let router = piccolo::router(piccolo.clone());
+            tokio::select! {
+                () = listening::serve(listener, router, bounds, shutdown.cancelled_owned()) => Ok(()),
+                () = piccolo::keep_time(piccolo) => Ok(()),
+            }
         };
         tokio::try_join!(nodes, agents).map(|_| ())
     }))

@@ -7,7 +7,7 @@
 //! node, and no node to an agent.
 //!
 //! * [`Piccolo`]: the calls, and who is silent; `piccolo/agents.rs` is the pure part of that
-//! * `piccolo/message.rs`: requests and answers; `piccolo/http.rs`: [`serve`], the listener
+//! * `piccolo/message.rs`: requests and answers; `piccolo/http.rs`: [`router`], which answers them
 //!
 //! Agents are heard from every ten minutes, where nodes are heard from every fifteen seconds: this module speaks for an
 //! agent to the registry for as long as Piccolo's own server would have believed in it ([`AGENT_TTL`]). A tracker that
@@ -28,7 +28,7 @@ use lapwing_p2p::discovery::Holding;
 use lapwing_p2p::identity::PeerId;
 
 use self::agents::Agents;
-pub use self::http::serve;
+pub use self::http::{keep_time, router};
 use self::message::{Advertisement, Question, Sign};
 use crate::limits::{MAX_AGENTS_PER_LOCK, MAX_PICCOLO_HOLDERS};
 use crate::registry::{Caller, Place, Refusal};

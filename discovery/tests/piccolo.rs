@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lapwing_discovery::limits::{AGENT_TTL, MAX_BLOBS_PER_NODE, MAX_PICCOLO_BODY_BYTES};
-use lapwing_discovery::piccolo::{Piccolo, group_name, serve};
+use lapwing_discovery::piccolo::{Piccolo, group_name, keep_time, router};
 use lapwing_discovery::registry::{MemberFilter, Place};
 use lapwing_discovery::server::{Keeping, Tracker};
 use lapwing_discovery::{ClientConfig, TrackerClient};
@@ -52,7 +52,9 @@ impl Lab {
         let piccolo = Piccolo::new(tracker.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let task = tokio::spawn(serve(listener, piccolo.clone(), std::future::pending()));
+        let service = router(piccolo.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        let (serving, ticking) = (axum::serve(listener, service).into_future(), keep_time(piccolo.clone()));
+        let task = tokio::spawn(async { tokio::join!(serving, ticking).0 });
         Self { tracker, piccolo, address, seconds, task }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lapwing_evidence::{count, seed};
-use lapwing_lab::{require, wait};
+use lapwing_lab::{LapwingSettings, require, wait};
 
 use super::*;
 
@@ -184,7 +184,10 @@ fn hostile_requests_are_refused_and_lead_nowhere() {
     if !require(NAME, &NEEDS) {
         return;
     }
-    let mut evidence = Evidence::new(19, "hostile requests to the mirror, the proxy and the admin listener");
+    let mut evidence = Evidence::new(
+        19,
+        "hostile requests to the mirror, the proxy, the admin listener and a tracker's for Piccolo's agents",
+    );
     let mut rig = Rig::new("hostile-http", 191);
     rig.begin(&mut evidence);
     let before = held(rig.pid());
@@ -200,7 +203,15 @@ fn hostile_requests_are_refused_and_lead_nowhere() {
     let path = rig.path();
     let registry = format!("http://{}/v2/", rig.site.registry.name());
     let mut cases = ranges(&path);
-    for (path, address) in [(path.as_str(), MIRROR), ("/api/v1/limits", ADMIN), (registry.as_str(), PROXY)] {
+    let agents = rig.site.network.host("agents", None).unwrap();
+    let listen: &'static str = format!("{}:7789", agents.address()).leak();
+    let settings = LapwingSettings::tracker().with("tracker", &format!("piccolo_listen = {listen:?}"));
+    let tracker = Lapwing::start(&agents, settings).unwrap();
+    let find = "/api/v1/distribution/findkey?group=g&key=x";
+    let asked = rig.host.within(|| Ok(exchange(listen, get(find, "").as_bytes(), PATIENCE))).unwrap().unwrap();
+    assert_eq!(statuses(&asked).0, Some(404), "{}", String::from_utf8_lossy(&asked));
+    let paths = [(path.as_str(), MIRROR), ("/api/v1/limits", ADMIN), (registry.as_str(), PROXY), (find, listen)];
+    for (path, address) in paths {
         cases.extend(smuggling(path, address));
         cases.extend(floods(path, address));
     }
@@ -258,5 +269,6 @@ fn hostile_requests_are_refused_and_lead_nowhere() {
     eprintln!("memory and descriptors: {before:?}, then {after:?}");
     assert!(after.0 < before.0 + (256 << 20), "{} MiB more", (after.0 - before.0) >> 20);
     assert!(after.1 < before.1 + 100, "{} descriptors more", after.1 - before.1);
+    assert!(!tracker.log().unwrap().contains("panicked"));
     evidence.figure("memory more, MiB", (after.0.saturating_sub(before.0) >> 20) as f64);
 }

@@ -1,7 +1,5 @@
-//! The listener: HTTP as Piccolo's agents speak it, with a bound on everything they send.
+//! HTTP as Piccolo's agents speak it, with a bound on everything they send.
 
-use std::future::Future;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -12,7 +10,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tonic::Code;
 
@@ -52,35 +49,25 @@ impl From<PiccoloError> for Failure {
     }
 }
 
-/// Answers agents on `listener` until `shutdown` ends.
-pub async fn serve(
-    listener: TcpListener,
-    piccolo: Piccolo,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    let address = listener.local_addr()?;
-    tracing::info!(%address, "the tracker listens for Piccolo's agents");
-    let shell = Shell { piccolo: piccolo.clone(), bodies: Arc::new(Semaphore::new(MAX_PICCOLO_BODIES)) };
-    let router = Router::new()
+/// Answers agents. Requests carry the address that they come from, as a [`ConnectInfo`]; whoever listens bounds connections and heads.
+pub fn router(piccolo: Piccolo) -> Router {
+    let shell = Shell { piccolo, bodies: Arc::new(Semaphore::new(MAX_PICCOLO_BODIES)) };
+    Router::new()
         .route("/api/v1/keepalive", post(keepalive))
         .route("/api/v1/distribution/advertise", post(advertise))
         .route("/api/v1/distribution/sync", post(sync))
         .route("/api/v1/distribution/findkey", get(find_key))
         .layer(DefaultBodyLimit::disable())
-        .with_state(shell);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown);
-    let ticking = async {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            piccolo.tick();
-        }
-    };
-    tokio::select! {
-        served = serving.into_future() => served,
-        () = ticking => Ok(()),
+        .with_state(shell)
+}
+
+/// Speaks for agents to the registry, and forgets silent ones, as long as it is polled.
+pub async fn keep_time(piccolo: Piccolo) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        piccolo.tick();
     }
 }
 
