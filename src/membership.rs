@@ -28,6 +28,8 @@ const WATCH: Duration = Duration::from_secs(10);
 /// A renewal that failed is tried again after that, before jitter, or a sixteenth of what is left if that is more.
 const RETRY: Duration = Duration::from_secs(2);
 const LONGEST_RETRY: Duration = Duration::from_secs(600);
+/// Wall clocks that are kept right by small steps stay within that.
+const CLOCK_SLACK: Duration = Duration::from_secs(30);
 /// A machine with a token tries to join for so long before it gives up, and is started anew.
 const JOIN_FOR: Duration = Duration::from_secs(60);
 
@@ -220,11 +222,17 @@ impl Keeper {
         let mut stamps = self.stamps();
         let renews = self.authority.is_some() || self.config.identity.key().is_none();
         let mut due = tokio::time::Instant::now() + until_renewal(&credentials);
+        let mut clocks = Clocks::read();
         loop {
             let until = credentials.good_until().map_or(0, |until| until.as_secs());
             expiry.set(i64::try_from(until).unwrap_or(i64::MAX));
             let tick = tokio::time::Instant::now() + WATCH;
             tokio::time::sleep_until(if renews { due.min(tick) } else { tick }).await;
+            if clocks.have_parted() {
+                clocks = Clocks::read();
+                tracing::warn!("the clock of this machine was set; its certificate is renewed if that is not good now");
+                due = tokio::time::Instant::now() + until_renewal(&credentials);
+            }
             let found = self.stamps();
             if self.authority.is_none() && found != stamps {
                 stamps = found;
@@ -272,7 +280,8 @@ impl Keeper {
         if left.is_zero() {
             tracing::error!(
                 reason,
-                "this machine's certificate has run out and is not renewed: no peer and no tracker takes it"
+                "this machine's certificate has run out, or begins later by this machine's clock, and is not renewed: no peer and no \
+                 tracker takes it"
             );
         } else {
             tracing::warn!(reason, left_seconds = left.as_secs(), "this machine's certificate is not renewed");
@@ -338,6 +347,25 @@ async fn trackers(config: &Config) -> Vec<String> {
     }
     fastrand::shuffle(&mut found);
     found
+}
+
+/// The clock that dates are held to and the one that waits are, read together.
+struct Clocks {
+    wall: SystemTime,
+    steady: std::time::Instant,
+}
+
+impl Clocks {
+    fn read() -> Self {
+        Self { wall: SystemTime::now(), steady: std::time::Instant::now() }
+    }
+
+    /// Whether the wall clock was set since, so that a wait for a date ends at another time.
+    fn have_parted(&self) -> bool {
+        let expected = self.wall + self.steady.elapsed();
+        let now = SystemTime::now();
+        now.duration_since(expected).unwrap_or_else(|early| early.duration()) > CLOCK_SLACK
+    }
 }
 
 /// How long the certificate is good yet.

@@ -3,15 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever goes wrong here fails a test")]
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lapwing_evidence::{Evidence, count, seed};
 use lapwing_lab::image::{self, Noise};
-use lapwing_lab::{Lapwing, Machine, Mbit, Need, Process, Site, check, lapwing_binary, require, wait};
+use lapwing_lab::{Clock, Lapwing, Machine, Mbit, Need, Process, Site, check, require, wait};
 use lapwing_p2p::digest::Digest;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -26,42 +22,8 @@ const JUMPS: [(&str, i64); 4] = [
     ("ten years back", -TEN_YEARS),
 ];
 
-/// The wall clock of one process.
-struct Clock(File);
-
-impl Clock {
-    /// Starts `lapwing` anew with a clock of its own.
-    fn give(lapwing: &mut Lapwing, library: &Path) -> Self {
-        let path = lapwing.host().dir().join("clock");
-        let clock = Self(File::create(&path).unwrap());
-        clock.set(0);
-        Self::restart(lapwing, library);
-        clock
-    }
-
-    fn restart(lapwing: &mut Lapwing, library: &Path) {
-        let path = lapwing.host().dir().join("clock");
-        let mut command = lapwing.command(&lapwing_binary().unwrap());
-        command.env("LD_PRELOAD", library).env("LAPWING_TEST_CLOCK", path);
-        lapwing.restart_by(command).unwrap();
-    }
-
-    fn set(&self, seconds: i64) {
-        self.0.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
-    }
-}
-
-fn library(directory: &Path) -> PathBuf {
-    let (source, library) =
-        (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clock/shift.c"), directory.join("shift.so"));
-    let mut command = Command::new("cc");
-    check(command.args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &source]).arg("-ldl")).unwrap();
-    library
-}
-
 /// Two nodes and a tracker with clocks of their own, and a mount that is there all the time.
 struct Rig {
-    library: PathBuf,
     lazy: Noise,
     workers: Vec<Machine>,
     /// Of the workers, then of the tracker.
@@ -73,15 +35,14 @@ struct Rig {
 impl Rig {
     fn new(name: &str, lazy_files: usize) -> Self {
         let mut site = Site::new(name, Some(Mbit(40))).unwrap();
-        let library = library(site.registry.host().dir());
         let lazy = image::noise(900, &[lazy_files]).unwrap();
         let reference = site.registry.push(&lazy.layout, "noise:lazy").unwrap();
         let mut workers: Vec<_> = (0..2)
             .map(|number| site.worker(&format!("w{number}"), None, site.settings().encrypted()).unwrap())
             .collect();
         let mut clocks: Vec<_> =
-            workers.iter_mut().map(|worker| Clock::give(worker.lapwing.as_mut().unwrap(), &library)).collect();
-        clocks.push(Clock::give(&mut site.tracker, &library));
+            workers.iter_mut().map(|worker| Clock::give(worker.lapwing.as_mut().unwrap()).unwrap()).collect();
+        clocks.push(Clock::give(&mut site.tracker).unwrap());
         for worker in &workers {
             worker.containerd.wait_for_snapshotter().unwrap();
         }
@@ -92,7 +53,7 @@ impl Rig {
         workers[1].containerd.pull(&reference, "lapwing").unwrap();
         let mut command = workers[1].containerd.run_command(&["--detach"], &reference, "lapwing", "main").unwrap();
         check(command.args(["/bin/sleep", "10000"])).unwrap();
-        Self { library, lazy, workers, clocks, site, pulled: 0 }
+        Self { lazy, workers, clocks, site, pulled: 0 }
     }
 
     fn node(&self, worker: usize) -> &Lapwing {
@@ -167,7 +128,8 @@ fn clocks_that_jump_under_pulls_lose_nothing_and_hold_up_nobody() {
             };
             for seconds in [seconds, 0] {
                 let begun = Instant::now();
-                let (_, bytes) = rig.pull(|clocks| clocks[who.clone()].iter().for_each(|clock| clock.set(seconds)));
+                let (_, bytes) =
+                    rig.pull(|clocks| clocks[who.clone()].iter().for_each(|clock| clock.set(seconds).unwrap()));
                 evidence.ended(begun.elapsed(), true);
                 evidence.fault(&if seconds == 0 {
                     format!("back from {name}")
@@ -183,9 +145,8 @@ fn clocks_that_jump_under_pulls_lose_nothing_and_hold_up_nobody() {
     }
     // A node that was down while its clock jumped.
     for seconds in [TEN_YEARS, -TEN_YEARS] {
-        rig.clocks[0].set(seconds);
-        let library = rig.library.clone();
-        Clock::restart(rig.workers[0].lapwing.as_mut().unwrap(), &library);
+        rig.clocks[0].set(seconds).unwrap();
+        rig.clocks[0].restart(rig.workers[0].lapwing.as_mut().unwrap()).unwrap();
         rig.workers[0].containerd.wait_for_snapshotter().unwrap();
         evidence.fault("a node started ten years off");
         assert!(rig.has(0, &first), "{seconds}: what was pulled first is gone");

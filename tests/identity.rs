@@ -5,15 +5,20 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use lapwing_evidence::{Evidence, count};
 use lapwing_lab::{
-    Lab, Lapwing, LapwingSettings, Need, Network, Registry, RegistryOptions, image, lapwing_binary, require, wait,
+    Clock, Lab, Lapwing, LapwingSettings, Need, Network, Registry, RegistryOptions, image, lapwing_binary, require,
+    wait,
 };
+use lapwing_p2p::digest::Digest;
 use rustix::process::Signal;
 
 const NEEDS: [Need; 4] = [Need::Root, Need::Disk, Need::Program("docker-registry"), Need::Program("skopeo")];
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A daemon looks at its clock every ten seconds.
+const AFTER_A_JUMP: Duration = Duration::from_secs(12);
 
 struct Cluster {
     network: Network,
@@ -75,9 +80,12 @@ impl Cluster {
         self.join(name, "seed", settings.registry(&self.registry.name()).encrypted())
     }
 
-    fn pull(&self, node: &Lapwing, layer: usize) {
+    /// Gives how many bytes it has.
+    fn pull(&self, node: &Lapwing, layer: usize) -> u64 {
         let answer = node.mirror_blob(&self.registry.name(), "small", &self.layers[layer]).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(Digest::of(&answer.body).to_string(), self.layers[layer]);
+        answer.body.len() as u64
     }
 }
 
@@ -199,4 +207,93 @@ fn certificates_are_renewed_until_their_node_is_revoked() {
     cluster.pull(&two, 1);
     assert_eq!(from_peers(&two), shared, "{}", two.log().unwrap());
     assert!(two.piece_bytes("origin").unwrap() > 0);
+}
+
+/// Certificates of the cluster are not good at the times to which its clocks jump, and those that it got there not when they are back.
+#[test]
+fn clocks_that_jump_put_nobody_out_of_the_cluster_for_good() {
+    const NAME: &str = "clocks_that_jump_put_nobody_out_of_the_cluster_for_good";
+    const HOUR: i64 = 3600;
+    const DAY: i64 = 24 * HOUR;
+    const YEAR: i64 = 366 * DAY;
+    if !require(NAME, &[&NEEDS[..], &[Need::Program("cc")]].concat()) {
+        return;
+    }
+    let layers = count(40, 240) as usize;
+    let mut cluster = Cluster::start("clocks", "24h");
+    let image = image::noise(13, &vec![1; layers]).unwrap();
+    cluster.registry.push(&image.layout, "small:many").unwrap();
+    cluster.layers = image.layout.layers.iter().map(|layer| layer.digest.clone()).collect();
+    let (mut one, mut two) = (cluster.member("one"), cluster.member("two"));
+    let clocks = [&mut one, &mut two, &mut cluster.tracker].map(|lapwing| Clock::give(lapwing).unwrap());
+    let mut evidence = Evidence::new(13, "wall clocks of a cluster whose certificates are good for a day");
+    let mut layer = 0;
+    // Whether the second gets from the first what only that has.
+    let mut shares = |evidence: &mut Evidence, one: &Lapwing, two: &Lapwing| {
+        assert!(layer < layers, "the image has no more layers");
+        let before = from_peers(two);
+        for node in [one, two] {
+            let begun = Instant::now();
+            let bytes = cluster.pull(node, layer);
+            evidence.ended(begun.elapsed(), true);
+            evidence.served_after(bytes);
+        }
+        layer += 1;
+        let shared = from_peers(two) > before;
+        if !shared {
+            std::thread::sleep(AFTER_A_JUMP / 4);
+        }
+        shared
+    };
+    assert!(shares(&mut evidence, &one, &two));
+    evidence.served_before(2 << 20);
+    let [all, first] = [&clocks[..], &clocks[..1]];
+    // The certificates of the first have run out there, and those of the authority have not.
+    let jumps = [
+        ("two days ahead", 2 * DAY, all),
+        ("ten years ahead", 10 * YEAR, all),
+        ("ten years back", -10 * YEAR, all),
+        ("one ten years ahead", 10 * YEAR, first),
+        ("an hour back", -HOUR, all),
+        ("one an hour ahead", HOUR, first),
+    ];
+    // Each takes half a minute.
+    for &(name, seconds, who) in jumps.iter().cycle().take(count(1, 12) as usize) {
+        for clock in who {
+            clock.set(seconds).unwrap();
+        }
+        evidence.fault(&format!("clocks: {name}"));
+        let end = Instant::now() + AFTER_A_JUMP;
+        while Instant::now() < end {
+            if shares(&mut evidence, &one, &two) {
+                std::thread::sleep(AFTER_A_JUMP / 4);
+            }
+        }
+        if seconds.abs() <= 2 * DAY && who.len() == all.len() {
+            // Whoever has no connection from before gets one by certificates of that time.
+            clocks[1].restart(&mut two).unwrap();
+            wait::until_true(name, PATIENCE, || shares(&mut evidence, &one, &two))
+                .unwrap_or_else(|error| panic!("{error:#}\n{}", two.log().unwrap()));
+        }
+        for clock in who {
+            clock.set(0).unwrap();
+        }
+        let begun = Instant::now();
+        wait::until_true(name, PATIENCE, || shares(&mut evidence, &one, &two))
+            .unwrap_or_else(|error| panic!("after it: {error:#}\n{}", two.log().unwrap()));
+        eprintln!("{name}: sharing again after {:.0?}", begun.elapsed());
+    }
+    // A machine that starts in 1970, before it has asked for the time, serves those on it.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    clocks[0].set(-now).unwrap();
+    clocks[0].restart(&mut one).unwrap();
+    evidence.fault("a node started in 1970");
+    shares(&mut evidence, &one, &two);
+    clocks[0].set(0).unwrap();
+    let back = || shares(&mut evidence, &one, &two);
+    wait::until_true("the nodes to share again", PATIENCE, back)
+        .unwrap_or_else(|error| panic!("1970: {error:#}\n{}", one.log().unwrap()));
+    for lapwing in [&one, &two, &cluster.tracker] {
+        assert!(!lapwing.log().unwrap().contains("panicked"));
+    }
 }

@@ -346,6 +346,9 @@ pub const MAX_COMPLETE_SCANNED: usize = 4096;
 pub const MAX_HANDSHAKES: usize = 256;
 /// A caller's TLS handshake ends within that.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A caller that shows no certificate that is good joins or renews within that; then it has to connect anew, as the member that it may be by
+/// then.
+pub const STRANGER_STAYS: Duration = Duration::from_secs(5);
 /// Pause after a connection that could not be accepted.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

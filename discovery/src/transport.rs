@@ -25,7 +25,7 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 
-use crate::limits::{ACCEPT_PAUSE, CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES};
+use crate::limits::{ACCEPT_PAUSE, CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, STRANGER_STAYS};
 
 /// Where a call came from, and what its caller has proven. Addresses are in their plain form: a socket bound to `::` sees IPv4
 /// peers as mapped addresses.
@@ -88,7 +88,8 @@ fn denied(member: &Member, what: &str) -> Status {
 pub(crate) struct Connection {
     stream: Box<dyn Bytes>,
     arrival: Arc<Arrival>,
-    /// Until the caller's certificate runs out; then it finds the connection closed, and opens another with the next one.
+    /// Until the caller's certificate runs out, or for a while if it has none that is good; then it finds the connection closed, and opens
+    /// another with the next one.
     end: Option<Pin<Box<Sleep>>>,
 }
 
@@ -187,7 +188,9 @@ async fn receive(stream: TcpStream, tls: Option<Tls>) -> io::Result<Connection> 
     };
     let stream = TlsAcceptor::from(tls.server()).accept(stream).await?;
     let proven = tls.proven(stream.get_ref().1, Side::Dialer).map_err(io::Error::other)?;
-    let end = proven.lasts.map(|lasts| Box::pin(tokio::time::sleep(lasts)));
+    let stranger = tls.has_cluster() && proven.member.is_none();
+    let lasts = if stranger { Some(STRANGER_STAYS) } else { proven.lasts };
+    let end = lasts.map(|lasts| Box::pin(tokio::time::sleep(lasts)));
     let arrival = Arc::new(Arrival { remote, local, proven: Some(proven) });
     Ok(Connection { stream: Box::new(stream), arrival, end })
 }

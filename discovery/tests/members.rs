@@ -181,6 +181,30 @@ async fn who_has_no_token_stays_outside_and_who_joined_stays_inside_until_it_is_
     assert!(Path::new(&cluster.path().join("members")).exists());
 }
 
+/// It connected while its certificate was not good, and must not stay a stranger on that connection for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_renews_a_certificate_that_ran_out_is_taken_for_a_member_again() {
+    let cluster = Cluster::start(Duration::from_secs(3600)).await;
+    let node = identity();
+    let brief = Authority::open(&cluster.path(), Duration::from_secs(1)).unwrap();
+    let roles = Roles::of([Role::Node]);
+    let member = Member { cluster: String::new(), group: "team".into(), roles, peer: None };
+    let of_node = credentials(brief.certify(&member, node.id()).unwrap(), &node);
+    while of_node.good_until().is_some() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let client = cluster.client(&node, calls(&node, &of_node), "team");
+    assert!(finds(&client, Digest::of(b"layer")).await.is_err());
+    let given = cluster.authority.certify(&member, node.id()).unwrap();
+    let authorities = Authorities::new(given.authorities, Rules::default()).unwrap();
+    of_node.replace(Shown::with_identity(given.certificates, &node).unwrap(), authorities).unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while finds(&client, Digest::of(b"layer")).await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", finds(&client, Digest::of(b"layer")).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// An authority with a new key takes the place of the old one; nobody needs a token again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_goes_from_one_authority_to_another() {

@@ -126,6 +126,11 @@ impl Tls {
         Ok(Self { server: Arc::new(server), client, cluster })
     }
 
+    /// Whether those who call are asked to be members of a cluster.
+    pub const fn has_cluster(&self) -> bool {
+        self.cluster.is_some()
+    }
+
     /// For connections that others open.
     pub fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)

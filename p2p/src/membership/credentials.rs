@@ -79,10 +79,13 @@ struct Current {
 pub struct Credentials(RwLock<Current>);
 
 impl Credentials {
-    /// Takes what its own authorities believe, or believed until it ran out: then it gets nowhere until it is renewed.
+    /// Takes what its own authorities believe, or do at another time: as long as a certificate has run out, or begins later by a clock that
+    /// is wrong, this machine gets nowhere, but it does run.
     pub fn new(shown: Shown, authorities: Authorities) -> Result<Self, CredentialsError> {
         let current = match Current::new(shown.clone(), authorities.clone()) {
-            Err(CredentialsError::Own(NotAMember::Unproven(webpki::Error::CertExpired { .. }))) => {
+            Err(CredentialsError::Own(NotAMember::Unproven(
+                webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. },
+            ))) => {
                 let own = shown.chain().first().ok_or_else(|| NotAMember::Other("there is none".to_owned()))?;
                 let own = authorities.read(own)?;
                 Current { shown, authorities: Arc::new(authorities), own }

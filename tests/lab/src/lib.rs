@@ -22,6 +22,7 @@
 //! failure), `LAPWING_SKIP_LOG` (a file to which the name of each skipped test is appended).
 
 mod cache;
+mod clock;
 mod containerd;
 mod corrupting;
 mod databases;
@@ -46,6 +47,7 @@ pub mod tree;
 pub mod wait;
 
 pub use cache::cache_dir;
+pub use clock::Clock;
 pub use containerd::{Containerd, ContainerdOptions, Flavour, RegistryHosts, SnapshotterPlugin};
 pub use corrupting::CorruptingPeer;
 pub use databases::Database;

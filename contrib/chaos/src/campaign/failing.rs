@@ -71,8 +71,11 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         number: 13,
         name: "clocks that jump by an hour and by ten years",
-        programs: &[tests("lapwing", "clock", &["clocks_that_jump"])],
-        faults: 40,
+        programs: &[
+            tests("lapwing", "clock", &["clocks_that_jump"]),
+            tests("lapwing", "identity", &["clocks_that_jump"]),
+        ],
+        faults: 50,
         traffic: 8 * MIB,
         patience: MINUTE,
     },
