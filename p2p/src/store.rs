@@ -526,6 +526,8 @@ impl ChunkStore {
         let pin = self.open_pinned(digest, bytes.len() as u64)?;
         let blob = Arc::clone(pin.blob());
         if blob.is_verified() {
+            // The disk may have refused to take that down before.
+            blob.flush()?;
             return Ok(blob);
         }
         for _ in 0..INSERT_TRIES {

@@ -21,7 +21,7 @@ const URGENT_EXTRA: u32 = 2;
 pub(super) const RECENT: usize = 8;
 /// A peer of which nothing has left for so long keeps no slot from others any more. Its connection has until its time-out to go on, so that
 /// those who take a byte now and then are few at a time.
-const SLUGGISH: Duration = Duration::from_secs(10);
+const SLUGGISH: Duration = Duration::from_secs(5);
 /// After this long a request counts as starved.
 const STARVED: Duration = Duration::from_secs(2);
 

@@ -17,7 +17,7 @@ use crate::hostile::{LENGTH, Liar, SPOILT, Spoil, relay};
 use crate::support::{Handle, MemoryOrigin, Tracker, content, start_with};
 
 const WHOLE: u64 = LENGTH as u64;
-/// How many peers have the blob, if only one in a hundred lies.
+/// How many peers have the blob, if only one in a hundred lies, or does not.
 const CROWD: usize = 100;
 const FEW: usize = 12;
 /// Wrong pieces for which a peer is banned.
@@ -39,7 +39,7 @@ impl Mix {
     }
 
     fn peers(self) -> usize {
-        if self.percent == 1 { CROWD } else { FEW }
+        if matches!(self.percent, 1 | 99) { CROWD } else { FEW }
     }
 
     /// Whether anybody has the right bytes.

@@ -243,6 +243,8 @@ pub(super) struct Recorder {
     pub(super) refuses: Option<super::refusal::Refusal>,
     /// Changes that were begun.
     pub(super) begun: u64,
+    /// Whether one of them was refused.
+    pub(super) has_refused: bool,
     /// The same, as far as it is needed while it is used.
     model: Option<Model>,
 }
@@ -258,6 +260,7 @@ impl Recorder {
             lies_about: None,
             refuses: None,
             begun: 0,
+            has_refused: false,
             model: None,
         };
         recorder.learn(model, ROOT, root);
@@ -343,6 +346,7 @@ impl watched::Disk for Recorder {
         self.begun += 1;
         let Some(refusal) = &self.refuses else { return Ok(()) };
         let refused = refusal.of(self.begun);
+        self.has_refused |= refused.is_err();
         if let (Err(_), Change::Sync(file)) = (&refused, change) {
             self.give_up(file);
         }

@@ -40,8 +40,6 @@ pub(super) struct Life<'a> {
     pub(super) events: Vec<(usize, Event)>,
     /// Bytes that were read and right.
     pub(super) read: u64,
-    /// Whether something was refused.
-    refused: bool,
     /// What made room for others on a full disk.
     evicted: Option<UnboundedReceiver<Removed>>,
 }
@@ -56,8 +54,8 @@ impl<'a> Life<'a> {
         after: After,
         random: fastrand::Rng,
     ) -> Result<Self, Trouble> {
-        let (events, read, refused) = (Vec::new(), 0, false);
-        let mut life = Self { store: None, root, blobs, recorder, random, events, read, refused, evicted: None };
+        let (events, read) = (Vec::new(), 0);
+        let mut life = Self { store: None, root, blobs, recorder, random, events, read, evicted: None };
         life.look(promises, after)?;
         Ok(life)
     }
@@ -120,7 +118,6 @@ impl<'a> Life<'a> {
             92..96 => self.pin(number).map_err(Trouble::from),
             _ => self.again(promises),
         };
-        self.refused |= done.is_err();
         while let Some(removed) = self.evicted.as_mut().and_then(|evicted| evicted.try_recv().ok()) {
             let number = self.blobs.iter().position(|blob| blob.digest == removed.digest);
             if let Some(number) = number.filter(|_| removed.evicted) {
@@ -135,7 +132,11 @@ impl<'a> Life<'a> {
         let mut promises = promises.clone();
         self.events.iter().for_each(|(_, event)| promises.hear(event));
         self.store = None;
-        self.look(&promises, if self.refused { After::Refusing } else { After::Kill })
+        match self.look(&promises, After::Kill) {
+            // No call need have failed for it: a piece without its note in the journal is lost with the process, and fetched again.
+            Err(Trouble::Broken(_)) if self.recorder.borrow().has_refused => self.look(&promises, After::Refusing),
+            looked => looked,
+        }
     }
 
     fn write_some(&mut self, number: usize) -> Result<(), StoreError> {
