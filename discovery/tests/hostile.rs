@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use lapwing_discovery::limits::{MAX_ENTRIES_PER_MESSAGE, MAX_REQUEST_BYTES, MAX_SYNC_MESSAGES};
 use lapwing_discovery::proto::tracker_service_client::TrackerServiceClient;
 use lapwing_discovery::proto::{
-    AnnounceRequest, Caller, FindRequest, HeartbeatRequest, Holding, HoldingState, LeaseRequest, LeaveRequest,
-    ReplicasRequest, ReportRequest, Run, SeedsRequest, SettleRequest, StateRequest, Statement, StatementKind,
-    SyncRequest, lease_reply::Outcome,
+    AnnounceRequest, Caller, FindReply, FindRequest, HeartbeatRequest, Holding, HoldingState, LeaseRequest,
+    LeaveRequest, ReplicasRequest, ReportRequest, Run, SeedsRequest, SettleRequest, StateRequest, Statement,
+    StatementKind, SyncRequest, lease_reply::Outcome,
 };
 use lapwing_discovery::server::{Tracker, serve};
 use lapwing_evidence::{Evidence, count, seed};
@@ -251,7 +251,10 @@ async fn nodes_of_another_group_learn_not_even_that_a_digest_exists() {
         let answers = [told_of(&mut client, &stranger, &there).await, told_of(&mut client, &stranger, &gone).await];
         evidence.faults("questions of a node of another group", 8);
         assert_eq!(answers[0], answers[1], "stranger {number} can tell {there} from what nobody has");
-        assert!(answers[0][0].len() < 40, "a stranger is told of somebody");
+        let found = FindReply::decode(&answers[0][0][..]).unwrap();
+        // Who of them had a lease before: each has one of both digests.
+        let own = found.lessees.iter().all(|lessee| lessee[4..] == [0xee; 28]);
+        assert!(found.holders.is_empty() && found.votes.is_empty() && own, "a stranger is told of somebody: {found:?}");
         // In turns, and each as often the first of two.
         for round in 0..20 {
             let mut ask = async |digest: &Digest| {

@@ -150,11 +150,13 @@ fn statuses(answer: &[u8]) -> (Option<u16>, usize) {
     (first.and_then(|text| text.get(..3)?.parse().ok()), answer.windows(9).filter(|part| part == b"HTTP/1.1 ").count())
 }
 
-/// The part of the layer that an answer says it is, and the bytes that it has.
+/// The part of the layer that an answer says it is, and the bytes that it has. What follows them on the connection is another answer.
 fn told<'a>(answer: &'a [u8], whole: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let end = answer.windows(4).position(|part| part == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?.parse().ok()?;
     let body = &answer[end + 4..];
+    let body = &body[..body.len().min(length)];
     let Some(range) = head.lines().find_map(|line| line.strip_prefix("content-range: bytes ")) else {
         return Some((whole, body));
     };
