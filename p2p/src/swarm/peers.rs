@@ -40,10 +40,21 @@ pub(super) struct Peer {
     pub(super) in_flight: u32,
     pub(super) mean: Mean,
     pub(super) last_active: Duration,
-    /// Requests that timed out since it last delivered.
+    /// How often it let requests time out since it last delivered; several that do within [`UNUSABLE`] are one lapse.
     pub(super) strikes: u32,
+    /// The last of those times.
+    struck: Duration,
     /// When it was last told of a free upload slot.
     invited: Duration,
+}
+
+impl Peer {
+    /// A request to it timed out.
+    pub(super) fn strike(&mut self, now: Duration) {
+        if self.strikes == 0 || now >= self.struck + UNUSABLE {
+            (self.strikes, self.struck) = (self.strikes + 1, now);
+        }
+    }
 }
 
 /// What a peer did, kept over its connections.
@@ -64,7 +75,8 @@ impl Swarm {
         }
         if !self.peers.contains_key(&peer) {
             let (last_active, invited) = (self.now, Duration::ZERO);
-            let state = Peer { in_flight: 0, mean: Mean::default(), last_active, strikes: 0, invited };
+            let state =
+                Peer { in_flight: 0, mean: Mean::default(), last_active, strikes: 0, struck: Duration::ZERO, invited };
             self.peers.insert(peer, state);
         }
         let joined = self.blobs.iter().filter(|(_, blob)| blob.is_active() && blob.known.contains_key(&peer));

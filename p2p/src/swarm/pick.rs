@@ -344,7 +344,7 @@ impl Swarm {
         for flight in self.end_flights(digest, |flight| now >= flight.since + expired) {
             self.actions.push(Action::Cancel { peer: flight.peer, digest, piece: PieceIndex(flight.piece) });
             if let Some(state) = self.peers.at_mut(flight.slot) {
-                state.strikes += 1;
+                state.strike(now);
             }
             self.set_unusable(digest, flight.slot);
         }

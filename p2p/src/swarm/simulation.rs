@@ -497,7 +497,7 @@ fn a_peer_that_stalls_is_left_alone_and_has_its_full_share_again_once_it_sends()
     for peer in std::mem::take(&mut simulation.nodes[1].owed) {
         simulation.happen(1, Event::Sent { peer });
     }
-    until(&mut simulation, 37);
+    until(&mut simulation, 30);
     assert!(!simulation.has_all(0, &digest));
     let (first, second) = (simulation.pieces_from(1) - had, simulation.pieces_from(2));
     assert!(first > 10, "{first} pieces since, {second} from the other one");

@@ -176,6 +176,32 @@ fn broken_off(owes: bool) -> Swarm {
     swarm
 }
 
+/// Requests that waited behind slow peers were given up one after the other, and the only peer was not asked for the longer.
+#[test]
+fn requests_that_time_out_together_are_one_lapse() {
+    let mut swarm = swarm();
+    let (digest, _) = open(&mut swarm, b"slow", &[], &[0, 1, 2, 3, 4]);
+    let _ = swarm.on_event(START, Event::Verifiable { digest, verifiable: true });
+    let mut at = START;
+    for piece in 0..2 {
+        let want = Event::Want { digest, id: WantId(piece.into()), pieces: piece..piece + 1, priority: Priority::Bulk };
+        at += Duration::from_millis(100);
+        let asked = swarm.on_event(at, want);
+        assert!(asked.iter().any(|action| matches!(action, Action::Request { .. })), "{piece}: {asked:?}");
+    }
+    let (mut given_up, mut asked_again) = (0, None);
+    let end = START + Duration::from_secs(60);
+    while asked_again.is_none() && at < end {
+        at += Duration::from_millis(20);
+        let actions = swarm.on_event(at, Event::Tick);
+        given_up += actions.iter().filter(|action| matches!(action, Action::Cancel { .. })).count();
+        asked_again = actions.iter().any(|action| matches!(action, Action::Request { .. })).then_some(at - START);
+    }
+    assert_eq!(given_up, 2);
+    let asked_again = asked_again.expect("it is the only one that has them");
+    assert!((25..27).contains(&asked_again.as_secs()), "{asked_again:?}");
+}
+
 fn reports(actions: &[Action], n: u8) -> bool {
     actions.contains(&Action::Report(peer(n)))
 }
