@@ -103,7 +103,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
         let caller = |ConnectInfo(remote): ConnectInfo<SocketAddr>| async move { remote.to_string() };
-        let router = Router::new().route("/", get(|| async { "right" })).route("/caller", get(caller));
+        let router = Router::new().route("/", get(|| async { "right" }).put(caller));
         let bounds =
             Bounds { connections, head: Duration::from_millis(300), last: Duration::from_secs(2), is_patient: false };
         let serving = tokio::spawn(serve(listener, router, bounds, shutdown.clone().cancelled_owned()));
@@ -147,7 +147,7 @@ mod tests {
         let (address, ..) = start(2).await;
         let mut client = TcpStream::connect(address).await.unwrap();
         let own = client.local_addr().unwrap().to_string();
-        client.write_all(b"GET /caller HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        client.write_all(b"PUT / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with(&own), "{answer}");
