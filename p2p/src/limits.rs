@@ -45,6 +45,9 @@ pub const MAX_FOREIGN_BLOBS: usize = 1 << 17;
 /// Longest list of verified foreign files that is read, in bytes.
 pub const MAX_FOREIGN_LEDGER_LENGTH: u64 = MAX_FOREIGN_BLOBS as u64 * 4 * 180 + (1 << 20);
 
+/// Most pieces asked for on one connection, and not come over it, that are remembered.
+pub const MAX_ASKED_PIECES: usize = 4096;
+
 /// Longest piece, in bytes.
 pub const MAX_PIECE_LENGTH: u64 = 1 << 20;
 

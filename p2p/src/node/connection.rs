@@ -3,6 +3,7 @@
 //! A piece is checked and stored while the next one is read: a connection holds at most two pieces in memory, out of
 //! the node's [`buffers`](super::buffers), and none that it sends. Control frames overtake pieces that wait to be sent.
 
+mod asked;
 mod channel;
 mod greeting;
 mod reader;
@@ -25,6 +26,7 @@ use crate::limits::{MAX_BLOBS_PER_CONNECTION, MAX_QUEUED_FRAMES};
 use crate::wire::handshake::HandshakeError;
 use crate::wire::{BlobNumber, Frame, WireError};
 
+use asked::Asked;
 pub(super) use greeting::{Channel, accept, control_congestion, dial};
 use reader::Reader;
 use serving::Servings;
@@ -59,6 +61,8 @@ pub(super) enum ConnectionError {
     TooManyBlobs,
     #[error("it named blob number {0} without a hello")]
     UnknownBlob(u32),
+    #[error("it sent piece {0} of {1}, which nobody had asked for")]
+    Unasked(u32, Digest),
 }
 
 /// A piece to be sent.
@@ -81,10 +85,12 @@ pub(super) struct Link {
     frames: mpsc::Sender<Frame>,
     uploads: mpsc::UnboundedSender<Upload>,
     numbers: HashMap<Digest, BlobNumber>,
+    asked: Asked,
 }
 
 /// The other ends of a link's queues.
 pub(super) struct Queues {
+    asked: Asked,
     frames: mpsc::Receiver<Frame>,
     /// Bounded by the scheduler's slots.
     uploads: mpsc::UnboundedReceiver<Upload>,
@@ -95,14 +101,24 @@ impl Link {
     pub(super) fn new(id: u64, initiator: PeerId, takes_traces: bool, closing: CancellationToken) -> (Self, Queues) {
         let (frames, frames_out) = mpsc::channel(MAX_QUEUED_FRAMES);
         let (uploads, uploads_out) = mpsc::unbounded_channel();
-        let queues = Queues { frames: frames_out, uploads: uploads_out, closing: closing.clone() };
-        (Self { id, initiator, closing, takes_traces, frames, uploads, numbers: HashMap::new() }, queues)
+        let asked = Asked::default();
+        let queues =
+            Queues { asked: asked.clone(), frames: frames_out, uploads: uploads_out, closing: closing.clone() };
+        (Self { id, initiator, closing, takes_traces, frames, uploads, numbers: HashMap::new(), asked }, queues)
     }
 
     /// Queues a frame. A peer that does not take its frames is dropped.
     pub(super) fn send(&self, frame: Frame) {
         if self.frames.try_send(frame).is_err() {
             self.closing.cancel();
+        }
+    }
+
+    /// Queues a request, if that blob was spoken of.
+    pub(super) fn request(&self, digest: Digest, piece: PieceIndex, urgent: bool) {
+        if let Some(blob) = self.number(&digest) {
+            self.asked.note(digest, piece);
+            self.send(Frame::Request { blob, piece, urgent });
         }
     }
 
@@ -131,11 +147,11 @@ pub(super) async fn run(node: &Arc<Node>, channel: Channel, queues: Queues) -> R
     let Channel { peer, remote, packs, lasts, read, write, .. } = channel;
     let packs = packs && node.config.compression;
     let closing = queues.closing.clone();
-    let servings = Servings::of(peer);
+    let (servings, asked) = (Servings::of(peer), queues.asked.clone());
     let writing = Writer { node: Arc::clone(node), peer, packs, write, queues, servings: servings.clone() };
     let mut writer = node.tasks.spawn(writing.run());
     let ended = tokio::select! {
-        ended = Reader::new(node, peer, remote, read, servings).run() => ended,
+        ended = Reader::new(node, peer, remote, read, servings, asked).run() => ended,
         () = closing.cancelled() => Ok(()),
         // Who has another certificate by now opens another connection.
         () = after(lasts) => Ok(()),

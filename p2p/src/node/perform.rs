@@ -82,12 +82,10 @@ impl Node {
                     self.metrics.hedges.inc();
                 }
                 let Some(link) = inner.links.get(&peer) else { return };
-                if let Some(blob) = link.number(&digest) {
-                    if let Some(traced) = inner.blobs.get(&digest) {
-                        traced.trace_request(peer, link);
-                    }
-                    link.send(Frame::Request { blob, piece, urgent });
+                if let Some(traced) = inner.blobs.get(&digest) {
+                    traced.trace_request(peer, link);
                 }
+                link.request(digest, piece, urgent);
             }
             Action::SayFree { peer, digest } => {
                 let Some(link) = inner.links.get(&peer) else { return };

@@ -9,6 +9,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::asked::Asked;
 use super::channel::Incoming;
 use super::serving::Servings;
 use super::{ConnectionError, FRAME_TIMEOUT, SILENCE};
@@ -23,7 +24,7 @@ use crate::wire::{BlobNumber, Frame, HEADER_LENGTH, Header, PieceHead, packing};
 
 /// Frames up to this length share one buffer.
 const SMALL_FRAME: usize = 4 << 10;
-/// What nobody asked for is read in steps of this, and dropped.
+/// What nobody waits for any more is read in steps of this, and dropped.
 const SKIP: usize = 4 << 10;
 
 pub(super) struct Reader<'a> {
@@ -34,13 +35,21 @@ pub(super) struct Reader<'a> {
     blobs: HashMap<BlobNumber, (Digest, PieceLayout)>,
     small: BytesMut,
     servings: Servings,
+    asked: Asked,
     /// The last piece, which is checked and written while the next one is read.
     judging: Option<JoinHandle<()>>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(node: &'a Arc<Node>, peer: PeerId, remote: IpAddr, read: Incoming, servings: Servings) -> Self {
-        Self { node, peer, remote, read, blobs: HashMap::new(), small: BytesMut::new(), servings, judging: None }
+    pub(super) fn new(
+        node: &'a Arc<Node>,
+        peer: PeerId,
+        remote: IpAddr,
+        read: Incoming,
+        servings: Servings,
+        asked: Asked,
+    ) -> Self {
+        Self { node, peer, remote, read, blobs: HashMap::new(), small: BytesMut::new(), servings, asked, judging: None }
     }
 
     /// Reads until the peer says goodbye, or something is wrong.
@@ -91,7 +100,16 @@ impl<'a> Reader<'a> {
         let head = self.piece_head(header).await?;
         let length = header.piece_length(&head)?;
         let digest = self.digest(head.blob)?;
-        let Some(blob) = node.expecting(peer, &digest, head.piece) else { return self.skip(length).await };
+        let answers = self.asked.answers(digest, head.piece);
+        let Some(blob) = node.expecting(peer, &digest, head.piece) else {
+            if answers {
+                return self.skip(length).await;
+            }
+            // What was asked for would not come either, and only its time-out would tell.
+            node.metrics.bad_pieces.inc();
+            node.drive(Event::Bad { peer, digest, piece: head.piece });
+            return Err(ConnectionError::Unasked(head.piece.0, digest));
+        };
         let bytes = if header.is_packed() {
             let range = blob.layout.range(head.piece);
             self.packed_piece(length, (range.end - range.start) as usize).await?
