@@ -41,8 +41,8 @@ const STALL: Duration = Duration::from_secs(15);
 /// Discovery may put that off, while it says that others fetch, until nothing came for so long; and longer only where
 /// the origin asked for a pause. Less than a read waits: a discovery that never says anything else must not fail one.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// Discovery that gave no answer for so long is taken for dead; a restart takes less.
-const SILENCE: Duration = Duration::from_secs(3);
+/// Discovery that gave no answer for so long is taken for dead; a restart takes about as long, and until then each node takes little.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Pause between questions to a discovery that did not answer.
 const SILENT_PAUSE: Duration = Duration::from_millis(500);
 /// How long readers wait for peers after the origin has refused for good.

@@ -136,7 +136,7 @@ fn a_dead_tracker_is_waited_for_and_then_a_little_is_fetched_without_it() {
 fn a_tracker_that_comes_back_is_asked() {
     let mut rig = Rig::new(2, None);
     rig.pull();
-    rig.pass(S + SILENCE - S);
+    rig.pass(S + SILENCE / 2);
     (rig.reply, rig.finds) = (lease(0, 2), true);
     rig.pass(S + 2 * SILENCE);
     assert!(rig.transfers.iter().all(|(_, _, _, leased)| *leased), "{:?}", rig.transfers);
