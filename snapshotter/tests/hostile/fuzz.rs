@@ -3,16 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use lapwing_evidence::{Evidence, count, seed};
+use lapwing_evidence::Evidence;
+use lapwing_evidence::fuzz::{Inputs, SEED};
+use lapwing_evidence::random::Random;
 
 use crate::generate::Seeds;
 use crate::judge::{self, Verdict};
 use crate::memory;
-use crate::random::Random;
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap())
-}
 
 /// Gives a parser `rounds` inputs, in the fault campaign twenty times as many, or as many as there is time for.
 fn fuzz(check: u8, target: &str, rounds: u32, judge: impl Fn(&Seeds, &mut Random) -> Verdict) {
@@ -20,15 +17,12 @@ fn fuzz(check: u8, target: &str, rounds: u32, judge: impl Fn(&Seeds, &mut Random
     let seeds = Seeds::new();
     let mut evidence = Evidence::new(check, &format!("{target} that are changed at random"));
     judge::take_compared();
-    let rounds = u64::from(count(rounds, rounds * 20));
-    let first = number("LAPWING_TEST_FUZZ_SEED").unwrap_or(1 + (seed() - 1) * 1_000_000_000);
-    let until = number("LAPWING_TEST_FUZZ_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let (mut counts, mut input) = ([0u64; 4], first);
-    while until.map_or(input < first + rounds, |until| Instant::now() < until) {
+    let (mut counts, mut inputs) = ([0u64; 4], Inputs::new(rounds));
+    for input in inputs.by_ref() {
         let start = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| judge(&seeds, &mut Random::new(input))));
         let verdict = outcome.unwrap_or_else(|panic| {
-            eprintln!("{target}: input {input} fails: LAPWING_TEST_FUZZ_SEED={input} repeats it");
+            eprintln!("{target}: input {input} fails: {SEED}={input} repeats it");
             resume_unwind(panic)
         });
         let took = start.elapsed();
@@ -41,15 +35,14 @@ fn fuzz(check: u8, target: &str, rounds: u32, judge: impl Fn(&Seeds, &mut Random
             Verdict::Caught(_) => 2,
             Verdict::Exact => 3,
         }] += 1;
-        input += 1;
     }
-    evidence.faults(target, input - first);
+    evidence.faults(target, inputs.drawn());
     let [refused, unreadable, caught, exact] = counts;
     eprintln!(
         "{target}: {} inputs: {refused} refused, {unreadable} unreadable, {caught} caught, {exact} exact",
-        input - first
+        inputs.drawn()
     );
-    assert!(refused > 0 && (exact > 0 || input - first < rounds), "{target}: changes do too much or too little");
+    assert!(refused > 0 && (exact > 0 || !inputs.is_whole()), "{target}: changes do too much or too little");
 }
 
 #[test]

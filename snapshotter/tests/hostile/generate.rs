@@ -11,10 +11,10 @@ use lapwing_snapshotter::tar::Scanner;
 use lapwing_snapshotter::toc::Toc;
 use serde_json::{Value, json};
 
-use crate::random::Random;
 use crate::support::{self, FORMATS, Format, Item};
 use crate::tars::{self, frames, gzip, rich, seal_all};
 use crate::write::{self, Ztoc};
+use lapwing_evidence::random::Random;
 
 /// Valid inputs.
 pub(crate) struct Seeds {

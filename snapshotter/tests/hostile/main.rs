@@ -12,7 +12,6 @@ mod fuzz;
 mod generate;
 mod judge;
 mod memory;
-mod random;
 #[path = "../toc/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of tables of contents")]
 mod support;
@@ -25,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use generate::Seeds;
 use judge::Verdict;
+use lapwing_evidence::random::Random;
 use lapwing_evidence::{Evidence, seed};
-use random::Random;
 
 /// Resident memory that an input which is no bomb may take beyond what was there, all copies of the test's own included.
 const MOST_MEMORY: u64 = 64 << 20;

@@ -18,6 +18,9 @@
 //! }
 //! ```
 
+pub mod fuzz;
+pub mod random;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;

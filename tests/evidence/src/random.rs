@@ -1,7 +1,8 @@
 //! Chance that is the same on every run, and what it does to bytes.
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
-pub(crate) struct Random(u64);
+#[derive(Debug)]
+pub struct Random(u64);
 
 /// Numbers at which lengths, counts and offsets go wrong.
 const EDGES: [u64; 18] = [
@@ -26,11 +27,13 @@ const EDGES: [u64; 18] = [
 ];
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The same numbers for the same seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -38,36 +41,40 @@ impl Random {
     }
 
     /// Below `limit`, which is not 0.
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 
-    pub(crate) fn one_in(&mut self, count: usize) -> bool {
+    /// True once in `count` times, which is not 0.
+    pub fn one_in(&mut self, count: usize) -> bool {
         self.below(count) == 0
     }
 
-    pub(crate) fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+    /// One of them; there is one at least.
+    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.below(of.len())]
     }
 
-    pub(crate) fn edge(&mut self) -> u64 {
+    /// A number at which something may go wrong, or close to it.
+    pub fn edge(&mut self) -> u64 {
         let edge = *self.pick(&EDGES);
         if self.one_in(3) { edge.wrapping_add(self.next() % 9).wrapping_sub(4) } else { edge }
     }
 
-    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
+    /// So many bytes.
+    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
         (0..length).map(|_| self.next() as u8).collect()
     }
 
     /// Changes bytes in one to four places; `other` is what parts are taken from.
-    pub(crate) fn mutate(&mut self, bytes: &mut Vec<u8>, other: &[u8]) {
+    pub fn mutate(&mut self, bytes: &mut Vec<u8>, other: &[u8]) {
         for _ in 0..=self.below(4) {
             self.change(bytes, other);
         }
     }
 
     /// Changes one place and not the length.
-    pub(crate) fn nudge(&mut self, bytes: &mut [u8]) {
+    pub fn nudge(&mut self, bytes: &mut [u8]) {
         if bytes.is_empty() {
             return;
         }
