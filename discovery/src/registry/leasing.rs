@@ -36,6 +36,8 @@ impl Group {
             None => false,
         };
         let blob = self.open_book(totals, request.digest, layout)?;
+        let spared = self.with_grudges(now, node, request);
+        let request = spared.as_ref().unwrap_or(request);
         let Some(known) = self.nodes.get_mut(node) else { return Ok(LeaseReply::Exhausted) };
         known.books.insert(blob);
         self.leasing.insert(node);
@@ -47,6 +49,18 @@ impl Group {
         let Some(book) = book else { return Ok(LeaseReply::Exhausted) };
         totals.expired_leases += book.expire(now, &mut self.sites);
         Ok(book.ask(now, asker, request, totals.number(), &mut self.sites))
+    }
+
+    /// The request of a node that is not told of some peers, since it reported them: what those fetched is of no use to it either.
+    fn with_grudges(&self, now: Duration, node: u32, request: &LeaseRequest) -> Option<LeaseRequest> {
+        let asking = self.nodes.get(node)?;
+        let is_the_same = |peer: &PeerId, registration: u64| {
+            let number = self.by_peer.get(peer).copied();
+            number.and_then(|number| self.nodes.get(number)).is_some_and(|node| node.registration == registration)
+        };
+        let mut useless = request.useless.clone();
+        useless.extend(asking.grudges(now).filter(|(peer, number)| is_the_same(peer, *number)).map(|(peer, _)| peer));
+        (useless.len() > request.useless.len()).then(|| LeaseRequest { useless, ..request.clone() })
     }
 
     /// The number of a blob that has a book for `layout`, which is made if need be.

@@ -342,6 +342,22 @@ fn what_only_useless_peers_hold_or_fetched_is_leased_again_to_those_who_say_so()
 }
 
 #[test]
+fn a_node_does_not_wait_for_what_a_peer_fetched_that_it_reported_and_is_not_told_of() {
+    let mut registry = registry();
+    let LeaseReply::Granted(first) = lease(&mut registry, NOW, &caller(1), 1, 128 << 10) else { panic!() };
+    registry.settle(NOW, &caller(1), Settlement::new(first.id, digest(1), first.count)).unwrap();
+    assert_eq!(lease(&mut registry, NOW, &caller(2), 1, 128 << 10), LeaseReply::Exhausted, "1 fetched all of it");
+    registry.report(NOW, &caller(2), peer(1)).unwrap();
+    registry.heartbeat(NOW + 10 * S, &caller(1)).unwrap();
+    registry.heartbeat(NOW + GRUDGE / 2, &caller(1)).unwrap();
+    let late = NOW + GRUDGE * 3 / 4;
+    registry.heartbeat(late, &caller(1)).unwrap();
+    assert_eq!(names(&mut registry, late, &caller(2), 1), []);
+    assert!(matches!(lease(&mut registry, late, &caller(2), 1, 128 << 10), LeaseReply::Granted(_)));
+    assert_eq!(lease(&mut registry, late, &caller(3), 1, 128 << 10), LeaseReply::Exhausted, "others are not concerned");
+}
+
+#[test]
 fn nobody_fetches_what_a_live_node_holds_completely() {
     let mut registry = registry();
     hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
