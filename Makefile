@@ -26,6 +26,7 @@ test-long: ## What takes too long for every run: a download killed at 200 random
 	LAPWING_TEST_KILLS=20 LAPWING_TEST_IMAGES=5 cargo test --package lapwing --test survive -- --nocapture
 	LAPWING_TEST_LARGE_GB=20 cargo test --package lapwing-snapshotter --test large -- --nocapture
 	LAPWING_TEST_FUZZ_SECONDS=600 cargo test --package lapwing-snapshotter --test hostile -- --nocapture fuzz
+	LAPWING_TEST_FUZZ_SECONDS=600 cargo test --package lapwing-p2p --package lapwing-discovery --test wire --test calls -- --nocapture
 	LAPWING_TEST_LAYERS=1050 LAPWING_TEST_CROWD=100000 LAPWING_TEST_SEED=1000 cargo test --package lapwing --test equality -- --nocapture generated
 	LAPWING_TEST_TOKEN_SECONDS=60 LAPWING_TEST_TOKEN_ROUNDS=10 cargo test --package lapwing --test tokens -- --nocapture outlive
 

@@ -13,7 +13,11 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         number: 4,
         name: "peers that flip a bit, truncate, extend, swap indexes, answer another blob, 1-100 % of them",
-        programs: &[tests(PEERS, "node", &["spoilers::", "hostile::", "blame::"]), tests("lapwing", "corruption", &[])],
+        programs: &[
+            tests(PEERS, "node", &["spoilers::", "hostile::", "blame::"]),
+            tests(PEERS, "wire", &[]),
+            tests("lapwing", "corruption", &[]),
+        ],
         faults: 1500,
         traffic: 4 * MIB,
         patience: MINUTE,
@@ -79,6 +83,7 @@ pub(super) const CHECKS: &[Check] = &[
         name: "hostile HTTP: ranges, smuggling, floods of headers, redirects",
         programs: &[
             tests("lapwing", "hostile_http", &["requests::"]),
+            tests(TRACKERS, "calls", &[]),
             tests(REGISTRIES, "registry", &["redirects::", "bodies::", "forward::"]),
         ],
         faults: 5000,
