@@ -72,7 +72,7 @@ fn calls(random: &mut Random) -> Vec<(&'static str, Vec<u8>)> {
         piece_port: 7081,
         zone: "a".into(),
         rack: "r1".into(),
-        instance: random.next(),
+        instance: random.draw(),
         seed: random.one_in(5),
         seed_port: 0,
     });
@@ -81,7 +81,7 @@ fn calls(random: &mut Random) -> Vec<(&'static str, Vec<u8>)> {
     let holdings = vec![Holding { digest: digest.clone(), state: state.into() }; 1 + random.below(3)];
     let kind = StatementKind::try_from(1 + random.below(5) as i32).unwrap();
     let statement =
-        Statement { subject: digest.clone(), kind: kind.into(), object: vec![random.next() as u8; 32], length: 900 };
+        Statement { subject: digest.clone(), kind: kind.into(), object: vec![random.draw() as u8; 32], length: 900 };
     let run = Run { first: 0, end: 1 + random.below(16) as u32 };
     let lease = LeaseRequest {
         caller: caller.clone(),
@@ -99,7 +99,7 @@ fn calls(random: &mut Random) -> Vec<(&'static str, Vec<u8>)> {
     let settle = SettleRequest {
         caller: caller.clone(),
         digest: digest.clone(),
-        lease: random.next() % 100,
+        lease: random.draw() % 100,
         fetched: 1,
         first_byte_ms: Some(10),
         trouble: random.below(5) as i32,
@@ -134,7 +134,7 @@ fn calls(random: &mut Random) -> Vec<(&'static str, Vec<u8>)> {
         ("State", StateRequest { caller: caller.clone(), statements: vec![statement] }.encode_to_vec()),
         ("Heartbeat", HeartbeatRequest { caller: caller.clone() }.encode_to_vec()),
         ("Order", order.encode_to_vec()),
-        ("Orders", OrdersRequest { caller: caller.clone(), after: random.next() % 10 }.encode_to_vec()),
+        ("Orders", OrdersRequest { caller: caller.clone(), after: random.draw() % 10 }.encode_to_vec()),
         ("FailOrder", fail.encode_to_vec()),
         ("TellTrial", tell.encode_to_vec()),
         ("TrialReports", reports.encode_to_vec()),

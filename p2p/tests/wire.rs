@@ -55,16 +55,16 @@ fn fuzz(target: &str, rounds: u32, judge: impl Fn(&mut Random) -> Verdict) {
 
 /// One of each kind.
 fn frames(random: &mut Random) -> Vec<Frame> {
-    let (blob, piece) = (BlobNumber(random.next() as u32), PieceIndex(random.edge() as u32));
+    let (blob, piece) = (BlobNumber(random.draw() as u32), PieceIndex(random.edge() as u32));
     let digest = Digest::of(&random.bytes(8));
-    let layout = PieceLayout::new(random.next() % (1 << 36)).unwrap();
+    let layout = PieceLayout::new(random.draw() % (1 << 36)).unwrap();
     let have = match random.below(3) {
         0 => Bitfield::full(layout.piece_count()),
         _ => Bitfield::empty(layout.piece_count()),
     };
     let statement = PieceStatement::decode(random.bytes(STATEMENT_LENGTH).first_chunk().unwrap());
     let statement = random.one_in(2).then_some(statement);
-    let content = vec![random.next() as u8; random.below(5000)];
+    let content = vec![random.draw() as u8; random.below(5000)];
     let packed = pack(&content).unwrap_or_else(|| content.clone());
     let told = |port: u16| ToldHolder {
         peer: PeerId::from_bytes([port as u8; 32]),
@@ -92,7 +92,7 @@ fn frames(random: &mut Random) -> Vec<Frame> {
         Frame::Ping,
         Frame::Bye,
         Frame::Free { blob },
-        Frame::Here { port: random.next() as u16, group: *digest.as_bytes() },
+        Frame::Here { port: random.draw() as u16, group: *digest.as_bytes() },
         Frame::AskHolders { digest },
         Frame::Holders(telling),
         Frame::Traced { blob, trace: [7; 16], span: [8; 8] },
@@ -157,7 +157,7 @@ fn changed_greetings_are_refused_or_are_what_they_say() {
     let greeting = |random: &mut Random| Greeting {
         peer: PeerId::from_bytes(*random.bytes(32).first_chunk().unwrap()),
         nonce: *random.bytes(32).first_chunk().unwrap(),
-        features: random.next() as u16,
+        features: random.draw() as u16,
     };
     fuzz("greetings", 20_000, |random| {
         let mut bytes = greeting(random).encode();
@@ -175,7 +175,7 @@ fn changed_greetings_are_refused_or_are_what_they_say() {
 #[test]
 fn changed_metainfo_is_refused_or_is_what_it_says() {
     fuzz("metainfo", 20_000, |random| {
-        let length = random.next() % (1 << 28);
+        let length = random.draw() % (1 << 28);
         let pieces = PieceLayout::new(length).unwrap().piece_count();
         let hashes = (0..pieces).map(|piece| [piece as u8; 32]).collect();
         let mut bytes = Metainfo::new(Digest::of(b"blob"), length, hashes).unwrap().encode();

@@ -33,7 +33,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -42,7 +42,7 @@ impl Random {
 
     /// Below `limit`, which is not 0.
     pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
+        (self.draw() % limit as u64) as usize
     }
 
     /// True once in `count` times, which is not 0.
@@ -58,12 +58,12 @@ impl Random {
     /// A number at which something may go wrong, or close to it.
     pub fn edge(&mut self) -> u64 {
         let edge = *self.pick(&EDGES);
-        if self.one_in(3) { edge.wrapping_add(self.next() % 9).wrapping_sub(4) } else { edge }
+        if self.one_in(3) { edge.wrapping_add(self.draw() % 9).wrapping_sub(4) } else { edge }
     }
 
     /// So many bytes.
     pub fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
+        (0..length).map(|_| self.draw() as u8).collect()
     }
 
     /// Changes bytes in one to four places; `other` is what parts are taken from.
@@ -95,7 +95,7 @@ impl Random {
         let length = 1 + self.below(bytes.len() - at).min(64);
         match self.below(9) {
             0 => bytes[at] ^= 1 << self.below(8),
-            1 => bytes[at] = self.next() as u8,
+            1 => bytes[at] = self.draw() as u8,
             2 | 3 => self.number(bytes, at),
             4 => bytes[at..at + length].fill(if self.one_in(2) { 0 } else { 0xff }),
             5 => drop(bytes.drain(at..at + length)),
