@@ -15,7 +15,7 @@ export RUST_TEST_THREADS=${RUST_TEST_THREADS:-2}
 
 # A full disk shows as a linker that dies of a bus error, and as tests that fail for no visible reason.
 free=$(df --output=avail -BG . /var/tmp | awk 'NR > 1 { print $1 + 0 }' | sort -n | head -n 1)
-[ "$free" -ge 10 ] || echo "test.sh: only $free GB are free here or in /var/tmp; building takes 4, the tests up to 5 more: make room if something fails" >&2
+[ "$free" -ge 10 ] || echo "test.sh: only $free GB are free here or in /var/tmp; building takes 4, and tests fill disks, too: make room if something fails" >&2
 
 # All of it first: the tests start the binary beside them.
 cargo build --workspace --all-targets || {

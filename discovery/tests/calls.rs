@@ -176,7 +176,6 @@ async fn changed_calls_are_answered_or_refused_and_what_others_told_stays() {
     let task = tokio::spawn(async move { serving.await.unwrap() });
     let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
     let mut honest = TrackerServiceClient::new(channel.clone());
-    // No change makes this group out of the others' names.
     let node = Digest::of(b"an honest node");
     let caller =
         Caller { node: node.as_bytes().to_vec(), group: "honest".into(), piece_port: 7081, ..Caller::default() };
@@ -186,6 +185,7 @@ async fn changed_calls_are_answered_or_refused_and_what_others_told_stays() {
     let announce = AnnounceRequest { caller: Some(caller), holdings: holdings.collect() };
     honest.announce(announce.clone()).await.unwrap();
 
+    // No change makes this group, or this node, out of those of the corpus.
     let mut evidence = Evidence::new(19, "trackers' calls that are changed at random");
     let (mut answered, mut refused, mut inputs) = (0, 0, Inputs::new(6000));
     for input in inputs.by_ref() {

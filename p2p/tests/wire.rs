@@ -5,12 +5,11 @@
 //! `LAPWING_TEST_FUZZ_SEED` from which number on.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use lapwing_evidence::Evidence;
-use lapwing_evidence::fuzz::{Inputs, SEED};
+use lapwing_evidence::fuzz::Inputs;
 use lapwing_evidence::random::Random;
 use lapwing_p2p::bitfield::Bitfield;
 use lapwing_p2p::digest::Digest;
@@ -36,21 +35,20 @@ enum Verdict {
 fn fuzz(target: &str, rounds: u32, judge: impl Fn(&mut Random) -> Verdict) {
     let mut evidence = Evidence::new(4, &format!("{target} that are changed at random"));
     let (mut taken, mut refused, mut inputs) = (0, 0, Inputs::new(rounds));
-    for input in inputs.by_ref() {
-        let start = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| judge(&mut Random::new(input))));
-        let verdict = outcome.unwrap_or_else(|panic| {
-            eprintln!("{target}: input {input} fails: {SEED}={input} repeats it");
-            resume_unwind(panic)
-        });
-        let took = start.elapsed();
-        assert!(took < Duration::from_secs(10), "{target}: input {input} took {took:?}");
+    inputs.judge(target, Duration::from_secs(10), judge, |took, verdict| {
         evidence.ended(took, verdict == Verdict::Taken);
         *if verdict == Verdict::Taken { &mut taken } else { &mut refused } += 1;
-    }
+    });
     evidence.faults(target, inputs.drawn());
     eprintln!("{target}: {} inputs: {refused} refused, {taken} taken", inputs.drawn());
     assert!(!inputs.is_whole() || (refused > 0 && taken > 0), "{target}: changes do too much or too little");
+}
+
+/// What is taken encodes to the bytes that it was read from.
+fn exact<E>(encoded: Result<Vec<u8>, E>, bytes: &[u8]) -> Verdict {
+    let Ok(encoded) = encoded else { return Verdict::Refused };
+    assert_eq!(encoded, bytes);
+    Verdict::Taken
 }
 
 /// One of each kind.
@@ -162,13 +160,7 @@ fn changed_greetings_are_refused_or_are_what_they_say() {
     fuzz("greetings", 20_000, |random| {
         let mut bytes = greeting(random).encode();
         random.nudge(&mut bytes);
-        match Greeting::decode(&bytes) {
-            Ok(read) => {
-                assert_eq!(read.encode(), bytes);
-                Verdict::Taken
-            }
-            Err(_) => Verdict::Refused,
-        }
+        exact(Greeting::decode(&bytes).map(|read| read.encode().to_vec()), &bytes)
     });
 }
 
@@ -184,13 +176,7 @@ fn changed_metainfo_is_refused_or_is_what_it_says() {
             0 => random.nudge(&mut bytes),
             _ => random.mutate(&mut bytes, &other),
         }
-        match Metainfo::decode(&bytes) {
-            Ok(read) => {
-                assert_eq!(read.encode(), bytes);
-                Verdict::Taken
-            }
-            Err(_) => Verdict::Refused,
-        }
+        exact(Metainfo::decode(&bytes).map(|read| read.encode()), &bytes)
     });
 }
 

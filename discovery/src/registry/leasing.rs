@@ -30,14 +30,14 @@ impl Group {
         layout: PieceLayout,
         random: &mut fastrand::Rng,
     ) -> Result<LeaseReply, Refusal> {
+        let spared = self.with_grudges(now, node, request);
+        let request = spared.as_ref().unwrap_or(request);
         let far_only = match self.nearest_complete(now, node, request, random) {
             Some(Nearness::Near) => return Ok(LeaseReply::Exhausted),
             Some(Nearness::Far) => true,
             None => false,
         };
         let blob = self.open_book(totals, request.digest, layout)?;
-        let spared = self.with_grudges(now, node, request);
-        let request = spared.as_ref().unwrap_or(request);
         let Some(known) = self.nodes.get_mut(node) else { return Ok(LeaseReply::Exhausted) };
         known.books.insert(blob);
         self.leasing.insert(node);
@@ -51,16 +51,16 @@ impl Group {
         Ok(book.ask(now, asker, request, totals.number(), &mut self.sites))
     }
 
-    /// The request of a node that is not told of some peers, since it reported them: what those fetched is of no use to it either.
+    /// The request of a node that has reported peers and is not told of them: what those hold or fetched is of no use to it.
     fn with_grudges(&self, now: Duration, node: u32, request: &LeaseRequest) -> Option<LeaseRequest> {
-        let asking = self.nodes.get(node)?;
-        let is_the_same = |peer: &PeerId, registration: u64| {
-            let number = self.by_peer.get(peer).copied();
-            number.and_then(|number| self.nodes.get(number)).is_some_and(|node| node.registration == registration)
+        let asking = self.nodes.get(node).filter(|node| node.has_grudges())?;
+        let is_held_against = |peer: &PeerId| {
+            let accused = self.by_peer.get(peer).and_then(|accused| self.nodes.get(*accused));
+            accused.is_some_and(|accused| asking.has_grudge(now, accused))
         };
-        let mut useless = request.useless.clone();
-        useless.extend(asking.grudges(now).filter(|(peer, number)| is_the_same(peer, *number)).map(|(peer, _)| peer));
-        (useless.len() > request.useless.len()).then(|| LeaseRequest { useless, ..request.clone() })
+        let mut request = request.clone();
+        request.useless.extend(asking.accused().filter(is_held_against));
+        Some(request)
     }
 
     /// The number of a blob that has a book for `layout`, which is made if need be.
@@ -161,11 +161,7 @@ impl Group {
         let usable = others.filter(|&holder| {
             let known = || self.nodes.get(holder);
             self.standings[holder as usize].serves(now, known)
-                && known().is_some_and(|holder| {
-                    !holder.is_suspect(now)
-                        && !asking.has_grudge(now, holder)
-                        && !request.useless.contains(&holder.peer)
-                })
+                && known().is_some_and(|holder| !holder.is_suspect(now) && !request.useless.contains(&holder.peer))
         });
         let (mut far, stand) = (None, &self.standings[asker as usize].stand);
         for holder in usable {

@@ -173,13 +173,13 @@ impl Node {
     }
 
     pub(super) fn has_grudge(&self, now: Duration, against: &Self) -> bool {
-        self.grudges(now).any(|grudge| grudge == (against.peer, against.registration))
+        let names = |grudge: &Grudge| (grudge.against, grudge.registration) == (against.peer, against.registration);
+        self.grudges.iter().any(|grudge| names(grudge) && now.saturating_sub(grudge.since) < GRUDGE)
     }
 
-    /// Whom it reported of late, and the registration which that had.
-    pub(super) fn grudges(&self, now: Duration) -> impl Iterator<Item = (PeerId, u64)> {
-        let recent = self.grudges.iter().filter(move |grudge| now.saturating_sub(grudge.since) < GRUDGE);
-        recent.map(|grudge| (grudge.against, grudge.registration))
+    /// Whom it has reported; some of that may be forgiven.
+    pub(super) fn accused(&self) -> impl Iterator<Item = PeerId> {
+        self.grudges.iter().map(|grudge| grudge.against)
     }
 
     /// It was reported. Two reporters differ when their addresses do, too (loopback aside): keys are cheap.

@@ -112,8 +112,9 @@ impl Blob {
     /// A piece is asked of the peer at the other end of `link`, which is told first if that belongs to a trace.
     pub(super) fn trace_request(&self, peer: PeerId, link: &Link) {
         let Some(followed) = self.followed() else { return };
+        let Some(blob) = link.number(&self.digest) else { return };
         let Some(context) = followed.converse(peer, link.id) else { return };
-        if let Some(blob) = link.number(&self.digest).filter(|_| link.takes_traces) {
+        if link.takes_traces {
             let (trace, span) = context.ids();
             link.send(Frame::Traced { blob, trace, span });
         }

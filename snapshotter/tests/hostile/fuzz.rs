@@ -1,10 +1,9 @@
 //! Changed inputs without end, for each parser.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lapwing_evidence::Evidence;
-use lapwing_evidence::fuzz::{Inputs, SEED};
+use lapwing_evidence::fuzz::Inputs;
 use lapwing_evidence::random::Random;
 
 use crate::generate::Seeds;
@@ -18,24 +17,21 @@ fn fuzz(check: u8, target: &str, rounds: u32, judge: impl Fn(&Seeds, &mut Random
     let mut evidence = Evidence::new(check, &format!("{target} that are changed at random"));
     judge::take_compared();
     let (mut counts, mut inputs) = ([0u64; 4], Inputs::new(rounds));
-    for input in inputs.by_ref() {
-        let start = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| judge(&seeds, &mut Random::new(input))));
-        let verdict = outcome.unwrap_or_else(|panic| {
-            eprintln!("{target}: input {input} fails: {SEED}={input} repeats it");
-            resume_unwind(panic)
-        });
-        let took = start.elapsed();
-        assert!(took < Duration::from_secs(30), "{target}: input {input} took {took:?}");
-        evidence.ended(took, verdict == Verdict::Exact);
-        evidence.served_after(judge::take_compared());
-        counts[match verdict {
-            Verdict::Refused(_) => 0,
-            Verdict::Unreadable(_) => 1,
-            Verdict::Caught(_) => 2,
-            Verdict::Exact => 3,
-        }] += 1;
-    }
+    inputs.judge(
+        target,
+        Duration::from_secs(30),
+        |random| judge(&seeds, random),
+        |took, verdict| {
+            evidence.ended(took, verdict == Verdict::Exact);
+            evidence.served_after(judge::take_compared());
+            counts[match verdict {
+                Verdict::Refused(_) => 0,
+                Verdict::Unreadable(_) => 1,
+                Verdict::Caught(_) => 2,
+                Verdict::Exact => 3,
+            }] += 1;
+        },
+    );
     evidence.faults(target, inputs.drawn());
     let [refused, unreadable, caught, exact] = counts;
     eprintln!(

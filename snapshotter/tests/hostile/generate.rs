@@ -3,6 +3,7 @@
 
 use std::io::Read as _;
 
+use lapwing_evidence::random::Random;
 use lapwing_p2p::digest::Digest;
 use lapwing_snapshotter::erofs::write_image;
 use lapwing_snapshotter::index::IndexBuilder;
@@ -14,7 +15,6 @@ use serde_json::{Value, json};
 use crate::support::{self, FORMATS, Format, Item};
 use crate::tars::{self, frames, gzip, rich, seal_all};
 use crate::write::{self, Ztoc};
-use lapwing_evidence::random::Random;
 
 /// Valid inputs.
 pub(crate) struct Seeds {

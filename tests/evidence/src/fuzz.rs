@@ -1,7 +1,9 @@
 //! Changed inputs without end.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
+use crate::random::Random;
 use crate::{count, seed};
 
 /// For how many seconds inputs go on, instead of a number of them.
@@ -27,12 +29,34 @@ impl Inputs {
         Self { first, next: first, end: first + rounds, until }
     }
 
+    /// Gives each to a parser, and what it says of it, with the time that took, to `ended`. A panic, or more time than `longest`, names
+    /// the input.
+    pub fn judge<V>(
+        &mut self,
+        target: &str,
+        longest: Duration,
+        judge: impl Fn(&mut Random) -> V,
+        mut ended: impl FnMut(Duration, V),
+    ) {
+        for input in self {
+            let start = Instant::now();
+            let outcome = catch_unwind(AssertUnwindSafe(|| judge(&mut Random::new(input))));
+            let verdict = outcome.unwrap_or_else(|panic| {
+                eprintln!("{target}: input {input} fails: {SEED}={input} repeats it");
+                resume_unwind(panic)
+            });
+            let took = start.elapsed();
+            assert!(took < longest, "{target}: input {input} took {took:?}");
+            ended(took, verdict);
+        }
+    }
+
     /// How many there were so far.
     pub const fn drawn(&self) -> u64 {
         self.next - self.first
     }
 
-    /// Whether it were as many as asked for, so that what is rare must have been among them.
+    /// Whether there were as many as asked for, so that what is rare must have been among them.
     pub const fn is_whole(&self) -> bool {
         self.next >= self.end
     }
