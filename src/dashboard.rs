@@ -3,7 +3,7 @@
 //! Everything comes from this listener: the page's policy (Content-Security-Policy) lets it load and ask nothing else, and run nothing
 //! that stands in the page. Scripts put what they are told into text nodes, never into HTML: names come from registries and peers.
 //!
-//! `GET /dashboard/events` sends a [`Frame`] at once and then every [`EVERY`], to at most [`MAX_LISTENERS`] at the same time. One who does
+//! `GET /dashboard/events` sends a [`Frame`] at once and then every [`EVERY`], to at most [`MAX_DASHBOARD_LISTENERS`] at the same time. One who does
 //! not take what is sent is dropped, and nothing is gathered while nobody listens.
 
 use std::convert::Infallible;
@@ -22,18 +22,16 @@ use axum::routing::get;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
+use crate::limits::{MAX_DASHBOARD_LISTENERS, MAX_DASHBOARD_WAITING};
+
 pub(crate) mod node;
 pub(crate) mod tracker;
 
 /// What the page may load and do.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
-/// Listeners at the same time.
-const MAX_LISTENERS: usize = 16;
 /// How often they are told.
 const EVERY: Duration = Duration::from_secs(1);
-/// Frames that wait for a listener before it is dropped.
-const MAX_WAITING: usize = 4;
 
 /// Name, media type, content.
 const ASSETS: [(&str, &str, &str); 9] = [
@@ -80,10 +78,10 @@ impl Dashboard {
     }
 
     fn listen(self: &Arc<Self>) -> Option<mpsc::Receiver<Bytes>> {
-        let (sender, receiver) = mpsc::channel(MAX_WAITING);
+        let (sender, receiver) = mpsc::channel(MAX_DASHBOARD_WAITING);
         let mut listeners = self.lock();
         listeners.all.retain(|listener| !listener.is_closed());
-        if listeners.all.len() >= MAX_LISTENERS {
+        if listeners.all.len() >= MAX_DASHBOARD_LISTENERS {
             return None;
         }
         listeners.all.push(sender);
@@ -132,7 +130,7 @@ pub(crate) fn routes(dashboard: Arc<Dashboard>) -> Router {
 
 async fn events(State(dashboard): State<Arc<Dashboard>>) -> Response {
     let Some(receiver) = dashboard.listen() else {
-        let reason = format!("{MAX_LISTENERS} pages are open already: close one\n");
+        let reason = format!("{MAX_DASHBOARD_LISTENERS} pages are open already: close one\n");
         return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "10")], reason).into_response();
     };
     let frames = futures_util::stream::unfold(receiver, |mut receiver| async move {
@@ -220,7 +218,7 @@ mod tests {
         assert_eq!(gathered.load(Ordering::Relaxed), 0, "nobody looks");
         let client = client();
         let mut open = Vec::new();
-        for _ in 0..MAX_LISTENERS {
+        for _ in 0..MAX_DASHBOARD_LISTENERS {
             let answer = client.get(format!("{base}events")).send().await.unwrap();
             assert_eq!(answer.headers()[CONTENT_TYPE], "text/event-stream");
             let mut frames = answer.bytes_stream();
@@ -251,6 +249,6 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert!(dashboard.lock().all.is_empty());
-        assert_eq!(stuck.len(), MAX_WAITING);
+        assert_eq!(stuck.len(), MAX_DASHBOARD_WAITING);
     }
 }

@@ -25,12 +25,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Catalog, LayerRecord};
 use crate::layers::Origins;
+use crate::limits::MAX_IMAGE_BLOBS;
 use crate::platform::is_for;
 
 const SOURCE: &str = "containerd.io/distribution.source.";
 const REFERENCE: &str = "containerd.io/gc.ref.content";
-/// Most manifests of an index that are looked at, and most blobs of an image.
-const MAX_CHILDREN: usize = 1024;
 
 /// What is to be done.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -114,7 +113,7 @@ impl Hydration {
         let labels = namespace.labels(&manifest).await?.unwrap_or_default();
         let place = place_of(&labels, image);
         let blobs: Vec<&Descriptor> = std::iter::once(parsed.config()).chain(parsed.layers()).collect();
-        anyhow::ensure!(blobs.len() <= MAX_CHILDREN, "{manifest} names more than {MAX_CHILDREN} blobs");
+        anyhow::ensure!(blobs.len() <= MAX_IMAGE_BLOBS, "{manifest} names more than {MAX_IMAGE_BLOBS} blobs");
         for blob in &blobs {
             let digest: Digest = blob.digest().to_string().parse()?;
             if namespace.labels(&digest).await?.is_some() {
@@ -167,7 +166,8 @@ pub(crate) async fn manifests(
     let index: Index = serde_json::from_slice(&bytes).with_context(|| format!("{target} is no manifest or index"))?;
     let Some(children) = index.manifests else { return Ok(vec![target]) };
     let mut found = Vec::new();
-    for child in children.iter().take(MAX_CHILDREN).filter(|child| platform.is_none_or(|wanted| is_for(child, wanted)))
+    for child in
+        children.iter().take(MAX_IMAGE_BLOBS).filter(|child| platform.is_none_or(|wanted| is_for(child, wanted)))
     {
         let digest: Digest = child.digest().to_string().parse()?;
         if namespace.labels(&digest).await?.is_some() {

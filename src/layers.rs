@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::catalog::{Catalog, LayerRecord};
 use crate::config::Formats;
+use crate::limits::MAX_INDEX_CANDIDATES;
 use crate::profiles::Profiles;
 use build::Builder;
 use tars::Tars;
@@ -57,8 +58,6 @@ const LOOK: Duration = Duration::from_millis(100);
 const ABSENT_FOR: Duration = Duration::from_secs(5);
 /// Shortest and longest pause before the background completion of a layer is tried again.
 const COMPLETE_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
-/// Most indexes of one layer that are tried when others turn out wrong.
-const MAX_CANDIDATES: usize = 4;
 /// Most layers whose state is remembered; the oldest absent ones are forgotten first.
 const MAX_LAYERS: usize = 10_000;
 
@@ -273,7 +272,7 @@ impl Layers {
     /// What an index that nodes have built makes of the layer. `patience`: for how long nobody in reach may have it.
     async fn by_swarm(&self, mounts: &Arc<LazyMounts>, record: &LayerRecord, patience: Duration) -> Knowledge {
         let (layer, mut wrong) = (record.layer, None);
-        for _ in 0..MAX_CANDIDATES {
+        for _ in 0..MAX_INDEX_CANDIDATES {
             let Some(object) = self.node.derived(layer, StatementKind::LayerIndex).await else { break };
             let _followed = object.follow(trace::current());
             let bytes = match whole(&object, patience).await {

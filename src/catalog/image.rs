@@ -11,12 +11,11 @@ use oci_spec::image::{Descriptor, ImageManifest, MediaType};
 use serde::Deserialize;
 
 use super::LayerRecord;
+use crate::limits::MAX_IMAGE_LAYERS;
 use crate::platform;
 
 /// SOCI's index of the image, in the manifests that `soci convert` writes.
 const SOCI_ANNOTATION: &str = "com.amazon.soci.index-digest";
-/// Most layers of an image; overlayfs mounts fewer.
-const MAX_LAYERS: usize = 512;
 
 /// A manifest that passed the mirror.
 pub(crate) struct Image {
@@ -66,7 +65,7 @@ impl Image {
             return Err(wrong("it lists manifests or is of schema 1".to_owned()));
         }
         let parsed: ImageManifest = serde_json::from_slice(manifest).map_err(|error| wrong(error.to_string()))?;
-        if parsed.layers().len() > MAX_LAYERS {
+        if parsed.layers().len() > MAX_IMAGE_LAYERS {
             return Err(wrong(format!("{} layers", parsed.layers().len())));
         }
         if !is_config(parsed.config().media_type()) {

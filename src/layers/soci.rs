@@ -17,12 +17,11 @@ use super::kept::KeptKind;
 use super::{Knowledge, Layers, SwarmLayer};
 use crate::catalog::LayerRecord;
 use crate::config::LazyFormat;
+use crate::limits::MAX_REFERRERS;
 
 const INDEX_V1: &str = "application/vnd.amazon.soci.index.v1+json";
 const INDEX_V2: &str = "application/vnd.amazon.soci.index.v2+json";
 const LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
-/// Most indexes of an image that are looked into.
-const MAX_REFERRERS: usize = 4;
 
 /// An artifact, or the list of those that refer to an image.
 #[derive(Deserialize)]

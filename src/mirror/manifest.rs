@@ -19,13 +19,12 @@ use super::Mirror;
 use super::answer::Refusal;
 use super::request::{Asked, Thing};
 use crate::catalog::Image;
+use crate::limits::MAX_LEARNING;
 
 /// How long the reading of a config may take.
 const CONFIG_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a client waits for the catalog before it is given a config.
 const LEARNING_PATIENCE: Duration = Duration::from_secs(1);
-/// Most images learnt at the same time; more pass unlearnt.
-const MAX_LEARNING: usize = 64;
 
 impl Mirror {
     pub(super) async fn pass_through(self: &Arc<Self>, asked: &Asked) -> Result<Response, Refusal> {

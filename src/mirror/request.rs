@@ -9,11 +9,7 @@ use lapwing_p2p::digest::Digest;
 use lapwing_plugins::registry::{Reference, RegistryName, RepositoryName};
 
 use super::answer::Refusal;
-
-/// Most `Accept` headers passed on.
-const MAX_ACCEPT: usize = 32;
-/// Longest query passed on, in bytes.
-const MAX_QUERY_LENGTH: usize = 4096;
+use crate::limits::{MAX_ACCEPT, MAX_QUERY_BYTES};
 
 /// One request, parsed.
 #[derive(Debug)]
@@ -108,8 +104,8 @@ fn registry_and_query<B>(
     default_registry: &RegistryName,
 ) -> Result<(RegistryName, Option<String>), Refusal> {
     let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message);
-    if request.uri().query().is_some_and(|query| query.len() > MAX_QUERY_LENGTH) {
-        return Err(bad(format!("the query is longer than {MAX_QUERY_LENGTH} bytes")));
+    if request.uri().query().is_some_and(|query| query.len() > MAX_QUERY_BYTES) {
+        return Err(bad(format!("the query is longer than {MAX_QUERY_BYTES} bytes")));
     }
     let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(request.uri())
         .map_err(|error| bad(format!("the query cannot be read: {error}")))?;

@@ -5,9 +5,7 @@ use lapwing_p2p::limits::MAX_BLOB_LENGTH;
 use serde::Deserialize;
 
 use super::proofs::Given;
-
-/// Most things that a manifest may name; one that names more vouches for none.
-const MAX_CHILDREN: usize = 4096;
+use crate::limits::MAX_VOUCHED;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -49,7 +47,7 @@ impl Manifest {
             }
             _ => return None,
         };
-        if children.len() > MAX_CHILDREN {
+        if children.len() > MAX_VOUCHED {
             return None;
         }
         let media_type = shape.media_type.unwrap_or_else(|| default.to_owned());
@@ -102,7 +100,7 @@ mod tests {
     fn what_is_neither_or_both_names_nothing() {
         let both = json!({ "config": named(b"c", 1), "layers": [], "manifests": [named(b"m", 3)] });
         let schema_1 = json!({ "schemaVersion": 1, "fsLayers": [{ "blobSum": "sha256:00" }] });
-        let many = json!({ "manifests": vec![named(b"m", 3); MAX_CHILDREN + 1] });
+        let many = json!({ "manifests": vec![named(b"m", 3); MAX_VOUCHED + 1] });
         for text in [both, schema_1, many, json!([]), json!({})] {
             assert_eq!(parse(&text), None);
         }

@@ -11,9 +11,8 @@ use lapwing_snapshotter::profile::merge::Extent;
 use lapwing_snapshotter::profile::{Profile, Start};
 
 use super::Profiles;
+use crate::limits::MAX_PROFILE_CANDIDATES;
 
-/// Most profiles of one image that are taken from others.
-const MAX_CANDIDATES: usize = 3;
 /// How long others may take to bring one.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -83,7 +82,7 @@ impl Profiles {
 
     async fn theirs(&self, chain: Digest) -> Vec<Theirs> {
         let mut found = Vec::new();
-        for object in self.node.all_derived(chain, StatementKind::Profile, MAX_CANDIDATES).await {
+        for object in self.node.all_derived(chain, StatementKind::Profile, MAX_PROFILE_CANDIDATES).await {
             let statement = Statement {
                 subject: chain,
                 kind: StatementKind::Profile,

@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,8 +16,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
-/// Most hosts whose certificates are kept.
-const MAX_HOSTS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+use crate::limits::MAX_PROXIED_HOSTS;
+
 /// A client's clock may be late by this.
 const BEFORE: Duration = Duration::from_secs(3600);
 const VALID: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -59,7 +58,7 @@ impl Certificates {
             ca_file.display()
         );
         let issuer = Issuer::from_ca_cert_der(own, ca_key).with_context(of_file)?;
-        let issued = Mutex::new(LruCache::new(MAX_HOSTS));
+        let issued = Mutex::new(LruCache::new(MAX_PROXIED_HOSTS));
         Ok(Self { issuer, chain, key: KeyPair::generate()?, issued })
     }
 
@@ -123,10 +122,10 @@ mod tests {
         let first = certificates.server("reg.example").unwrap();
         assert!(Arc::ptr_eq(&first, &certificates.server("reg.example").unwrap()));
         assert!(certificates.server("10.0.0.1").is_ok() && certificates.server("2001:db8::1").is_ok());
-        for number in 0..MAX_HOSTS.get() {
+        for number in 0..MAX_PROXIED_HOSTS.get() {
             certificates.server(&format!("h{number}.example")).unwrap();
         }
-        assert_eq!(certificates.issued.lock().unwrap().len(), MAX_HOSTS.get());
+        assert_eq!(certificates.issued.lock().unwrap().len(), MAX_PROXIED_HOSTS.get());
         assert!(!Arc::ptr_eq(&first, &certificates.server("reg.example").unwrap()));
     }
 

@@ -6,8 +6,7 @@ use http::Uri;
 use lapwing_p2p::digest::Digest;
 use lapwing_plugins::registry::RepositoryName;
 
-/// Longest URL taken, in bytes.
-const MAX_URL_BYTES: usize = 16 << 10;
+use crate::limits::MAX_URL_BYTES;
 
 /// A URL, taken apart as far as rules and origins need it.
 #[derive(Debug, Clone, PartialEq, Eq)]

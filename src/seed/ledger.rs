@@ -16,10 +16,7 @@ use lapwing_discovery::seed::Wanted;
 use lapwing_p2p::digest::Digest;
 use lapwing_p2p::origin::Locator;
 
-/// Most entries read at start; what is beyond them waits for somebody to ask.
-const MAX_ENTRIES: usize = 4096;
-/// Longest entry read, in bytes.
-const MAX_ENTRY_BYTES: u64 = 1024;
+use crate::limits::{MAX_SEED_ENTRIES, MAX_SEED_ENTRY_BYTES};
 
 /// See the module's documentation.
 pub(super) struct Ledger {
@@ -60,7 +57,7 @@ impl Ledger {
     pub(super) fn entries(&self) -> Vec<Wanted> {
         let names = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let mut entries = Vec::new();
-        for path in names.map(|entry| entry.path()).take(MAX_ENTRIES) {
+        for path in names.map(|entry| entry.path()).take(MAX_SEED_ENTRIES) {
             match read(&path) {
                 Some(wanted) => entries.push(wanted),
                 None => {
@@ -79,7 +76,7 @@ impl Ledger {
 
 fn read(path: &Path) -> Option<Wanted> {
     let digest = format!("sha256:{}", path.file_name()?.to_str()?).parse().ok()?;
-    if fs::metadata(path).ok()?.len() > MAX_ENTRY_BYTES {
+    if fs::metadata(path).ok()?.len() > MAX_SEED_ENTRY_BYTES {
         return None;
     }
     let text = fs::read_to_string(path).ok()?;

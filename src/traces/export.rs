@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Counters;
+use crate::limits::MAX_COLLECTOR_ANSWER;
 
 /// Most spans of one request.
 const MAX_BATCH: usize = 512;
@@ -23,8 +24,6 @@ const GATHER: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses before a batch that was not taken is sent again; after the last of them it is dropped.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
-/// Longest answer that is read, in bytes.
-const MAX_ANSWER: usize = 64 << 10;
 
 /// See the module's documentation.
 pub(super) struct Exporter {
@@ -128,7 +127,7 @@ impl Exporter {
         let mut read = Vec::new();
         while let Ok(Some(chunk)) = answer.chunk().await {
             read.extend_from_slice(&chunk);
-            if read.len() > MAX_ANSWER {
+            if read.len() > MAX_COLLECTOR_ANSWER {
                 break;
             }
         }
