@@ -59,6 +59,7 @@ bench-files: ## Reading files of a lazily mounted layer, by EROFS and by FUSE, a
 
 .PHONY: bench-lazy
 bench-lazy: packages tools release ## Starts of real images against plain containerd, and files, index and memory (IMAGES="python tomcat tensorflow memory files index"; the first run fetches 800 MB); writes target/bench/lazy.json
+	contrib/setup/packages.sh zlib1g-dev # for SOCI
 	contrib/setup/image.sh real service learning
 	cargo build --release --quiet --package lapwing-bench --bins
 	LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" cargo run --release --quiet --package lapwing-bench --bin lazy -- $(IMAGES)
@@ -74,8 +75,13 @@ bench-get: packages release nginx ## lapwing get against curl, without a node, b
 		cargo run --release --quiet --package lapwing-bench --bin get | tee target/bench/get.json
 
 .PHONY: bench-peers
-bench-peers: packages tools release ## The same work by Lapwing, other systems and plain containerd (SYSTEMS="spegel lapwing" WORK="cold8", REPEAT=3; builds the others from what their authors published); writes target/bench/peers.json
-	LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" cargo run --release --quiet --package lapwing-bench --bin peers -- $(SYSTEMS) $(WORK)
+bench-peers: packages tools release nginx ## The same work by Lapwing, other systems and plain containerd (SYSTEMS="spegel lapwing" WORK="cold8", REPEAT=3; builds the others, once, from what their authors published); writes target/bench/peers.json
+	contrib/setup/packages.sh g++ cmake protobuf-compiler libclang-dev # for Dragonfly's client
+	LAPWING_NGINX="$(LAPWING_CACHE)/nginx/usr/sbin/nginx" LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" cargo run --release --quiet --package lapwing-bench --bin peers -- $(SYSTEMS) $(WORK)
+
+.PHONY: bench-charts
+bench-charts: ## Puts what bench-peers and bench-lazy wrote into docs/benchmarks.md, as tables and charts
+	cargo run --release --quiet --package lapwing-bench --bin charts
 
 .PHONY: bench-wire
 bench-wire: release nginx ## Piece wire against nginx with sendfile, and memory with 32 peers; writes target/bench/wire.json

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use lapwing_lab::image::{self, Layout};
 use lapwing_lab::tree;
-use lapwing_lab::{
-    LapwingSettings, Machine, MachineOptions, Need, Site, check, lapwing_binary, require, soci_ztoc, wait,
-};
+use lapwing_lab::{LapwingSettings, Machine, MachineOptions, Need, Site, check, lapwing_binary, require, wait};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -247,39 +245,6 @@ fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
-/// Pushes the image, and a SOCI index of the given version for its layers: zTOCs by SOCI's own library, the manifest around them after its
-/// description. Gives the digest of the index, and of the image's manifest.
-fn push_soci(site: &Site, layout: &Layout, version: u8) -> (Vec<u8>, String) {
-    site.registry.push(layout, "lab/image:1").unwrap();
-    let push = |bytes: &[u8]| {
-        site.registry.push_blob(REPOSITORY, &sha256(bytes), bytes.len() as u64, bytes).unwrap();
-        json!({ "mediaType": "application/octet-stream", "digest": sha256(bytes), "size": bytes.len() })
-    };
-    let scratch = tempfile::tempdir().unwrap();
-    let mut ztocs = Vec::new();
-    for layer in &layout.layers {
-        let output = scratch.path().join("ztoc");
-        let mut command = std::process::Command::new(soci_ztoc().unwrap());
-        check(command.args(["gzip", "4194304"]).arg(layout.blob_path(layer)).arg(&output)).unwrap();
-        let mut ztoc = push(&std::fs::read(output).unwrap());
-        ztoc["annotations"] = json!({
-            "com.amazon.soci.image-layer-digest": layer.digest,
-            "com.amazon.soci.image-layer-mediaType": image::LAYER,
-        });
-        ztocs.push(ztoc);
-    }
-    let mut config = push(b"{}");
-    config["mediaType"] = format!("application/vnd.amazon.soci.index.v{version}+json").into();
-    let mut index = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": ztocs });
-    if version == 1 {
-        index["subject"] =
-            json!({ "mediaType": MANIFEST, "digest": layout.manifest.digest, "size": layout.manifest.size });
-    }
-    let bytes = serde_json::to_vec(&index).unwrap();
-    site.registry.push_manifest(REPOSITORY, &sha256(&bytes), MANIFEST, &bytes).unwrap();
-    (bytes, layout.manifest.digest.clone())
-}
-
 /// A worker that pulls the image; gives it with the number of layers that it claimed.
 fn pulled(site: &Site, name: &str, reference: &str, line: &str, complete_after: &str) -> (Machine, f64) {
     let settings = LapwingSettings::node(&[site.tracker.tracker_address()])
@@ -301,12 +266,7 @@ fn an_image_with_a_soci_index_is_lazy_on_its_first_pull_and_the_same_as_unpacked
     }
     let layout = image::small().unwrap();
     let site = Site::new("soci", None).unwrap();
-    let (index, _) = push_soci(&site, &layout, 2);
-    let mut manifest: Value =
-        serde_json::from_slice(&std::fs::read(layout.blob_path(&layout.manifest)).unwrap()).unwrap();
-    manifest["annotations"] = json!({ "com.amazon.soci.index-digest": sha256(&index) });
-    site.registry.push_manifest(REPOSITORY, "soci", MANIFEST, &serde_json::to_vec(&manifest).unwrap()).unwrap();
-    let reference = format!("{}/{REPOSITORY}:soci", site.registry.name());
+    let reference = site.registry.push_with_soci(&layout, REPOSITORY, "soci").unwrap();
 
     let plain = Machine::start(&site.network, "plain", &site.registry, MachineOptions::plain()).unwrap();
     plain.containerd.pull(&reference, "overlayfs").unwrap();
@@ -335,17 +295,17 @@ fn a_soci_index_that_refers_to_an_image_counts_only_where_that_is_configured() {
     }
     let image = image::noise(62, &[20]).unwrap();
     let site = Site::new("soci-referrers", None).unwrap();
-    let (index, manifest) = push_soci(&site, &image.layout, 1);
+    let reference = site.registry.push(&image.layout, &format!("{REPOSITORY}:1")).unwrap();
+    let index = site.registry.push_soci_index(&image.layout, REPOSITORY, 1).unwrap();
     // The registry has no referrers; a tag stands for them.
     let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [{
         "mediaType": MANIFEST,
         "artifactType": "application/vnd.amazon.soci.index.v1+json",
-        "digest": sha256(&index),
-        "size": index.len(),
+        "digest": index.digest,
+        "size": index.size,
     }] });
-    let tag = manifest.replace(':', "-");
+    let tag = image.layout.manifest.digest.replace(':', "-");
     site.registry.push_manifest(REPOSITORY, &tag, INDEX, &serde_json::to_vec(&list).unwrap()).unwrap();
-    let reference = format!("{}/{REPOSITORY}:1", site.registry.name());
 
     let sent = site.registry.sent_bytes().unwrap();
     let (node, claimed) = pulled(&site, "believing", &reference, "soci_referrers = true", "0");

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the whole-system tests and the demo use of the distribution's packages: only what is missing, without questions.
-# Needs root and apt (Debian, Ubuntu); elsewhere it names what to install.
+# Needs root and apt (Debian, Ubuntu); elsewhere it names what to install. Further packages can be named.
 set -eu
 
 packages="
@@ -13,6 +13,7 @@ pigz gzip zstd tar xz-utils jq bc curl ca-certificates
 gcc libc6-dev make pkg-config git shellcheck
 rpm systemd dbus man-db
 chromium fonts-dejavu-core
+$*
 "
 
 if ! command -v cargo >/dev/null 2>&1; then

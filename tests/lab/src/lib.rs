@@ -45,6 +45,7 @@ mod tokens;
 mod tools;
 pub mod tree;
 pub mod wait;
+mod web;
 
 pub use cache::cache_dir;
 pub use clock::Clock;
@@ -65,3 +66,4 @@ pub use registry::{BASIC_PASSWORD, BASIC_USER, Notify, Registry, RegistryOptions
 pub use site::Site;
 pub use tokens::{BASIC_AUTH, TokenGate};
 pub use tools::{module_tool, soci_ztoc, tools_dir};
+pub use web::WebServer;

@@ -35,6 +35,8 @@ pub struct MachineOptions {
     pub mirror: bool,
     /// The image of CRI's sandbox containers.
     pub pause: Option<String>,
+    /// Other snapshotters: their names and sockets.
+    pub others: Vec<(String, PathBuf)>,
 }
 
 impl MachineOptions {
@@ -51,6 +53,7 @@ impl MachineOptions {
             remap_ids: true,
             mirror: true,
             pause: None,
+            others: Vec::new(),
         }
     }
 
@@ -107,6 +110,7 @@ impl Machine {
                 annotations: options.annotations,
                 remap_ids: options.remap_ids,
                 pause: options.pause,
+                others: options.others,
             },
         )?;
         Ok(Self { containerd, lapwing, host: host.clone() })

@@ -1,6 +1,7 @@
 //! A real registry: Debian's `docker-registry` on a host.
 
 mod blob;
+mod soci;
 
 use crate::host::Host;
 use crate::image::Layout;

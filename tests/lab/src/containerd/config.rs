@@ -41,6 +41,8 @@ pub struct ContainerdOptions {
     pub remap_ids: bool,
     /// The image of CRI's sandbox containers.
     pub pause: Option<String>,
+    /// Other snapshotters (2.x): their names and sockets. They are told which layer a snapshot is of.
+    pub others: Vec<(String, PathBuf)>,
 }
 
 impl Default for ContainerdOptions {
@@ -55,6 +57,7 @@ impl Default for ContainerdOptions {
             annotations: true,
             remap_ids: true,
             pause: None,
+            others: Vec::new(),
         }
     }
 }
@@ -244,6 +247,16 @@ fn version_3(host: &Host, options: &ContainerdOptions) -> String {
 "#,
             socket = quoted(&plugin.socket),
             root = quoted(&plugin.root),
+        );
+    }
+    for (name, socket) in &options.others {
+        let _ = write!(
+            text,
+            "\n[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = {socket}\n  [proxy_plugins.{name}.exports]\n    \
+             enable_remote_snapshot_annotations = \"true\"\n\
+             [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = \"linux\"\n  snapshotter = {name:?}\n  \
+             differ = \"walking\"\n",
+            socket = quoted(socket),
         );
     }
     text

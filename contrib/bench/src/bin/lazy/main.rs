@@ -1,11 +1,12 @@
 //! `make bench-lazy`: how long a container of an image that is not on the machine takes to say its first word and to be ready, and how much is
-//! fetched for that: with plain containerd, with layers pulled whole out of the swarm, lazily with and without a profile, and at the first pull in
+//! fetched for that: with plain containerd, with stargz-snapshotter and soci-snapshotter and what their formats make of the image, with layers pulled whole out of the swarm, lazily with and without a profile, and at the first pull in
 //! the cluster. In network namespaces, the registry's link at 100 Mbit/s and each worker's at 400 Mbit/s, both ways.
 //!
-//! [`trial`] lets one worker pull and start an image; [`memory`] looks at a node with many lazy layers; [`parts`] has files read and an index built by
+//! [`trial`] lets one worker pull and start an image, [`foreign`] has the others' daemons and conversions; [`memory`] looks at a node with many lazy layers; [`parts`] has files read and an index built by
 //! the programs for that; [`report`] writes `target/bench/lazy.json` and the table. Everything made is a guard of
 //! [`lapwing_lab`]: processes, namespaces and files are gone when `main` returns, also after Ctrl-C.
 
+mod foreign;
 mod memory;
 mod parts;
 mod report;

@@ -1,8 +1,9 @@
 //! One worker, new and empty, pulls an image and starts it.
 
-use crate::Subject;
-use crate::report::{Report, Row};
-use anyhow::{Context, Result, ensure};
+use crate::report::{Reads, Report, Row};
+use crate::{Subject, foreign};
+use anyhow::{Context, Result, bail, ensure};
+use lapwing_bench::status_mb;
 use lapwing_lab::{LapwingSettings, Machine, MachineOptions, Mbit, Site, interrupt, lapwing_binary, wait};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,10 @@ const REGISTRY: Mbit = Mbit(100);
 const WORKER: Mbit = Mbit(400);
 /// Longest time to be ready, and for what has to happen in between.
 const LONGEST: Duration = Duration::from_secs(900);
+/// Prints bytes and nanoseconds of reading the same files, by name, twice.
+const READER: &str = "for pass in cold warm; do begun=$(date +%s%N); \
+    find /usr/lib -xdev -type f | sort | head -n 3000 | xargs cat | wc -c; \
+    echo $(($(date +%s%N) - begun)); done";
 const POLL: Duration = Duration::from_millis(2);
 
 /// How a worker comes to the image.
@@ -20,6 +25,10 @@ enum Way {
     Lazy,
     Profile,
     Plain,
+    /// stargz-snapshotter, with the image converted to eStargz.
+    Stargz,
+    /// soci-snapshotter, with the image converted to one that has a SOCI index.
+    Soci,
 }
 
 impl Way {
@@ -30,6 +39,17 @@ impl Way {
             Self::Lazy => "lazy",
             Self::Profile => "lazy_profile",
             Self::Plain => "plain",
+            Self::Stargz => "stargz",
+            Self::Soci => "soci",
+        }
+    }
+
+    const fn snapshotter(self) -> &'static str {
+        match self {
+            Self::First | Self::Whole | Self::Lazy | Self::Profile => "lapwing",
+            Self::Plain => "overlayfs",
+            Self::Stargz => "stargz",
+            Self::Soci => "soci",
         }
     }
 
@@ -39,6 +59,9 @@ impl Way {
             .with("snapshotter", "resolve_timeout = \"5s\"");
         let options = match self {
             Self::Plain => MachineOptions::plain(),
+            Self::Stargz | Self::Soci => {
+                MachineOptions { others: vec![foreign::proxy(self.name())], ..MachineOptions::plain() }
+            }
             Self::Whole => MachineOptions::lapwing(settings.with("lazy", "enabled = false")),
             _ => MachineOptions::lapwing(settings),
         };
@@ -46,40 +69,60 @@ impl Way {
     }
 }
 
-/// All ways to one image, in one cluster: the first pull makes the indexes, the first lazy start the profile.
+/// All ways to one image, in one cluster: the first pull makes the indexes, the first lazy start the profile. Another snapshotter that cannot be built or
+/// started is named in the report.
 pub(crate) fn measure(subject: &Subject, report: &mut Report) -> Result<()> {
     eprintln!("{}: {}", subject.name, subject.about);
     let layout = (subject.build)()?;
-    let site = Site::new("bench-lazy", Some(REGISTRY))?;
+    let site = Site::new("bench-lazy", None)?;
     let reference = site.registry.push(&layout, &format!("{}:1", subject.name))?;
+    let estargz = foreign::estargz(&site, &reference)?;
+    let soci = foreign::soci(&site, &layout, subject.name)?;
+    site.registry.host().set_rate(REGISTRY)?;
     let mut workers = Vec::new();
-    for way in [Way::Plain, Way::First, Way::Whole, Way::Lazy, Way::Profile] {
+    for way in [Way::Plain, Way::Stargz, Way::Soci, Way::First, Way::Whole, Way::Lazy, Way::Profile] {
         interrupt::check()?;
-        let name = way.name().replace('_', "");
-        let worker = Machine::start(&site.network, &name, &site.registry, way.options(&site))?;
-        let mut row = start(subject, &worker, &reference, way)?;
+        let host = site.network.host(&way.name().replace('_', ""), Some(WORKER))?;
+        let (reference, other) = match way {
+            Way::Stargz => (&estargz, Some(foreign::start(&host, way.name(), &site.registry))),
+            Way::Soci => (&soci, Some(foreign::start(&host, way.name(), &site.registry))),
+            _ => (&reference, None),
+        };
+        let other = match other.transpose() {
+            Ok(other) => other,
+            Err(error) => {
+                eprintln!("    {}: {error:#}", way.name());
+                report.left_out.insert(way.name(), format!("{error:#}"));
+                continue;
+            }
+        };
+        let mut worker = Machine::start_on(&host, &site.registry, way.options(&site))?;
+        let mut row = start(subject, &mut worker, reference, way)?;
         row.image_bytes = layout.compressed_bytes();
+        if let Some(process) = &other {
+            row.rss_mb = Some(status_mb(process.pid(), "VmRSS"));
+        }
         match way {
             Way::First => logged(&worker, "built the index of a layer", layout.layers.len())?,
             Way::Lazy => {
                 logged(&worker, "recorded what a container read", 1)?;
-                row.read_bytes = Some(read_bytes(&worker, &reference)?);
+                row.read_bytes = Some(read_bytes(&worker, reference)?);
             }
             _ => {}
         }
+        row.reads = Some(read_files(&worker, reference, way)?);
         eprintln!("    {}", row.summary());
         report.rows.push(row);
-        if way == Way::Plain {
-            // Serves nobody.
-            continue;
+        // The others serve nobody.
+        if worker.lapwing.is_some() {
+            workers.push(worker);
         }
-        workers.push(worker);
     }
     Ok(())
 }
 
-fn start(subject: &Subject, worker: &Machine, reference: &str, way: Way) -> Result<Row> {
-    let snapshotter = if way == Way::Plain { "overlayfs" } else { "lapwing" };
+fn start(subject: &Subject, worker: &mut Machine, reference: &str, way: Way) -> Result<Row> {
+    let snapshotter = way.snapshotter();
     let output = worker.host.dir().join("start.output");
     let uri = format!("file://{}", output.display());
     let (received, begun) = (worker.host.received_bytes()?, Instant::now());
@@ -102,6 +145,7 @@ fn start(subject: &Subject, worker: &Machine, reference: &str, way: Way) -> Resu
     let ready_s = until(subject.ready)?;
     let fetched_bytes = worker.host.received_bytes()? - received;
     container.wait(LONGEST)?;
+    let rss_mb = worker.lapwing.as_mut().map(|node| status_mb(node.process().pid(), "VmRSS"));
     let metric = |name: &str| worker.lapwing.as_ref().map(|node| node.metric(name, "")).transpose();
     Ok(Row {
         image: subject.name,
@@ -113,12 +157,24 @@ fn start(subject: &Subject, worker: &Machine, reference: &str, way: Way) -> Resu
         fetched_bytes,
         fetched_bytes_in_all: worker.host.received_bytes()? - received,
         read_bytes: None,
+        reads: None,
+        rss_mb,
         layers_lazy: metric("lapwing_snapshot_layers_claimed_total")?,
         layers_adopted: metric("lapwing_snapshot_layers_adopted_total")?,
         reads_that_waited: metric("lapwing_lazy_waited_reads_total")?,
         spans_prefetched: metric("lapwing_lazy_prefetched_spans_total")?,
         spans_prefetched_and_read: metric("lapwing_lazy_prefetch_hits_total")?,
     })
+}
+
+/// Reads files in a container of its own, twice.
+fn read_files(worker: &Machine, reference: &str, way: Way) -> Result<Reads> {
+    std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the page cache")?;
+    let output = worker.containerd.run(reference, way.snapshotter(), "reader", &["/bin/sh", "-c", READER])?;
+    let numbers: Vec<f64> = output.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let [bytes, cold, again, warm] = numbers[..] else { bail!("the reader printed {output:?}") };
+    ensure!(bytes == again && bytes > 0.0, "the reader read {bytes} bytes, and then {again}");
+    Ok(Reads { bytes: bytes as u64, cold_s: cold / 1e9, warm_s: warm / 1e9 })
 }
 
 fn logged(worker: &Machine, what: &str, times: usize) -> Result<()> {

@@ -1,11 +1,14 @@
 //! `make bench-peers`: the same work by Lapwing, by other systems, and by plain containerd, in one run and one network.
 //!
 //! Every worker has a containerd of its own, which fetches an image's content (`ctr content fetch`: unpacking is the same for all, and left out) by way of the
-//! system's mirror on its host. [`work`] says what is fetched, by how many and when; [`system`] starts each system with what its documentation asks for at
-//! least; [`stage`] builds the network, [`trial`] measures, [`report`] writes `target/bench/peers.json` and the table.
+//! system's mirror on its host. [`work`] says what is fetched, by how many and when; [`files`] are single files by each system's download command; [`private`]
+//! asks for a layer without the right to. [`system`] starts each system with what its documentation asks for at least; [`stage`] builds the network, [`trial`]
+//! measures, [`report`] writes `target/bench/peers.json` and the table.
 //!
 //! A system that cannot be built or started here is named with the reason.
 
+mod files;
+mod private;
 mod report;
 mod stage;
 mod system;
@@ -36,7 +39,9 @@ fn run() -> Result<()> {
         let narrowed = names.iter().any(|asked| all.contains(&asked.as_str()));
         !narrowed || names.iter().any(|asked| asked == name)
     };
-    let (systems, works) = (System::ALL.map(System::name), work::ALL.each_ref().map(|work| work.name));
+    let jobs: Vec<Job> = work::ALL.iter().map(Job::Pulls).chain([Job::Files, Job::Private]).collect();
+    let systems = System::ALL.map(System::name);
+    let works: Vec<&str> = jobs.iter().map(Job::name).collect();
     let unknown: Vec<_> =
         names.iter().filter(|name| !systems.contains(&name.as_str()) && !works.contains(&name.as_str())).collect();
     ensure!(unknown.is_empty(), "there is no {unknown:?}; the systems are {systems:?}, the work is {works:?}");
@@ -64,10 +69,10 @@ fn run() -> Result<()> {
     let chosen: Vec<System> = asked.into_iter().filter(|system| !report.is_left_out(*system)).collect();
     let mut result = Ok(());
     // All systems within each repetition, so that what else the machine does hits all of them alike.
-    'all: for work in work::ALL.iter().filter(|work| is_asked(&works, work.name)) {
+    'all: for job in jobs.iter().filter(|job| is_asked(&works, job.name())) {
         for number in 1..=repeat {
-            for &system in &chosen {
-                result = interrupt::check().and_then(|()| measure(system, work, number, &mut report));
+            for &system in chosen.iter().filter(|system| job.suits(**system)) {
+                result = interrupt::check().and_then(|()| measure(system, job, number, &mut report));
                 if result.is_err() {
                     break 'all;
                 }
@@ -80,19 +85,62 @@ fn run() -> Result<()> {
     result
 }
 
+/// What is asked of the systems.
+enum Job {
+    Pulls(&'static Work),
+    Files,
+    Private,
+}
+
+impl Job {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Pulls(work) => work.name,
+            Self::Files => "files",
+            Self::Private => "private",
+        }
+    }
+
+    const fn about(&self) -> &'static str {
+        match self {
+            Self::Pulls(work) => work.about,
+            Self::Files => {
+                "files of a byte to a gigabyte by the system's download command, by one worker and then by another"
+            }
+            Self::Private => "a layer that one worker has pulled with a password, asked for without",
+        }
+    }
+
+    const fn suits(&self, system: System) -> bool {
+        match self {
+            Self::Pulls(work) => system.can(work),
+            Self::Files => system.can_download(),
+            Self::Private => true,
+        }
+    }
+}
+
 /// A system that fails at the work is a result, and not the end.
-fn measure(system: System, work: &'static Work, number: usize, report: &mut Report) -> Result<()> {
-    eprintln!("{} ({number}): {}: {}", work.name, system.name(), work.about);
-    match trial::run(system, work) {
-        Ok(run) => {
+fn measure(system: System, job: &Job, number: usize, report: &mut Report) -> Result<()> {
+    eprintln!("{} ({number}): {}: {}", job.name(), system.name(), job.about());
+    let measured = match job {
+        Job::Pulls(work) => trial::run(system, work).map(|run| {
             eprintln!("    {}", run.summary());
             report.add(system, work, run);
-        }
-        Err(error) => {
-            interrupt::check()?;
-            eprintln!("    {error:#}");
-            report.failed(system, work, &error);
-        }
+        }),
+        Job::Files => files::fetch(system).map(|fetched| {
+            fetched.iter().for_each(|one| eprintln!("    {}", one.summary()));
+            report.add_files(system, &fetched);
+        }),
+        Job::Private => private::ask(system).map(|answers| {
+            eprintln!("    {}", answers.summary());
+            report.add_answers(system, answers);
+        }),
+    };
+    if let Err(error) = measured {
+        interrupt::check()?;
+        eprintln!("    {error:#}");
+        report.failed(system, job.name(), &error);
     }
     Ok(())
 }

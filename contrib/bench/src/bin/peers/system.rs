@@ -1,18 +1,25 @@
 //! The systems: how each is built, started and asked.
 
+mod dragonfly;
+mod kraken;
+mod lapwing;
+mod spegel;
+
 use crate::stage::Stage;
-use anyhow::{Result, bail, ensure};
+use crate::usage;
+use crate::work::{Victim, Work};
+use anyhow::{Context, Result, bail};
+use lapwing_bench::programs;
 use lapwing_lab::wait::{self, Poll};
-use lapwing_lab::{Host, Lapwing, LapwingSettings, Process};
-use std::net::SocketAddr;
+use lapwing_lab::{Host, Lapwing, Process};
+use serde_json::Value;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
+/// A daemon is given so long until it answers.
 const LONGEST: Duration = Duration::from_secs(60);
-const SPEGEL_REGISTRY: u16 = 5000;
-const SPEGEL_BOOTSTRAP: u16 = 5555;
-const SPEGEL_ROUTER: u16 = 5001;
 
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,54 +28,77 @@ pub(crate) enum System {
     Plain,
     Lapwing,
     Spegel,
+    Dragonfly,
+    Kraken,
+    Piccolo,
 }
 
 /// What runs on a worker, or for all.
 pub(crate) enum Daemon {
     Lapwing(Box<Lapwing>),
-    Foreign(Process),
+    Foreign { host: Host, processes: Vec<Process> },
 }
 
 impl Daemon {
-    pub(crate) fn pid(&mut self) -> u32 {
+    /// Where it runs.
+    pub(crate) fn host(&self) -> &Host {
         match self {
-            Self::Lapwing(lapwing) => lapwing.process().pid(),
-            Self::Foreign(process) => process.pid(),
+            Self::Lapwing(lapwing) => lapwing.host(),
+            Self::Foreign { host, .. } => host,
         }
     }
 
-    fn log(&self) -> PathBuf {
+    /// All its processes, and what they have started.
+    pub(crate) fn pids(&mut self) -> Vec<u32> {
+        let started: Vec<u32> = match self {
+            Self::Lapwing(lapwing) => vec![lapwing.process().pid()],
+            Self::Foreign { processes, .. } => processes.iter().map(Process::pid).collect(),
+        };
+        started.into_iter().flat_map(usage::tree).collect()
+    }
+
+    fn logs(&self) -> Vec<PathBuf> {
         match self {
-            Self::Lapwing(lapwing) => lapwing.host().dir().join("lapwing.log"),
-            Self::Foreign(process) => process.log().to_owned(),
+            Self::Lapwing(lapwing) => vec![lapwing.host().dir().join("lapwing.log")],
+            Self::Foreign { processes, .. } => processes.iter().map(|process| process.log().to_owned()).collect(),
         }
     }
 
     /// The end of what it logged.
     pub(crate) fn last_words(&self) -> String {
-        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(3)..].join(" | ")
+        let ends = self.logs().into_iter().map(|log| {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(3)..].join(" | ")
+        });
+        ends.collect::<Vec<_>>().join(" | ")
     }
 }
 
 impl System {
-    pub(crate) const ALL: [Self; 3] = [Self::Plain, Self::Spegel, Self::Lapwing];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Plain, Self::Spegel, Self::Dragonfly, Self::Kraken, Self::Piccolo, Self::Lapwing];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Lapwing => "lapwing",
             Self::Spegel => "spegel",
+            Self::Dragonfly => "dragonfly",
+            Self::Kraken => "kraken",
+            Self::Piccolo => "piccolo",
         }
     }
 
-    /// Which version is measured.
+    /// Which version is measured, as `contrib/bench/peers/build.sh` pins it.
     pub(crate) const fn version(self) -> &'static str {
         match self {
             Self::Plain => "containerd 2.x as the tests pin it",
             Self::Lapwing => env!("CARGO_PKG_VERSION"),
             Self::Spegel => "0.7.3",
+            Self::Dragonfly => "2.5.1, client 1.5.10",
+            Self::Kraken => "0.1.27",
+            Self::Piccolo => "0.0.36",
         }
     }
 
@@ -76,81 +106,92 @@ impl System {
     pub(crate) fn prepare(self) -> Result<()> {
         match self {
             Self::Plain | Self::Lapwing => Ok(()),
-            Self::Spegel => programs("spegel").map(drop),
+            Self::Spegel | Self::Dragonfly | Self::Kraken => programs(self.name()).map(drop),
+            Self::Piccolo => {
+                programs(self.name())?;
+                bail!("it could not be built where this was written, so that nothing here starts it")
+            }
         }
+    }
+
+    /// Whether there is something of it for `work` to kill.
+    pub(crate) const fn can(self, work: &Work) -> bool {
+        match work.victim {
+            None => true,
+            Some(Victim::Peer) => !matches!(self, Self::Plain),
+            Some(Victim::Shared) => matches!(self, Self::Lapwing | Self::Dragonfly | Self::Kraken),
+        }
+    }
+
+    /// Whether it has a command that downloads a file.
+    pub(crate) const fn can_download(self) -> bool {
+        matches!(self, Self::Plain | Self::Lapwing | Self::Dragonfly)
     }
 
     /// What containerd on `host` asks before the registry.
     pub(crate) fn mirror(self, host: &Host) -> Option<String> {
         match self {
-            Self::Plain => None,
+            Self::Plain | Self::Piccolo => None,
             Self::Lapwing => Some(Lapwing::mirror_url()),
-            // It leaves out loopback addresses.
-            Self::Spegel => Some(format!("http://{}:{SPEGEL_REGISTRY}", host.address())),
+            Self::Spegel => Some(spegel::mirror(host)),
+            Self::Dragonfly => Some(dragonfly::mirror()),
+            Self::Kraken => Some(kraken::mirror()),
         }
+    }
+
+    /// What fetches a URL into a file on `host` by way of the system; nothing where there is no such command.
+    pub(crate) fn download(self, host: &Host, url: &str, file: &Path) -> Result<Option<Command>> {
+        let mut command = match self {
+            Self::Plain => {
+                let mut command = host.command("curl");
+                command.args(["-sf", "-o"]);
+                command
+            }
+            Self::Lapwing => lapwing::download(host)?,
+            Self::Dragonfly => dragonfly::download(host)?,
+            Self::Spegel | Self::Kraken | Self::Piccolo => return Ok(None),
+        };
+        command.arg(file).arg(url);
+        Ok(Some(command))
     }
 
     /// Starts what all workers share.
     pub(crate) fn start_shared(self, stage: &Stage) -> Result<Option<Daemon>> {
         match self {
-            Self::Plain | Self::Spegel => Ok(None),
-            Self::Lapwing => {
-                let tracker = Lapwing::start(&stage.network.host("tracker", None)?, LapwingSettings::tracker())?;
-                Ok(Some(Daemon::Lapwing(Box::new(tracker))))
-            }
+            Self::Plain | Self::Piccolo | Self::Spegel => Ok(None),
+            Self::Lapwing => lapwing::tracker(stage).map(Some),
+            Self::Dragonfly => dragonfly::shared(stage).map(Some),
+            Self::Kraken => kraken::shared(stage).map(Some),
         }
     }
 
     /// Starts a worker's part, and waits until it answers.
     pub(crate) fn start(self, stage: &Stage, host: &Host) -> Result<Option<Daemon>> {
         match self {
-            Self::Plain => Ok(None),
-            Self::Lapwing => {
-                let Some(Daemon::Lapwing(tracker)) = &stage.shared else { bail!("no tracker") };
-                let settings = LapwingSettings::node(&[tracker.tracker_address()])
-                    .registry(&stage.registry.name())
-                    .with("lazy", "enabled = false")
-                    .with("lazy", "build_indexes = false")
-                    .with("outage", "max_stale = \"1h\"");
-                Ok(Some(Daemon::Lapwing(Box::new(Lapwing::start(host, settings)?))))
-            }
-            Self::Spegel => spegel(stage, host).map(Some),
+            Self::Plain | Self::Piccolo => Ok(None),
+            Self::Lapwing => lapwing::node(stage, host).map(Some),
+            Self::Spegel => spegel::node(stage, host).map(Some),
+            Self::Dragonfly => dragonfly::node(stage, host).map(Some),
+            Self::Kraken => kraken::agent(stage, host).map(Some),
         }
     }
 }
 
-fn spegel(stage: &Stage, host: &Host) -> Result<Daemon> {
-    let bootstrap = stage.workers.first().map_or(host, |first| &first.host).address();
-    // As the laboratory sets containerd up.
-    let content = host.dir().join("containerd/io.containerd.content.v1.content");
-    let mut command = host.command(programs("spegel")?.join("spegel"));
-    command
-        .arg("registry")
-        .args(["--containerd-sock", "/run/containerd/containerd.sock"])
-        .args(["--containerd-namespace", "default"])
-        .arg("--containerd-content-path")
-        .arg(content)
-        .args(["--registry-addr", &format!(":{SPEGEL_REGISTRY}")])
-        .args(["--router-addr", &format!(":{SPEGEL_ROUTER}")])
-        .args(["--bootstrap-kind", "http"])
-        .args(["--http-bootstrap-addr", &format!(":{SPEGEL_BOOTSTRAP}")])
-        .args(["--http-bootstrap-peer", &format!("http://{bootstrap}:{SPEGEL_BOOTSTRAP}")])
-        .args(["--data-dir", &host.dir().join("spegel").display().to_string()]);
-    let mut process = host.spawn("spegel", &mut command)?;
-    let address = SocketAddr::from((host.address(), SPEGEL_REGISTRY));
-    wait::until("Spegel to answer", LONGEST, || {
+/// Starts a daemon that listens at `port`, and waits until it does.
+fn start(host: &Host, name: &str, command: &mut Command, port: u16) -> Result<Process> {
+    let mut process = host.spawn(name, command)?;
+    let address = SocketAddr::from((host.address(), port));
+    wait::until(&format!("{name} to listen at port {port}"), LONGEST, || {
         process.expect_running()?;
-        Ok(Poll::retry(host.http_get(address, "/healthz").map(drop)))
+        let connected = host.within(|| TcpStream::connect(address).context("it does not"));
+        Ok(Poll::retry(connected.map(drop)))
     })?;
-    Ok(Daemon::Foreign(process))
+    Ok(process)
 }
 
-/// The programs of another system, built once.
-fn programs(name: &str) -> Result<PathBuf> {
-    let script = Path::new("contrib/bench/peers/build.sh");
-    ensure!(script.exists(), "{} is not here; run this in the project's directory", script.display());
-    let built = Command::new(script).arg(name).stderr(Stdio::piped()).output()?;
-    let told = String::from_utf8_lossy(&built.stderr);
-    ensure!(built.status.success(), "{name} cannot be built here: {}", told.trim());
-    Ok(PathBuf::from(String::from_utf8(built.stdout)?.trim()))
+/// Writes a configuration for `host`: JSON is YAML.
+fn write_config(host: &Host, name: &str, config: &Value) -> Result<PathBuf> {
+    let file = host.dir().join(name);
+    std::fs::write(&file, serde_json::to_vec_pretty(config)?)?;
+    Ok(file)
 }

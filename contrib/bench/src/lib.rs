@@ -1,0 +1,23 @@
+//! What benchmarks share.
+
+use anyhow::{Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The directory with the programs of another system, which `contrib/bench/peers/build.sh` builds once; an error says why it cannot here.
+pub fn programs(name: &str) -> Result<PathBuf> {
+    let script = Path::new("contrib/bench/peers/build.sh");
+    ensure!(script.exists(), "{} is not here; run this in the project's directory", script.display());
+    let built = Command::new(script).arg(name).stderr(Stdio::piped()).output()?;
+    let told = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "{name} cannot be built here: {}", told.trim());
+    Ok(PathBuf::from(String::from_utf8(built.stdout)?.trim()))
+}
+
+/// A line of /proc/PID/status that counts KiB, in MB; 0 for a process that is gone.
+pub fn status_mb(pid: u32, name: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.trim_start_matches(':').split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(0.0) * 1024.0 / 1e6
+}
