@@ -76,7 +76,7 @@ bench-get: packages release nginx ## lapwing get against curl, without a node, b
 
 .PHONY: bench-peers
 bench-peers: packages tools release nginx ## The same work by Lapwing, other systems and plain containerd (SYSTEMS="spegel lapwing" WORK="cold8", REPEAT=3; builds the others, once, from what their authors published); writes target/bench/peers.json
-	contrib/setup/packages.sh g++ cmake protobuf-compiler libclang-dev # for Dragonfly's client
+	contrib/setup/packages.sh g++ cmake protobuf-compiler libprotobuf-dev libclang-dev # for Dragonfly's client
 	LAPWING_NGINX="$(LAPWING_CACHE)/nginx/usr/sbin/nginx" LAPWING_BIN="$${LAPWING_BIN:-$(CURDIR)/target/release/lapwing}" cargo run --release --quiet --package lapwing-bench --bin peers -- $(SYSTEMS) $(WORK)
 
 .PHONY: bench-charts

@@ -107,9 +107,18 @@ impl Registry {
     /// Pushes an image as `<registry>/<repository>`, where `repository` may end in `:tag`, and gives the full reference.
     /// The bytes go over the host's loopback, so they are not on the network's counters.
     pub fn push(&self, image: &Layout, repository: &str) -> Result<String> {
+        self.copy(image, repository, &["--preserve-digests"])
+    }
+
+    /// The same with a manifest as Docker's registry had it before OCI (schema 2); the layers are the same.
+    pub fn push_as_docker(&self, image: &Layout, repository: &str) -> Result<String> {
+        self.copy(image, repository, &["--format", "v2s2"])
+    }
+
+    fn copy(&self, image: &Layout, repository: &str, options: &[&str]) -> Result<String> {
         let program = tools::on_path("skopeo").context("no skopeo (contrib/setup/packages.sh installs it)")?;
         let mut command = self.host.command(program);
-        command.args(["--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]);
+        command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]).args(options);
         if self.options.basic_auth {
             command.arg(format!("--dest-creds={BASIC_USER}:{BASIC_PASSWORD}"));
         }

@@ -2,9 +2,9 @@
 //! another?
 
 use crate::stage::{Props, Stage};
-use crate::system::System;
-use anyhow::{Context, Result};
-use lapwing_lab::Host;
+use crate::system::{Daemon, System};
+use anyhow::{Context, Result, ensure};
+use lapwing_lab::{BASIC_AUTH, Host, http_get};
 use serde::Serialize;
 
 const PROPS: Props = Props { workers: 2, layers_mib: &[8], has_before: false, is_private: true };
@@ -39,16 +39,24 @@ pub(crate) fn ask(system: System) -> Result<Answers> {
     first.fetch(&stage, &stage.image)?;
     let layer = stage.image.layout.layers.first().context("no layer")?;
     let path = format!("/v2/bench/blobs/{}?ns={}", layer.digest, stage.registry.name());
-    let ask = |host: &Host| {
+    let ask = |host: &Host, headers: &[&str]| {
         let mirror = system.mirror(host);
         let address = match &mirror {
             Some(url) => url.trim_start_matches("http://").parse().with_context(|| format!("no address in {url}"))?,
             None => stage.registry.address(),
         };
-        let answer = host.http_get(address, &path)?;
+        let answer = host.within(|| http_get(address, &path, headers))?;
         anyhow::Ok(Told { status: answer.status, bytes: answer.body.len() })
     };
-    let (where_it_is, elsewhere) = (ask(&first.host)?, ask(&second.host)?);
+    // Else containerd went to the registry itself, and what strangers are told says nothing.
+    let entitled = ask(&first.host, &[&format!("Authorization: Basic {BASIC_AUTH}")])?;
+    ensure!(
+        entitled.status == 200 && entitled.bytes as u64 >= layer.size,
+        "whoever has the password is told {}; {}",
+        entitled.status,
+        stage.shared.as_ref().map_or_else(String::new, Daemon::last_words)
+    );
+    let (where_it_is, elsewhere) = (ask(&first.host, &[])?, ask(&second.host, &[])?);
     let is_whole = |told: Told| told.status == 200 && told.bytes as u64 >= layer.size;
     Ok(Answers { where_it_is, elsewhere, is_given_away: is_whole(where_it_is) || is_whole(elsewhere) })
 }

@@ -81,10 +81,10 @@ impl Stage {
         let options = RegistryOptions { basic_auth: props.is_private, ..RegistryOptions::default() };
         let registry = Registry::start(&network.host("registry", None)?, options)?;
         let before = match (props.has_before, props.layers_mib) {
-            (true, [same @ .., last]) => Some(push(&registry, "bench:0", &[same, &[last + 1]].concat())?),
+            (true, [same @ .., last]) => Some(push(system, &registry, "bench:0", &[same, &[last + 1]].concat())?),
             _ => None,
         };
-        let image = push(&registry, "bench:1", props.layers_mib)?;
+        let image = push(system, &registry, "bench:1", props.layers_mib)?;
         registry.host().set_rate(Mbit(REGISTRY))?;
         let is_private = props.is_private;
         let mut stage = Self { workers: Vec::new(), shared: None, registry, is_private, image, before, network };
@@ -126,7 +126,9 @@ impl Stage {
     }
 }
 
-fn push(registry: &Registry, name: &str, layers_mib: &[usize]) -> Result<Image> {
+fn push(system: System, registry: &Registry, name: &str, layers_mib: &[usize]) -> Result<Image> {
     let layout = image::noise(7000, layers_mib)?.layout;
-    Ok(Image { reference: registry.push(&layout, name)?, layout })
+    let reference =
+        if system.takes_oci() { registry.push(&layout, name)? } else { registry.push_as_docker(&layout, name)? };
+    Ok(Image { reference, layout })
 }

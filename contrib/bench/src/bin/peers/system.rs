@@ -123,6 +123,11 @@ impl System {
         }
     }
 
+    /// Whether it fetches manifests as OCI describes them; Kraken asks a registry for Docker's alone.
+    pub(crate) const fn takes_oci(self) -> bool {
+        !matches!(self, Self::Kraken)
+    }
+
     /// Whether it has a command that downloads a file.
     pub(crate) const fn can_download(self) -> bool {
         matches!(self, Self::Plain | Self::Lapwing | Self::Dragonfly)
