@@ -35,6 +35,8 @@ pub struct MachineOptions {
     pub mirror: bool,
     /// The image of CRI's sandbox containers.
     pub pause: Option<String>,
+    /// Whether containerd's own EROFS snapshotter is set up, as `erofs`.
+    pub erofs: bool,
     /// Other snapshotters: their names and sockets.
     pub others: Vec<(String, PathBuf)>,
 }
@@ -53,6 +55,7 @@ impl MachineOptions {
             remap_ids: true,
             mirror: true,
             pause: None,
+            erofs: false,
             others: Vec::new(),
         }
     }
@@ -110,6 +113,7 @@ impl Machine {
                 annotations: options.annotations,
                 remap_ids: options.remap_ids,
                 pause: options.pause,
+                erofs: options.erofs,
                 others: options.others,
             },
         )?;

@@ -41,6 +41,8 @@ pub struct ContainerdOptions {
     pub remap_ids: bool,
     /// The image of CRI's sandbox containers.
     pub pause: Option<String>,
+    /// Whether containerd's own EROFS snapshotter is set up (2.x), as `erofs`.
+    pub erofs: bool,
     /// Other snapshotters (2.x): their names and sockets. They are told which layer a snapshot is of.
     pub others: Vec<(String, PathBuf)>,
 }
@@ -57,6 +59,7 @@ impl Default for ContainerdOptions {
             annotations: true,
             remap_ids: true,
             pause: None,
+            erofs: false,
             others: Vec::new(),
         }
     }
@@ -247,6 +250,12 @@ fn version_3(host: &Host, options: &ContainerdOptions) -> String {
 "#,
             socket = quoted(&plugin.socket),
             root = quoted(&plugin.root),
+        );
+    }
+    if options.erofs {
+        text.push_str(
+            "\n[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = \"linux\"\n  snapshotter = \"erofs\"\n  \
+             differ = \"walking\"\n",
         );
     }
     for (name, socket) in &options.others {

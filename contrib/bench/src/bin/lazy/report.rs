@@ -64,8 +64,10 @@ pub(crate) struct Report {
     pub(crate) parts: BTreeMap<&'static str, Value>,
 }
 
-const LEGEND: [(&str, &str); 17] = [
+const LEGEND: [(&str, &str); 19] = [
     ("plain", "containerd's own pull from the registry into overlayfs"),
+    ("plain_parallel", "the same, each layer in parts of 8 MiB, four at once"),
+    ("erofs", "containerd's own EROFS snapshotter"),
     (
         "stargz",
         "stargz-snapshotter with its defaults; the image was converted to eStargz by nerdctl, without a trace of what it reads",

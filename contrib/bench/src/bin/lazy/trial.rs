@@ -4,10 +4,13 @@ use crate::report::{Reads, Report, Row};
 use crate::{Subject, foreign};
 use anyhow::{Context, Result, bail, ensure};
 use lapwing_bench::status_mb;
+use lapwing_lab::image::Layout;
 use lapwing_lab::{LapwingSettings, Machine, MachineOptions, Mbit, Site, interrupt, lapwing_binary, wait};
 use std::time::{Duration, Instant};
 
 const REGISTRY: Mbit = Mbit(100);
+/// Bytes of a part where layers are fetched in several at once.
+const PART: u32 = 8 << 20;
 const WORKER: Mbit = Mbit(400);
 /// Longest time to be ready, and for what has to happen in between.
 const LONGEST: Duration = Duration::from_secs(900);
@@ -25,11 +28,19 @@ enum Way {
     Lazy,
     Profile,
     Plain,
+    /// Plain, each layer in parts at the same time (containerd 2.1).
+    Parallel,
+    /// containerd's own EROFS snapshotter.
+    Erofs,
     /// stargz-snapshotter, with the image converted to eStargz.
     Stargz,
     /// soci-snapshotter, with the image converted to one that has a SOCI index.
     Soci,
 }
+
+/// All of them, in the order in which they come: each of Lapwing's finds what the one before left.
+const WAYS: [Way; 9] =
+    [Way::Plain, Way::Parallel, Way::Erofs, Way::Stargz, Way::Soci, Way::First, Way::Whole, Way::Lazy, Way::Profile];
 
 impl Way {
     const fn name(self) -> &'static str {
@@ -39,15 +50,23 @@ impl Way {
             Self::Lazy => "lazy",
             Self::Profile => "lazy_profile",
             Self::Plain => "plain",
+            Self::Parallel => "plain_parallel",
+            Self::Erofs => "erofs",
             Self::Stargz => "stargz",
             Self::Soci => "soci",
         }
     }
 
+    /// Whether it needs something that this machine may not have.
+    const fn is_foreign(self) -> bool {
+        matches!(self, Self::Erofs | Self::Stargz | Self::Soci)
+    }
+
     const fn snapshotter(self) -> &'static str {
         match self {
             Self::First | Self::Whole | Self::Lazy | Self::Profile => "lapwing",
-            Self::Plain => "overlayfs",
+            Self::Plain | Self::Parallel => "overlayfs",
+            Self::Erofs => "erofs",
             Self::Stargz => "stargz",
             Self::Soci => "soci",
         }
@@ -59,6 +78,8 @@ impl Way {
             .with("snapshotter", "resolve_timeout = \"5s\"");
         let options = match self {
             Self::Plain => MachineOptions::plain(),
+            Self::Parallel => MachineOptions { layer_fetch_buffer: Some(PART), ..MachineOptions::plain() },
+            Self::Erofs => MachineOptions { erofs: true, ..MachineOptions::plain() },
             Self::Stargz | Self::Soci => {
                 MachineOptions { others: vec![foreign::proxy(self.name())], ..MachineOptions::plain() }
             }
@@ -79,31 +100,55 @@ pub(crate) fn measure(subject: &Subject, report: &mut Report) -> Result<()> {
     let estargz = foreign::estargz(&site, &reference)?;
     let soci = foreign::soci(&site, &layout, subject.name)?;
     site.registry.host().set_rate(REGISTRY)?;
+    let cluster = Cluster { subject, site, layout, plain: reference, estargz, soci };
     let mut workers = Vec::new();
-    for way in [Way::Plain, Way::Stargz, Way::Soci, Way::First, Way::Whole, Way::Lazy, Way::Profile] {
+    for way in WAYS {
         interrupt::check()?;
-        let host = site.network.host(&way.name().replace('_', ""), Some(WORKER))?;
-        let (reference, other) = match way {
-            Way::Stargz => (&estargz, Some(foreign::start(&host, way.name(), &site.registry))),
-            Way::Soci => (&soci, Some(foreign::start(&host, way.name(), &site.registry))),
-            _ => (&reference, None),
-        };
-        let other = match other.transpose() {
-            Ok(other) => other,
-            Err(error) => {
+        match cluster.measure(way) {
+            Ok((worker, row)) => {
+                eprintln!("    {}", row.summary());
+                report.rows.push(row);
+                // The others serve nobody.
+                workers.extend(worker.lapwing.is_some().then_some(worker));
+            }
+            Err(error) if way.is_foreign() => {
+                interrupt::check()?;
                 eprintln!("    {}: {error:#}", way.name());
                 report.left_out.insert(way.name(), format!("{error:#}"));
-                continue;
             }
+            Err(error) => return Err(error.context(way.name())),
+        }
+    }
+    Ok(())
+}
+
+/// The image in one registry, as each way takes it.
+struct Cluster<'a> {
+    subject: &'a Subject,
+    layout: Layout,
+    plain: String,
+    estargz: String,
+    soci: String,
+    site: Site,
+}
+
+impl Cluster<'_> {
+    fn measure(&self, way: Way) -> Result<(Machine, Row)> {
+        let host = self.site.network.host(&way.name().replace('_', ""), Some(WORKER))?;
+        let registry = &self.site.registry;
+        let (reference, other) = match way {
+            Way::Stargz => (&self.estargz, Some(foreign::start(&host, way.name(), registry)?)),
+            Way::Soci => (&self.soci, Some(foreign::start(&host, way.name(), registry)?)),
+            _ => (&self.plain, None),
         };
-        let mut worker = Machine::start_on(&host, &site.registry, way.options(&site))?;
-        let mut row = start(subject, &mut worker, reference, way)?;
-        row.image_bytes = layout.compressed_bytes();
+        let mut worker = Machine::start_on(&host, registry, way.options(&self.site))?;
+        let mut row = start(self.subject, &mut worker, reference, way)?;
+        row.image_bytes = self.layout.compressed_bytes();
         if let Some(process) = &other {
             row.rss_mb = Some(status_mb(process.pid(), "VmRSS"));
         }
         match way {
-            Way::First => logged(&worker, "built the index of a layer", layout.layers.len())?,
+            Way::First => logged(&worker, "built the index of a layer", self.layout.layers.len())?,
             Way::Lazy => {
                 logged(&worker, "recorded what a container read", 1)?;
                 row.read_bytes = Some(read_bytes(&worker, reference)?);
@@ -111,14 +156,8 @@ pub(crate) fn measure(subject: &Subject, report: &mut Report) -> Result<()> {
             _ => {}
         }
         row.reads = Some(read_files(&worker, reference, way)?);
-        eprintln!("    {}", row.summary());
-        report.rows.push(row);
-        // The others serve nobody.
-        if worker.lapwing.is_some() {
-            workers.push(worker);
-        }
+        Ok((worker, row))
     }
-    Ok(())
 }
 
 fn start(subject: &Subject, worker: &mut Machine, reference: &str, way: Way) -> Result<Row> {
