@@ -151,7 +151,7 @@ fn an_image_that_only_its_client_may_pull_is_mounted_as_it_was_fetched() {
     let (name, url) = (gate.name(), format!("http://{}", gate.name()));
     let options = ContainerdOptions {
         snapshotter: Some(Lapwing::snapshotter(&host)),
-        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()] }],
+        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()], headers: Vec::new() }],
         ..ContainerdOptions::default()
     };
     let machine = Machine { containerd: Containerd::start(&host, options).unwrap(), lapwing: Some(lapwing), host };

@@ -284,7 +284,7 @@ fn discarding(site: &Site, name: &str) -> Machine {
     let (name, url) = (site.registry.name(), site.registry.url());
     let options = ContainerdOptions {
         snapshotter: Some(Lapwing::snapshotter(&host)),
-        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()] }],
+        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()], headers: Vec::new() }],
         ..ContainerdOptions::default()
     };
     let file = Containerd::configure(&host, &options).unwrap();

@@ -45,7 +45,12 @@ fn lazy_machine(site: &Site, pause: String, flavour: Flavour) -> Machine {
     let options = ContainerdOptions {
         flavour,
         snapshotter: Some(Lapwing::snapshotter(&host)),
-        registries: vec![RegistryHosts { name: site.registry.name(), url: site.registry.url(), mirrors }],
+        registries: vec![RegistryHosts {
+            name: site.registry.name(),
+            url: site.registry.url(),
+            mirrors,
+            headers: Vec::new(),
+        }],
         cri_snapshotter: "lapwing".into(),
         pause: Some(pause),
         ..ContainerdOptions::default()

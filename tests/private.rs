@@ -190,7 +190,7 @@ fn worker(image: &Private, name: &str) -> Machine {
     let (name, url) = (image.gate.name(), format!("http://{}", image.gate.name()));
     let options = ContainerdOptions {
         snapshotter: Some(Lapwing::snapshotter(&host)),
-        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()] }],
+        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()], headers: Vec::new() }],
         ..ContainerdOptions::default()
     };
     Machine { containerd: Containerd::start(&host, options).unwrap(), lapwing: Some(lapwing), host }

@@ -93,7 +93,7 @@ fn machine(site: &Site, gate: &TokenGate, name: &str) -> Machine {
     let (name, url) = (gate.name(), format!("http://{}", gate.name()));
     let options = ContainerdOptions {
         snapshotter: Some(Lapwing::snapshotter(&host)),
-        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()] }],
+        registries: vec![RegistryHosts { name, url, mirrors: vec![Lapwing::mirror_url()], headers: Vec::new() }],
         ..ContainerdOptions::default()
     };
     Machine { containerd: Containerd::start(&host, options).unwrap(), lapwing: Some(lapwing), host }

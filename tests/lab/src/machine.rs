@@ -106,7 +106,12 @@ impl Machine {
             ContainerdOptions {
                 flavour: options.flavour,
                 snapshotter: uses_lapwing.then(|| Lapwing::snapshotter(host)),
-                registries: vec![RegistryHosts { name: registry.name(), url: registry.url(), mirrors }],
+                registries: vec![RegistryHosts {
+                    name: registry.name(),
+                    url: registry.url(),
+                    mirrors,
+                    headers: Vec::new(),
+                }],
                 cri_snapshotter: if uses_lapwing && options.cri_lapwing { "lapwing" } else { "overlayfs" }.into(),
                 cri_local_pull: options.cri_local_pull,
                 layer_fetch_buffer: options.layer_fetch_buffer,

@@ -42,6 +42,7 @@ impl Bench {
                 name: self.registry.name(),
                 url: self.registry.url(),
                 mirrors: Vec::new(),
+                headers: Vec::new(),
             }],
             pause: Some(self.pause.clone()),
             ..ContainerdOptions::default()

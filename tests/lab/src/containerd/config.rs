@@ -83,6 +83,8 @@ pub struct RegistryHosts {
     pub url: String,
     /// URLs asked before it, in order.
     pub mirrors: Vec<String>,
+    /// Headers that these are sent.
+    pub headers: Vec<(String, String)>,
 }
 
 pub(super) fn hosts_dir(host: &Host) -> PathBuf {
@@ -179,6 +181,7 @@ fn hosts_toml(registry: &RegistryHosts) -> Result<String> {
     let shipped = contrib("containerd/hosts.toml")?;
     let mut text = format!("server = {:?}\n", registry.url);
     for url in registry.mirrors.iter().chain([&registry.url]) {
+        let is_mirror = registry.mirrors.contains(url);
         match shipped.contains(&format!("[host.{url:?}]")) {
             true => text.push_str(&shipped),
             false => {
@@ -186,6 +189,9 @@ fn hosts_toml(registry: &RegistryHosts) -> Result<String> {
                     text,
                     "\n[host.{url:?}]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"1s\"\n"
                 );
+                for (name, value) in registry.headers.iter().filter(|_| is_mirror) {
+                    let _ = writeln!(text, "  [host.{url:?}.header]\n    {name} = {value:?}");
+                }
             }
         }
     }

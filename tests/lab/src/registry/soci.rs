@@ -5,8 +5,10 @@ use crate::image::{self, Blob, Layout};
 use crate::process::check;
 use crate::tools::soci_ztoc;
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::process::Command;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -26,37 +28,60 @@ impl Registry {
 
     /// Pushes a SOCI index of this version for the layers of an image that is in the repository.
     pub fn push_soci_index(&self, image: &Layout, repository: &str, version: u8) -> Result<Blob> {
-        let push = |bytes: &[u8]| {
+        let push = |media_type: String, bytes: &[u8]| {
             let Blob { digest, size } = describe(bytes);
             self.push_blob(repository, &digest, size, bytes)?;
-            anyhow::Ok(json!({ "mediaType": "application/octet-stream", "digest": digest, "size": size }))
+            anyhow::Ok(Descriptor { media_type, digest, size, annotations: BTreeMap::new() })
         };
         let output = self.host().dir().join("ztoc");
-        let mut ztocs = Vec::new();
+        let mut layers = Vec::new();
         for layer in &image.layers {
             check(Command::new(soci_ztoc()?).args(["gzip", SPAN]).arg(image.blob_path(layer)).arg(&output))?;
-            let mut ztoc = push(&std::fs::read(&output).context("no zTOC was written")?)?;
-            ztoc["annotations"] = json!({
-                "com.amazon.soci.image-layer-digest": layer.digest,
-                "com.amazon.soci.image-layer-mediaType": image::LAYER,
-            });
-            ztocs.push(ztoc);
+            let ztoc = std::fs::read(&output).context("no zTOC was written")?;
+            let mut ztoc = push("application/octet-stream".to_owned(), &ztoc)?;
+            ztoc.annotations.insert("com.amazon.soci.image-layer-digest", layer.digest.clone());
+            ztoc.annotations.insert("com.amazon.soci.image-layer-mediaType", image::LAYER.to_owned());
+            layers.push(ztoc);
         }
-        let mut config = push(b"{}")?;
-        config["mediaType"] = format!("application/vnd.amazon.soci.index.v{version}+json").into();
-        let mut index = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": ztocs });
-        match version {
+        let config = push(format!("application/vnd.amazon.soci.index.v{version}+json"), b"{}")?;
+        let subject = match version {
             1 => {
-                let Blob { digest, size } = &image.manifest;
-                index["subject"] = json!({ "mediaType": MANIFEST, "digest": digest, "size": size });
+                let Blob { digest, size } = image.manifest.clone();
+                Some(Descriptor { media_type: MANIFEST.to_owned(), digest, size, annotations: BTreeMap::new() })
             }
-            version => ensure!(version == 2, "SOCI has no index of version {version}"),
-        }
+            version => {
+                ensure!(version == 2, "SOCI has no index of version {version}");
+                None
+            }
+        };
+        let index = Index { schema_version: 2, media_type: MANIFEST, config, layers, subject };
         let bytes = serde_json::to_vec(&index)?;
         let blob = describe(&bytes);
         self.push_manifest(repository, &blob.digest, MANIFEST, &bytes)?;
         Ok(blob)
     }
+}
+
+/// A manifest whose fields stand as soci-snapshotter writes them: it writes what it has fetched once more, and compares digests.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Index {
+    schema_version: u8,
+    media_type: &'static str,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<Descriptor>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'static str, String>,
 }
 
 fn describe(bytes: &[u8]) -> Blob {

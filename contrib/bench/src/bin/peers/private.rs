@@ -45,7 +45,9 @@ pub(crate) fn ask(system: System) -> Result<Answers> {
             Some(url) => url.trim_start_matches("http://").parse().with_context(|| format!("no address in {url}"))?,
             None => stage.registry.address(),
         };
-        let answer = host.within(|| http_get(address, &path, headers))?;
+        let own = system.header(&stage).map(|(name, value)| format!("{name}: {value}"));
+        let headers: Vec<&str> = headers.iter().copied().chain(own.as_deref()).collect();
+        let answer = host.within(|| http_get(address, &path, &headers))?;
         anyhow::Ok(Told { status: answer.status, bytes: answer.body.len() })
     };
     // Else containerd went to the registry itself, and what strangers are told says nothing.

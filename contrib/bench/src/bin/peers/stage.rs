@@ -118,6 +118,7 @@ impl Stage {
             name: self.registry.name(),
             url: self.registry.url(),
             mirrors: system.mirror(&host).into_iter().collect(),
+            headers: system.header(self).into_iter().collect(),
         };
         let options = ContainerdOptions { registries: vec![hosts], ..ContainerdOptions::default() };
         let containerd = Containerd::start(&host, options)?;

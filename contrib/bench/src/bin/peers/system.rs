@@ -144,6 +144,12 @@ impl System {
         }
     }
 
+    /// A header that containerd sends along.
+    pub(crate) fn header(self, stage: &Stage) -> Option<(String, String)> {
+        // What `ns=` names it takes to speak HTTPS.
+        matches!(self, Self::Dragonfly).then(|| ("X-Dragonfly-Registry".to_owned(), stage.registry.url()))
+    }
+
     /// What fetches a URL into a file on `host` by way of the system; nothing where there is no such command.
     pub(crate) fn download(self, host: &Host, url: &str, file: &Path) -> Result<Option<Command>> {
         let mut command = match self {
