@@ -6,13 +6,19 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/awslabs/soci-snapshotter/config"
+	"github.com/awslabs/soci-snapshotter/fs"
+	"github.com/awslabs/soci-snapshotter/metadata"
 	"github.com/awslabs/soci-snapshotter/service"
+	"github.com/awslabs/soci-snapshotter/ztoc"
 	"github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	bolt "go.etcd.io/bbolt"
 	"google.golang.org/grpc"
 )
 
@@ -24,7 +30,18 @@ func serve(arguments []string) error {
 	if err != nil {
 		return err
 	}
-	snapshotter, err := service.NewSociSnapshotterService(context.Background(), arguments[0], &settings.ServiceConfig)
+	// Tables of contents are unpacked into one database, as by default.
+	db, err := bolt.Open(filepath.Join(arguments[0], "metadata.db"), 0600, &bolt.Options{
+		NoFreelistSync: true, InitialMmapSize: 64 << 20, FreelistType: bolt.FreelistMapType,
+	})
+	if err != nil {
+		return err
+	}
+	store := func(reader *io.SectionReader, toc ztoc.TOC, options ...metadata.Option) (metadata.Reader, error) {
+		return metadata.NewReader(db, reader, toc, options...)
+	}
+	snapshotter, err := service.NewSociSnapshotterService(context.Background(), arguments[0], &settings.ServiceConfig,
+		service.WithFilesystemOptions(fs.WithMetadataStore(store)))
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ pub(crate) fn start(host: &Host, name: &str, registry: &Registry) -> Result<Proc
         "soci" => {
             let config = host.dir().join("soci.toml");
             let text = format!(
-                "[resolver.host.{registry:?}]\n[[resolver.host.{registry:?}.mirrors]]\nhost = {registry:?}\ninsecure = true\n"
+                "[resolver.host.{registry:?}]\n[[resolver.host.{registry:?}.mirrors]]\nhost = \"http://{registry}\"\ninsecure = true\n"
             );
             std::fs::write(&config, text)?;
             command.arg(config);
