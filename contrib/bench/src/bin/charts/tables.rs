@@ -41,7 +41,11 @@ pub(crate) fn pulls(peers: &Value) -> String {
             about.push(line);
         }
     }
-    format!("{}\n\n{}", lines.join("\n"), about.join("\n"))
+    format!(
+        "{}\n\n![Seconds until the last worker has the image](pictures/peers-pulls.svg)\n\n{}",
+        lines.join("\n"),
+        about.join("\n")
+    )
 }
 
 /// What it takes of a worker.
@@ -139,7 +143,7 @@ pub(crate) fn lazy(lazy: &Value) -> String {
             rate(&reads["warm_s"]),
         ])
     }));
-    lines.join("\n")
+    format!("{}\n\n![Seconds from the pull until the container is ready](pictures/peers-lazy.svg)", lines.join("\n"))
 }
 
 /// The last worker of each work, by system.
