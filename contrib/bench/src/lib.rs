@@ -10,7 +10,9 @@ pub fn programs(name: &str) -> Result<PathBuf> {
     ensure!(script.exists(), "{} is not here; run this in the project's directory", script.display());
     let built = Command::new(script).arg(name).stderr(Stdio::piped()).output()?;
     let told = String::from_utf8_lossy(&built.stderr);
-    ensure!(built.status.success(), "{name} cannot be built here: {}", told.trim());
+    // What comes before the last line may name places of this machine.
+    let why = told.lines().next_back().unwrap_or_default();
+    ensure!(built.status.success(), "{name} cannot be built here: {why}");
     Ok(PathBuf::from(String::from_utf8(built.stdout)?.trim()))
 }
 

@@ -12,7 +12,7 @@ pub(crate) fn machine(peers: &Value) -> String {
         text(&machine["processor"]),
         machine["cores"],
         number(&machine["memory_kb"]) / 1024.0 / 1024.0,
-        text(&machine["kernel"]),
+        text(&machine["kernel"]).split('-').next().unwrap_or_default(),
         rates["registry_mbit"],
         rates["worker_up_mbit"],
         rates["worker_down_mbit"],
@@ -77,7 +77,7 @@ pub(crate) fn files(peers: &Value) -> String {
             copies,
         ])
     }));
-    lines.join("\n")
+    whole(&lines)
 }
 
 pub(crate) fn private(peers: &Value) -> String {
@@ -95,7 +95,7 @@ pub(crate) fn private(peers: &Value) -> String {
         }
     }
     lines.extend(seen);
-    lines.join("\n")
+    whole(&lines)
 }
 
 pub(crate) fn failures(peers: &Value) -> String {
@@ -177,6 +177,11 @@ fn grouped(list: &Value, key: &str, bar: fn(&Value) -> Bar) -> Vec<Group> {
         }
     }
     groups
+}
+
+/// A table, unless nothing is below its head.
+fn whole(lines: &[String]) -> String {
+    if lines.len() > 2 { lines.join("\n") } else { "Not measured yet.".to_owned() }
 }
 
 fn rows(list: &Value) -> impl Iterator<Item = &Value> {
