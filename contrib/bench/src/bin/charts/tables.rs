@@ -99,15 +99,21 @@ pub(crate) fn private(peers: &Value) -> String {
 }
 
 pub(crate) fn failures(peers: &Value) -> String {
-    let line = |row: &Value, what: &str| {
-        let why = text(&row["why"]).replace('\n', " ");
-        let why: String = why.chars().take(300).collect();
-        format!("* {} {what}: {}", text(&row["system"]), why.replace(['<', '>', '|'], " "))
-    };
+    let line =
+        |row: &Value, what: &str| format!("* {} {what}: {}", text(&row["system"]), last_words(&text(&row["why"])));
     let failed = rows(&peers["failures"]).map(|row| line(row, &format!("failed at `{}`", text(&row["work"]))));
     let left_out = rows(&peers["left_out"]).map(|row| line(row, "was left out"));
     let lines: Vec<String> = failed.chain(left_out).collect();
     if lines.is_empty() { "None.".to_owned() } else { lines.join("\n") }
+}
+
+/// The last line of an error, without what names places of the machine on which it came.
+fn last_words(error: &str) -> String {
+    let line = error.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    let is_place = |word: &&str| word.trim_start_matches(['"', '\'', '(', '=']).starts_with('/') || word.contains("=/");
+    let words: Vec<&str> = line.split_whitespace().filter(|word| !is_place(word)).collect();
+    let line: String = words.join(" ").chars().take(300).collect();
+    line.replace(['<', '>', '|'], " ")
 }
 
 pub(crate) fn lazy(lazy: &Value) -> String {
@@ -143,7 +149,14 @@ pub(crate) fn lazy(lazy: &Value) -> String {
             rate(&reads["warm_s"]),
         ])
     }));
-    format!("{}\n\n![Seconds from the pull until the container is ready](pictures/peers-lazy.svg)", lines.join("\n"))
+    let left_out = lazy["left_out"].as_object().into_iter().flatten();
+    let left_out: Vec<String> =
+        left_out.map(|(name, why)| format!("* {name} was left out: {}", last_words(&text(why)))).collect();
+    format!(
+        "{}\n\n![Seconds from the pull until the container is ready](pictures/peers-lazy.svg)\n\n{}",
+        lines.join("\n"),
+        left_out.join("\n")
+    )
 }
 
 /// The last worker of each work, by system.

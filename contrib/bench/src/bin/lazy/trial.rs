@@ -2,7 +2,7 @@
 
 use crate::report::{Reads, Report, Row};
 use crate::{Subject, foreign};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use lapwing_bench::status_mb;
 use lapwing_lab::image::Layout;
 use lapwing_lab::{LapwingSettings, Machine, MachineOptions, Mbit, Site, interrupt, lapwing_binary, wait};
@@ -97,8 +97,9 @@ pub(crate) fn measure(subject: &Subject, report: &mut Report) -> Result<()> {
     let layout = (subject.build)()?;
     let site = Site::new("bench-lazy", None)?;
     let reference = site.registry.push(&layout, &format!("{}:1", subject.name))?;
-    let estargz = foreign::estargz(&site, &reference)?;
-    let soci = foreign::soci(&site, &layout, subject.name)?;
+    // What cannot be converted leaves the ways out that need it.
+    let estargz = foreign::estargz(&site, &reference);
+    let soci = foreign::soci(&site, &layout, subject.name);
     site.registry.host().set_rate(REGISTRY)?;
     let cluster = Cluster { subject, site, layout, plain: reference, estargz, soci };
     let mut workers = Vec::new();
@@ -127,8 +128,8 @@ struct Cluster<'a> {
     subject: &'a Subject,
     layout: Layout,
     plain: String,
-    estargz: String,
-    soci: String,
+    estargz: Result<String>,
+    soci: Result<String>,
     site: Site,
 }
 
@@ -137,8 +138,8 @@ impl Cluster<'_> {
         let host = self.site.network.host(&way.name().replace('_', ""), Some(WORKER))?;
         let registry = &self.site.registry;
         let (reference, other) = match way {
-            Way::Stargz => (&self.estargz, Some(foreign::start(&host, way.name(), registry)?)),
-            Way::Soci => (&self.soci, Some(foreign::start(&host, way.name(), registry)?)),
+            Way::Stargz => (converted(&self.estargz)?, Some(foreign::start(&host, way.name(), registry)?)),
+            Way::Soci => (converted(&self.soci)?, Some(foreign::start(&host, way.name(), registry)?)),
             _ => (&self.plain, None),
         };
         let mut worker = Machine::start_on(&host, registry, way.options(&self.site))?;
@@ -158,6 +159,10 @@ impl Cluster<'_> {
         row.reads = Some(read_files(&worker, reference, way)?);
         Ok((worker, row))
     }
+}
+
+fn converted(reference: &Result<String>) -> Result<&String> {
+    reference.as_ref().map_err(|error| anyhow!("the image was not converted: {error:#}"))
 }
 
 fn start(subject: &Subject, worker: &mut Machine, reference: &str, way: Way) -> Result<Row> {
