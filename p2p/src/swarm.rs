@@ -148,8 +148,9 @@ pub struct Swarm {
     in_flight: u32,
     in_flight_bytes: u64,
     mean: Mean,
-    /// Since when discovery has not answered.
-    silent_since: Option<Duration>,
+    /// When discovery answered last, and from when to when it is known not to have answered since.
+    answered: Duration,
+    silence: Option<Range<Duration>>,
     unleased: u32,
     next_transfer: u64,
     /// When idle connections are looked for next.
@@ -183,7 +184,8 @@ impl Swarm {
             in_flight: 0,
             in_flight_bytes: 0,
             mean: Mean::default(),
-            silent_since: None,
+            answered: Duration::ZERO,
+            silence: None,
             unleased: 0,
             next_transfer: 0,
             idle_check: Duration::ZERO,

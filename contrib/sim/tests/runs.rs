@@ -52,6 +52,40 @@ fn every_fault_ends_with_all_that_live_complete() {
     }
 }
 
+/// Whenever it dies, and whether it comes back empty while nodes still wait for it, later, or never.
+#[test]
+fn a_tracker_that_dies_adds_a_second_at_most() {
+    let last = |seed, outage| {
+        let report = report::run(Scenario { outage, ..small(seed) });
+        assert_eq!(report.measured.unfinished, 0, "{}", report.json());
+        assert!(report.copies() < 1.3, "{}", report.json());
+        report.measured.done_s.iter().copied().fold(0.0, f64::max)
+    };
+    for seed in 20..30 {
+        let undisturbed = last(seed, None);
+        for tenth in [1, 3, 5, 7, 9] {
+            let dies = Duration::from_secs_f64(undisturbed * f64::from(tenth) / 10.0);
+            for back in [500, 1000, 5000, 600_000].map(Duration::from_millis) {
+                let added = last(seed, Some(dies..dies + back)) - undisturbed;
+                assert!(added < 1.0, "seed {seed}, dead at {tenth}/10 for {back:?}: {added} s more");
+            }
+        }
+    }
+}
+
+/// Every neighbourhood fetched all that was missing in it: a swarm of 300 took six copies and six times as long.
+#[test]
+fn a_large_swarm_without_its_tracker_shares_what_it_fetches() {
+    let base = Scenario { limit: Duration::from_secs(120), ..Scenario::cold("large", 300, RATES, 64 << 20) };
+    let undisturbed = report::run(base.clone());
+    let outage = Some(Duration::from_secs(3)..Duration::from_secs(600));
+    let report = report::run(Scenario { outage, ..base });
+    assert_eq!(report.measured.unfinished, 0, "{}", report.json());
+    assert!(report.copies() < 2.0, "{}", report.json());
+    let last = |report: &report::Report| report.measured.done_s.iter().copied().fold(0.0, f64::max);
+    assert!(last(&report) < 2.0 * last(&undisturbed), "{}", report.json());
+}
+
 /// The reference's scenario E. A blob of 32 MiB is imported to 3 % more: its last pieces are asked for twice.
 #[test]
 fn one_copy_crosses_a_border_also_when_importers_die() {

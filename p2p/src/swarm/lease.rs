@@ -7,9 +7,11 @@
 //!
 //! * `lease/asking.rs`: what a request for a lease tells
 //! * `lease/imports.rs`: pieces of other zones
+//! * `lease/unleased.rs`: what is fetched without a lease, and by which of the nodes
 
 mod asking;
 mod imports;
+mod unleased;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,7 +19,7 @@ use std::time::Duration;
 
 use self::asking::Pace;
 use self::imports::Import;
-use super::blob::{BlobState, FAULT_PATIENCE, FindState, Transfer, Transfers};
+use super::blob::{FAULT_PATIENCE, FindState, Transfer, Transfers};
 use super::{Action, FoundPeers, MANY, Swarm, TransferId};
 use crate::digest::Digest;
 use crate::discovery::{Holding, Lease, LeaseKind, LeaseReply, Settlement, Trouble};
@@ -41,16 +43,13 @@ const STALL: Duration = Duration::from_secs(15);
 /// Discovery may put that off, while it says that others fetch, until nothing came for so long; and longer only where
 /// the origin asked for a pause. Less than a read waits: a discovery that never says anything else must not fail one.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// Discovery that gave no answer for so long is taken for dead; a restart takes about as long, and until then each node takes little.
-const SILENCE: Duration = Duration::from_secs(1);
+/// Discovery that gave no answer for so long is taken for dead: the pause of a pull when its tracker dies, about. What a
+/// restart that takes longer costs is little, since the nodes share what they fetch meanwhile.
+const SILENCE: Duration = Duration::from_millis(500);
 /// Pause between questions to a discovery that did not answer.
-const SILENT_PAUSE: Duration = Duration::from_millis(500);
+const SILENT_PAUSE: Duration = Duration::from_millis(250);
 /// How long readers wait for peers after the origin has refused for good.
 const REFUSED_GRACE: Duration = Duration::from_secs(5);
-/// Bytes of one transfer without a lease.
-const UNLEASED_RUN_BYTES: u64 = 1 << 20;
-/// Transfers without a lease start spread over this time, so that nodes that lost their tracker do not start as one.
-const UNLEASED_JITTER: Duration = Duration::from_secs(1);
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
 const BACKOFF_CEILING: Duration = Duration::from_secs(10);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
@@ -69,6 +68,7 @@ pub(super) struct OriginSide {
     pub(super) grace_until: Duration,
     metainfo_until: Duration,
     asking: bool,
+    asked: Duration,
     ask_after: Duration,
     pause_until: Duration,
     failures: u32,
@@ -203,9 +203,10 @@ impl Swarm {
     }
 
     pub(super) fn found(&mut self, digest: Digest, found: Option<FoundPeers>) {
-        self.note_discovery(found.is_some());
+        let Some(asked) = self.blobs.get(&digest).map(|blob| blob.find.last) else { return };
+        self.note_discovery(found.is_some(), asked);
         let jitter = 750 + self.rng.u32(..500);
-        let now = self.now;
+        let (now, down) = (self.now, self.discovery_is_down());
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let first = !blob.find.answered;
         let settled = blob.trades.len() >= self.config.max_peers_per_blob;
@@ -219,7 +220,8 @@ impl Swarm {
         blob.find.count += 1;
         blob.find.next = now + pause * jitter / 1000;
         let Some(found) = found else {
-            blob.find.next = now + SILENCE * jitter / 1000;
+            let pause = if down { FIND_PAUSES[2] } else { SILENT_PAUSE };
+            blob.find.next = now + pause * jitter / 1000;
             self.ask_everybody(digest);
             return self.consider_origin(digest);
         };
@@ -313,63 +315,10 @@ impl Swarm {
             return;
         }
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
-        blob.origin.asking = true;
-        blob.origin.asked_copy = false;
+        (blob.origin.asking, blob.origin.asked_copy) = (true, false);
+        blob.origin.asked = self.now;
         blob.origin.urgent_told = !urgent.is_empty();
         self.ask_lease(digest, missing, urgent, importable);
-    }
-
-    /// Takes a little without a lease: of another zone's peers if they have it, else of the origin.
-    fn go_without(&mut self, digest: Digest, missing: &[Range<u32>], urgent: &[Range<u32>], importable: &[Range<u32>]) {
-        if importable.is_empty() {
-            self.fetch_unleased(digest, missing, urgent);
-        } else {
-            self.import_unleased(digest, importable);
-        }
-    }
-
-    /// Fetches a little of what is missing, without a lease. What reads wait for goes first; else a node with peers keeps to
-    /// its own share, so that nodes that lost their tracker together fetch different pieces and trade them.
-    fn fetch_unleased(&mut self, digest: Digest, missing: &[Range<u32>], urgent: &[Range<u32>]) {
-        if self.unleased >= self.config.unleased_streams.max(1) {
-            return;
-        }
-        let (now, Some(blob)) = (self.now, self.blobs.get(&digest)) else { return };
-        let length = (UNLEASED_RUN_BYTES / blob.layout.piece_length()).max(1) as u32;
-        // Runs that follow one another need no spreading any more.
-        let at_once = !urgent.is_empty() || blob.origin.delivered;
-        let delay = if at_once { Duration::ZERO } else { UNLEASED_JITTER * self.rng.u32(..1000) / 1000 };
-        let run = match urgent.first() {
-            Some(run) => run.clone(),
-            // Nothing is shared where peers' bytes are not taken: any more, or because nobody is there who would vouch for them.
-            None if !blob.takes_from_peers() || blob.trades.is_empty() => missing[0].clone(),
-            None => match self.own_share(&digest, blob, missing, length) {
-                Some(run) => run,
-                // Others see to all that is missing, as far as this node knows; unless none of them does.
-                None if now < blob.last_progress + STALL => return,
-                None => missing[self.rng.usize(..missing.len())].clone(),
-            },
-        };
-        self.unleased += 1;
-        self.transfer(digest, run.start..run.end.min(run.start + length), None, delay);
-    }
-
-    /// The first missing run that falls to this node: every stretch of the blob belongs to one of the peers that trade it,
-    /// by rendezvous hashing, so that nodes that know each other agree without a word.
-    fn own_share(&self, digest: &Digest, blob: &BlobState, missing: &[Range<u32>], length: u32) -> Option<Range<u32>> {
-        let weight = |peer: &PeerId, stretch: u32| {
-            let word = |bytes: &[u8]| u64::from_be_bytes(*bytes.first_chunk().unwrap_or(&[0; 8]));
-            let seed = word(peer.as_bytes()) ^ word(digest.as_bytes()).rotate_left(17);
-            fastrand::Rng::with_seed(seed ^ u64::from(stretch).wrapping_mul(0x9e37_79b9_7f4a_7c15)).u64(..)
-        };
-        let is_mine = |stretch: u32| {
-            let mine = weight(&self.me, stretch);
-            blob.trades.values().filter(|trade| !trade.far).all(|trade| weight(&trade.peer, stretch) < mine)
-        };
-        missing.iter().find_map(|run| {
-            let stretch = (run.start / length..=(run.end - 1) / length).find(|stretch| is_mine(*stretch))?;
-            Some(run.start.max(stretch * length)..run.end.min((stretch + 1) * length))
-        })
     }
 
     fn transfer(&mut self, digest: Digest, run: Range<u32>, lease: Option<(u64, Range<u32>)>, delay: Duration) {
@@ -387,7 +336,8 @@ impl Swarm {
     pub(super) fn leased(&mut self, digest: Digest, reply: Option<LeaseReply>) {
         let now = self.now;
         let jitter = 750 + self.rng.u32(..500);
-        self.note_discovery(reply.is_some());
+        let Some(asked) = self.blobs.get(&digest).map(|blob| blob.origin.asked) else { return };
+        self.note_discovery(reply.is_some(), asked);
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let origin = &mut blob.origin;
         origin.asking = false;
@@ -443,14 +393,20 @@ impl Swarm {
         others.filter_map(|blob| blob.last_arrival).max()
     }
 
-    /// Discovery answered, or did not.
-    fn note_discovery(&mut self, answered: bool) {
-        self.silent_since = if answered { None } else { Some(self.silent_since.unwrap_or(self.now)) };
+    /// Discovery answered a question of then, or it is known that it will not.
+    fn note_discovery(&mut self, answered: bool, asked: Duration) {
+        if answered {
+            (self.answered, self.silence) = (self.now, None);
+        } else {
+            let since = self.silence.as_ref().map_or(asked.max(self.answered), |silence| silence.start);
+            self.silence = Some(since..self.now);
+        }
     }
 
-    /// Whether discovery has been silent for so long that it is not waited for.
+    /// Whether discovery has been silent for so long that it is not waited for. What it would say to a question that is yet
+    /// to be asked is not known: a tracker that was away for less is not taken for dead when it is back.
     pub(super) fn discovery_is_down(&self) -> bool {
-        self.silent_since.is_some_and(|since| self.now >= since + SILENCE)
+        self.silence.as_ref().is_some_and(|silence| silence.end >= silence.start + SILENCE)
     }
 
     pub(super) fn first_byte(&mut self, digest: Digest, transfer: TransferId) {

@@ -264,6 +264,9 @@ fn what_a_peer_tells_is_used_and_is_no_sign_that_discovery_lives() {
     );
     let (named, _) = swarm.holders_of(&digest);
     assert_eq!(named.iter().map(|holder| holder.peer).collect::<Vec<_>>(), [peer(7)], "and passed on");
-    let _ = swarm.on_event(START + Duration::from_secs(4), Event::Tick);
+    assert!(!swarm.discovery_is_down(), "it was asked once, and said at once that it does not answer");
+    let asked = swarm.on_event(START + Duration::from_secs(4), Event::Tick);
+    assert!(asked.iter().any(|action| matches!(action, Action::Find(_))), "{asked:?}");
+    let _ = swarm.on_event(START + Duration::from_secs(4), Event::Found { digest, found: None });
     assert!(swarm.discovery_is_down());
 }

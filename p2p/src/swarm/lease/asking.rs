@@ -93,6 +93,7 @@ impl Swarm {
             return;
         }
         (blob.origin.asking, blob.origin.asked_copy) = (true, true);
+        blob.origin.asked = now;
         self.actions.push(Action::Lease(request));
     }
 

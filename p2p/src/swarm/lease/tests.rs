@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::unleased::RUN_BYTES;
 use super::*;
 use crate::bitfield::Bitfield;
 use crate::discovery::{Holder, LeaseRequest};
@@ -128,7 +129,7 @@ fn a_dead_tracker_is_waited_for_and_then_a_little_is_fetched_without_it() {
     assert!(!rig.transfers.is_empty() && rig.transfers.len() <= 2, "{:?}", rig.transfers);
     for (_, _, pieces, leased) in &rig.transfers {
         let bytes = u64::from(pieces.end - pieces.start) * rig.layout.piece_length();
-        assert!(!leased && bytes <= UNLEASED_RUN_BYTES);
+        assert!(!leased && bytes <= RUN_BYTES);
     }
 }
 
@@ -145,20 +146,31 @@ fn a_tracker_that_comes_back_is_asked() {
 
 #[test]
 fn nodes_that_lost_their_tracker_together_fetch_different_pieces() {
-    let mut fetched = std::collections::BTreeSet::new();
-    let mut transfers = 0;
-    for me in 1..=16 {
-        let mut rig = Rig::of(peer(me), u64::from(me), Some(LeaseReply::Wait(S)));
-        (1..=16).filter(|n| *n != me).for_each(|n| rig.meet(n, Bitfield::empty(512)));
-        rig.pull();
-        (rig.reply, rig.finds) = (None, false);
-        rig.pass(S + SILENCE + 10 * S);
-        for (_, _, pieces, _) in &rig.transfers {
-            transfers += 1;
-            fetched.insert(pieces.start);
+    // How many transfers, and of how many runs, where other pieces come meanwhile, or none.
+    let count = |comes: bool| {
+        let mut runs = std::collections::BTreeSet::new();
+        let mut transfers = 0;
+        for me in 1..=16 {
+            let mut rig = Rig::of(peer(me), u64::from(me), Some(LeaseReply::Wait(S)));
+            (1..=16).filter(|n| *n != me).for_each(|n| rig.meet(n, Bitfield::empty(512)));
+            rig.pull();
+            (rig.reply, rig.finds) = (None, false);
+            for tick in 1..=12 {
+                rig.pass(S + tick * S / 2);
+                if comes {
+                    rig.arrive(512 - tick..513 - tick, PieceSource::Peer(peer(me % 16 + 1)));
+                }
+            }
+            transfers += rig.transfers.len();
+            runs.extend(rig.transfers.iter().map(|(_, _, pieces, _)| pieces.start));
         }
-    }
-    assert!(transfers >= 16 && fetched.len() == transfers, "{transfers} transfers, of {} runs", fetched.len());
+        (transfers, runs.len())
+    };
+    let (transfers, runs) = count(true);
+    assert!(runs == transfers && (6..=10).contains(&runs), "{transfers} transfers, of {runs} runs");
+    // What a node fetches itself makes room for another stretch.
+    let (transfers, runs) = count(false);
+    assert!((8..=10).contains(&runs) && transfers > 16, "nothing came: {transfers} transfers, of {runs} runs");
 }
 
 /// It kept to its own share and left the rest to peers whose bytes it does not take: each run then waited for the stall clock.
