@@ -58,7 +58,7 @@ bench-files: ## Reading files of a lazily mounted layer, by EROFS and by FUSE, a
 	cargo run --release --quiet --package lapwing-bench --bin files -- $(MEASUREMENTS) | tee target/bench/files.json
 
 .PHONY: bench-lazy
-bench-lazy: packages tools release ## Starts of real images against plain containerd, and files, index and memory (IMAGES="python tomcat tensorflow memory files index"; the first run fetches 800 MB); writes target/bench/lazy.json
+bench-lazy: packages tools release ## Starts of real images against plain containerd, and files, index and memory (IMAGES="python tomcat tensorflow memory files index", REPEAT=3; the first run fetches 800 MB); writes target/bench/lazy.json
 	contrib/setup/packages.sh zlib1g-dev # for SOCI
 	contrib/setup/image.sh real service learning
 	cargo build --release --quiet --package lapwing-bench --bins

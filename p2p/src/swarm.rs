@@ -51,6 +51,7 @@ pub use policy::Policy;
 
 use blob::{BlobState, Want};
 use blobs::Blobs;
+use lease::Silence;
 use peers::Offence;
 use pick::Mean;
 use table::{Peers, Slot};
@@ -148,9 +149,7 @@ pub struct Swarm {
     in_flight: u32,
     in_flight_bytes: u64,
     mean: Mean,
-    /// When discovery answered last, and from when to when it is known not to have answered since.
-    answered: Duration,
-    silence: Option<Range<Duration>>,
+    silence: Silence,
     unleased: u32,
     next_transfer: u64,
     /// When idle connections are looked for next.
@@ -184,8 +183,7 @@ impl Swarm {
             in_flight: 0,
             in_flight_bytes: 0,
             mean: Mean::default(),
-            answered: Duration::ZERO,
-            silence: None,
+            silence: Silence::default(),
             unleased: 0,
             next_transfer: 0,
             idle_check: Duration::ZERO,
@@ -407,6 +405,7 @@ impl Swarm {
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         if !blob.is_active() {
             blob.last_progress = self.now;
+            blob.origin.begin(self.now);
         }
         if priority == Priority::Fault {
             blob.origin.urgent_told = false;
@@ -444,7 +443,7 @@ impl Swarm {
         blob.last_arrival = Some(now);
         match from {
             Some(_) => {
-                blob.origin.peer_gave();
+                blob.origin.peer_gave(now);
                 blob.seed_gave(now);
             }
             None => blob.origin.progress(piece, now),

@@ -1,6 +1,7 @@
 //! What benchmarks share.
 
 use anyhow::{Result, ensure};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -22,4 +23,25 @@ pub fn status_mb(pid: u32, name: &str) -> f64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.trim_start_matches(':').split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or(0.0) * 1024.0 / 1e6
+}
+
+/// Median and range of several runs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one; of an even number the upper of the two in the middle.
+    pub median: f64,
+    /// The least of all.
+    pub least: f64,
+    /// The greatest of all.
+    pub most: f64,
+}
+
+impl Spread {
+    /// None without any value.
+    pub fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (*values.first()?, *values.last()?);
+        Some(Self { median: values[values.len() / 2], least, most })
+    }
 }

@@ -49,6 +49,8 @@ pub struct Scenario {
     pub corrupt: usize,
     /// While the tracker is dead. It comes back empty.
     pub outage: Option<Range<Duration>>,
+    /// How long its calls hang meanwhile before they fail: not at all where a process has died and its machine lives.
+    pub hangs: Duration,
     /// The nodes are in two zones, with a link of so many Mbit/s each way; the origin is in the first one.
     pub zone_link: Option<f64>,
     /// How many copies of a blob may be fetched from the origin.
@@ -84,6 +86,7 @@ impl Scenario {
             slow: 0,
             corrupt: 0,
             outage: None,
+            hangs: Duration::ZERO,
             zone_link: None,
             copies: 1,
             policy: Policy::default(),

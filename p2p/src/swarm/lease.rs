@@ -1,16 +1,18 @@
 //! Discovery and the origin: when to ask whom, and what an answer changes.
 //!
 //! The origin is asked only for pieces that somebody wants and no connected peer has, and only with a lease. Without
-//! one in four cases: discovery has been silent for [`SILENCE`]; nothing at all came for long, though discovery did not
+//! one in four cases: discovery has been silent for [`SILENCE`](silence::SILENCE); nothing at all came for long, though discovery did not
 //! ask for patience; discovery says that others have everything, and none of them gives any of it; or all the blob's
 //! bytes were proven wrong, so that other nodes' are not taken any more.
 //!
 //! * `lease/asking.rs`: what a request for a lease tells
 //! * `lease/imports.rs`: pieces of other zones
+//! * `lease/silence.rs`: whether discovery answers
 //! * `lease/unleased.rs`: what is fetched without a lease, and by which of the nodes
 
 mod asking;
 mod imports;
+mod silence;
 mod unleased;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use self::asking::Pace;
 use self::imports::Import;
+pub(super) use self::silence::Silence;
 use super::blob::{FAULT_PATIENCE, FindState, Transfer, Transfers};
 use super::{Action, FoundPeers, MANY, Swarm, TransferId};
 use crate::digest::Digest;
@@ -43,11 +46,9 @@ const STALL: Duration = Duration::from_secs(15);
 /// Discovery may put that off, while it says that others fetch, until nothing came for so long; and longer only where
 /// the origin asked for a pause. Less than a read waits: a discovery that never says anything else must not fail one.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// Discovery that gave no answer for so long is taken for dead: the pause of a pull when its tracker dies, about. What a
-/// restart that takes longer costs is little, since the nodes share what they fetch meanwhile.
-const SILENCE: Duration = Duration::from_millis(500);
-/// Pause between questions to a discovery that did not answer.
+/// Pauses between questions to a discovery that did not answer, and to one that is taken for dead.
 const SILENT_PAUSE: Duration = Duration::from_millis(250);
+const DEAD_PAUSE: Duration = Duration::from_secs(1);
 /// How long readers wait for peers after the origin has refused for good.
 const REFUSED_GRACE: Duration = Duration::from_secs(5);
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
@@ -78,6 +79,8 @@ pub(super) struct OriginSide {
     /// banned here, out of reach, or gone without a word.
     forsaken_since: Option<Duration>,
     told_at: Option<Duration>,
+    /// When a peer gave a piece last, or the pull began.
+    fed: Duration,
     /// Whether a transfer has ended well.
     delivered: bool,
     /// Whether the pieces that reads wait for were named in the last request.
@@ -139,8 +142,14 @@ impl OriginSide {
     }
 
     /// A peer gave a piece: discovery is right that there are some.
-    pub(super) fn peer_gave(&mut self) {
+    pub(super) fn peer_gave(&mut self, now: Duration) {
         self.forsaken_since = None;
+        self.fed = now;
+    }
+
+    /// Somebody wants pieces who wanted none before.
+    pub(super) fn begin(&mut self, now: Duration) {
+        self.fed = now;
     }
 
     /// Transfers at once: two, so that one covers the silence between the other's end and its successor's first byte.
@@ -203,8 +212,7 @@ impl Swarm {
     }
 
     pub(super) fn found(&mut self, digest: Digest, found: Option<FoundPeers>) {
-        let Some(asked) = self.blobs.get(&digest).map(|blob| blob.find.last) else { return };
-        self.note_discovery(found.is_some(), asked);
+        self.silence.note(found.is_some(), self.blobs.get(&digest).map(|blob| blob.find.last), self.now);
         let jitter = 750 + self.rng.u32(..500);
         let (now, down) = (self.now, self.discovery_is_down());
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
@@ -220,8 +228,7 @@ impl Swarm {
         blob.find.count += 1;
         blob.find.next = now + pause * jitter / 1000;
         let Some(found) = found else {
-            let pause = if down { FIND_PAUSES[2] } else { SILENT_PAUSE };
-            blob.find.next = now + pause * jitter / 1000;
+            blob.find.next = now + silent_pause(down) * jitter / 1000;
             self.ask_everybody(digest);
             return self.consider_origin(digest);
         };
@@ -300,7 +307,7 @@ impl Swarm {
         if down || blob.origin_only || blob.origin.is_stalled(now, blob.last_progress, last_arrival) {
             return self.go_without(digest, &missing, &urgent, &importable);
         }
-        if blob.origin.asking {
+        if blob.origin.asking || (urgent.is_empty() && self.silence.is_just_over(now)) {
             return;
         }
         if now < blob.origin.ask_after && (urgent.is_empty() || blob.origin.urgent_told) {
@@ -336,8 +343,8 @@ impl Swarm {
     pub(super) fn leased(&mut self, digest: Digest, reply: Option<LeaseReply>) {
         let now = self.now;
         let jitter = 750 + self.rng.u32(..500);
-        let Some(asked) = self.blobs.get(&digest).map(|blob| blob.origin.asked) else { return };
-        self.note_discovery(reply.is_some(), asked);
+        self.silence.note(reply.is_some(), self.blobs.get(&digest).map(|blob| blob.origin.asked), self.now);
+        let down = self.discovery_is_down();
         let Some(blob) = self.blobs.get_mut(&digest) else { return };
         let origin = &mut blob.origin;
         origin.asking = false;
@@ -359,6 +366,8 @@ impl Swarm {
             None => {
                 let pause = SILENT_PAUSE * jitter / 1000;
                 (origin.ask_after, origin.copy_after) = (now + pause, now + pause);
+                // Without it no lease is asked for, and only a search finds out that it is back.
+                blob.find.next = blob.find.next.min(now + silent_pause(down) * jitter / 1000);
                 return self.consider_origin(digest);
             }
         }
@@ -393,20 +402,9 @@ impl Swarm {
         others.filter_map(|blob| blob.last_arrival).max()
     }
 
-    /// Discovery answered a question of then, or it is known that it will not.
-    fn note_discovery(&mut self, answered: bool, asked: Duration) {
-        if answered {
-            (self.answered, self.silence) = (self.now, None);
-        } else {
-            let since = self.silence.as_ref().map_or(asked.max(self.answered), |silence| silence.start);
-            self.silence = Some(since..self.now);
-        }
-    }
-
-    /// Whether discovery has been silent for so long that it is not waited for. What it would say to a question that is yet
-    /// to be asked is not known: a tracker that was away for less is not taken for dead when it is back.
+    /// Whether discovery has been silent for so long that it is not waited for.
     pub(super) fn discovery_is_down(&self) -> bool {
-        self.silence.as_ref().is_some_and(|silence| silence.end >= silence.start + SILENCE)
+        self.silence.is_known(self.now)
     }
 
     pub(super) fn first_byte(&mut self, digest: Digest, transfer: TransferId) {
@@ -467,6 +465,10 @@ impl Swarm {
             self.actions.push(Action::Fail { digest, error });
         }
     }
+}
+
+const fn silent_pause(down: bool) -> Duration {
+    if down { DEAD_PAUSE } else { SILENT_PAUSE }
 }
 
 /// What others should know of a failure.

@@ -102,6 +102,8 @@ pub(super) enum Due {
 #[derive(Debug)]
 pub(super) enum HubDue {
     Call(u32, Call),
+    /// A call that nobody answers.
+    Failed(u32, Box<Event>),
     OriginLink,
     /// The origin begins to answer.
     Transfer {

@@ -79,6 +79,7 @@ impl Hub {
     fn happens(&mut self, due: HubDue) {
         match due {
             HubDue::Call(node, call) => self.call(node, call),
+            HubDue::Failed(node, event) => self.answer(node, *event),
             HubDue::OriginLink => self.origin_link(),
             HubDue::Transfer { node, transfer, blob, pieces } => self.transfer(node, transfer, blob, pieces),
             HubDue::Late { to, transfer, expected_ns, at_ns } => self.origin.late((to, transfer), expected_ns, at_ns),

@@ -12,7 +12,7 @@ use lapwing_p2p::swarm::{Event, FoundPeers};
 
 use super::due::{Call, HubDue};
 use super::hub::Hub;
-use super::plan::Plan;
+use super::plan::{Plan, nanos};
 use crate::scenario::Scenario;
 
 /// Between a node's signs of life.
@@ -93,7 +93,8 @@ impl Hub {
                 Call::Lease(request) => Event::Leased { digest: request.digest, reply: None },
                 Call::Announce(..) | Call::Settle(_) | Call::Report(_) | Call::Heartbeat => return,
             };
-            return self.answer(me, event);
+            let at_ns = self.now_ns + nanos(plan.scenario.hangs);
+            return self.queue.push(at_ns, HubDue::Failed(me, Box::new(event)));
         };
         let (registration, event) = match call {
             Call::Find(blob) => {

@@ -108,7 +108,7 @@ impl Swarm {
     /// The peers that give nothing of the blob: banned here, out of reach, or without it. Who trades
     /// with as many as it may does not count those that it could not reach or that had no room for it: what they have
     /// comes through others.
-    fn useless(&self, digest: &Digest) -> Vec<PeerId> {
+    pub(super) fn useless(&self, digest: &Digest) -> Vec<PeerId> {
         let Some(blob) = self.blobs.get(digest) else { return Vec::new() };
         let settled = blob.trades.len() >= self.config.max_peers_per_blob;
         let failed = blob.known.iter().filter(|(peer, known)| {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::silence::SILENCE;
 use super::unleased::RUN_BYTES;
 use super::*;
 use crate::bitfield::Bitfield;
@@ -168,9 +169,23 @@ fn nodes_that_lost_their_tracker_together_fetch_different_pieces() {
     };
     let (transfers, runs) = count(true);
     assert!(runs == transfers && (6..=10).contains(&runs), "{transfers} transfers, of {runs} runs");
-    // What a node fetches itself makes room for another stretch.
     let (transfers, runs) = count(false);
-    assert!((8..=10).contains(&runs) && transfers > 16, "nothing came: {transfers} transfers, of {runs} runs");
+    assert!(transfers == 32 && runs >= 24, "nothing came: {transfers} transfers, of {runs} runs");
+}
+
+/// The tracker says that others fetch, for ever, and nobody does.
+#[test]
+fn nodes_that_wait_in_vain_fetch_different_pieces() {
+    let mut runs = std::collections::BTreeSet::new();
+    for me in 1..=16 {
+        let mut rig = Rig::of(peer(me), u64::from(me), Some(LeaseReply::Wait(S)));
+        (1..=16).filter(|n| *n != me).for_each(|n| rig.meet(n, Bitfield::empty(512)));
+        rig.pull();
+        rig.pass(S + PATIENCE + 5 * S);
+        assert!(!rig.transfers.is_empty(), "it waits for ever");
+        runs.extend(rig.transfers.iter().map(|(_, _, pieces, _)| pieces.start));
+    }
+    assert!(runs.len() >= 16, "{runs:?}");
 }
 
 /// It kept to its own share and left the rest to peers whose bytes it does not take: each run then waited for the stall clock.

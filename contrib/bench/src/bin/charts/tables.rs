@@ -129,24 +129,16 @@ pub(crate) fn lazy(lazy: &Value) -> String {
         "files warm, MB/s",
     ]);
     lines.extend(rows(&lazy["rows"]).map(|row| {
-        let fixed = |value: &Value, digits: usize| {
-            value.as_f64().map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-        };
-        let reads = &row["reads"];
-        let rate = |seconds: &Value| match (reads["bytes"].as_f64(), seconds.as_f64()) {
-            (Some(bytes), Some(seconds)) => format!("{:.0}", bytes / 1e6 / seconds),
-            _ => "-".to_owned(),
-        };
         line(&[
             text(&row["image"]),
             text(&row["way"]),
-            fixed(&row["pulled_s"], 2),
-            fixed(&row["first_s"], 2),
-            fixed(&row["ready_s"], 2),
-            format!("{:.1}", number(&row["fetched_bytes"]) / 1e6),
-            fixed(&row["rss_mb"], 0),
-            rate(&reads["cold_s"]),
-            rate(&reads["warm_s"]),
+            spread(&row["pulled_s"], 2),
+            spread(&row["first_s"], 2),
+            spread(&row["ready_s"], 2),
+            spread(&row["fetched_mb"], 1),
+            spread(&row["rss_mb"], 0),
+            spread(&row["cold_mb_s"], 0),
+            spread(&row["warm_mb_s"], 0),
         ])
     }));
     let left_out = lazy["left_out"].as_object().into_iter().flatten();
@@ -161,23 +153,17 @@ pub(crate) fn lazy(lazy: &Value) -> String {
 
 /// The last worker of each work, by system.
 pub(crate) fn last(peers: &Value) -> Vec<Group> {
-    grouped(&peers["pulls"], "work", |row| {
-        let last = &row["last_s"];
-        Bar {
-            name: text(&row["system"]),
-            value: number(&last["median"]),
-            least: number(&last["least"]),
-            most: number(&last["most"]),
-        }
-    })
+    grouped(&peers["pulls"], "work", |row| bar(&row["system"], &row["last_s"]))
 }
 
 /// When each image was ready, by the way to it.
 pub(crate) fn ready(lazy: &Value) -> Vec<Group> {
-    grouped(&lazy["rows"], "image", |row| {
-        let ready = number(&row["ready_s"]);
-        Bar { name: text(&row["way"]), value: ready, least: ready, most: ready }
-    })
+    grouped(&lazy["rows"], "image", |row| bar(&row["way"], &row["ready_s"]))
+}
+
+fn bar(name: &Value, value: &Value) -> Bar {
+    let [median, least, most] = ["median", "least", "most"].map(|of| number(&value[of]));
+    Bar { name: text(name), value: median, least, most }
 }
 
 fn grouped(list: &Value, key: &str, bar: fn(&Value) -> Bar) -> Vec<Group> {

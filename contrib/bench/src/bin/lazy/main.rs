@@ -77,12 +77,17 @@ fn run() -> Result<()> {
     let missing = lapwing_lab::missing(&[&needs[..], &programs[..]].concat());
     ensure!(missing.is_empty(), "this machine cannot do it: {}", missing.join("; "));
     interrupt::watch("make bench-lazy")?;
+    let repeat = std::env::var("REPEAT").ok().and_then(|text| text.parse().ok()).unwrap_or(3).max(1);
     let mut report = Report::default();
     let mut result = Ok(());
-    for subject in SUBJECTS.iter().filter(|subject| is_asked(subject.name)) {
-        result = trial::measure(subject, &mut report);
-        if result.is_err() {
-            break;
+    'all: for subject in SUBJECTS.iter().filter(|subject| is_asked(subject.name)) {
+        for number in 1..=repeat {
+            eprintln!("{} ({number} of {repeat}): {}", subject.name, subject.about);
+            result = trial::measure(subject, &mut report);
+            if result.is_err() {
+                break 'all;
+            }
+            report.write()?;
         }
     }
     for part in PARTS.into_iter().filter(|part| is_asked(part)) {

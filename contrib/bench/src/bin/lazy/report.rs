@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
+use lapwing_bench::Spread;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -59,12 +60,12 @@ impl Row {
 pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
     /// Other snapshotters that could not be built or started, and why.
-    pub(crate) left_out: BTreeMap<&'static str, String>,
+    pub(crate) left_out: BTreeMap<String, String>,
     /// What was measured beside the starts, by its name.
     pub(crate) parts: BTreeMap<&'static str, Value>,
 }
 
-const LEGEND: [(&str, &str); 19] = [
+const LEGEND: [(&str, &str); 21] = [
     ("plain", "containerd's own pull from the registry into overlayfs"),
     ("plain_parallel", "the same, each layer in parts of 8 MiB, four at once"),
     ("erofs", "containerd's own EROFS snapshotter"),
@@ -83,6 +84,11 @@ const LEGEND: [(&str, &str); 19] = [
         "layers mounted lazily, no profile yet: what is read is fetched when it is read, or ahead of a sequential reader",
     ),
     ("lazy_profile", "layers mounted lazily, what the profile of the start before lists is fetched from the pull on"),
+    (
+        "rows",
+        "of each image and way the median, least and most of its runs (how many: runs); fetched_mb is fetched_bytes",
+    ),
+    ("cold_mb_s, warm_mb_s", "how quickly reads, below, were read first and again"),
     ("pulled_s", "seconds from the beginning of the pull to the end of the client's pull"),
     (
         "first_s, ready_s",
@@ -110,15 +116,56 @@ const LEGEND: [(&str, &str); 19] = [
     ("reads_that_waited", "reads of lazily mounted layers that had to wait for the swarm"),
 ];
 
+/// All starts of one image by one way.
+struct Starts<'a>(Vec<&'a Row>);
+
+impl Starts<'_> {
+    fn of(&self, value: fn(&Row) -> Option<f64>) -> Option<Spread> {
+        Spread::of(self.0.iter().filter_map(|row| value(row)))
+    }
+
+    fn median(&self, value: fn(&Row) -> Option<f64>) -> Option<f64> {
+        Some(self.of(value)?.median)
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "image": self.0[0].image,
+            "way": self.0[0].way,
+            "runs": self.0.len(),
+            "pulled_s": self.of(|row| Some(row.pulled_s)),
+            "first_s": self.of(|row| Some(row.first_s)),
+            "ready_s": self.of(|row| Some(row.ready_s)),
+            "fetched_mb": self.of(|row| Some(row.fetched_bytes as f64 / 1e6)),
+            "rss_mb": self.of(|row| row.rss_mb),
+            "cold_mb_s": self.of(|row| row.reads.map(Reads::cold_mb_s)),
+            "warm_mb_s": self.of(|row| row.reads.map(Reads::warm_mb_s)),
+        })
+    }
+}
+
 impl Report {
+    /// By image and way, in the order in which they came first.
+    fn starts(&self) -> Vec<Starts<'_>> {
+        let mut all: Vec<Starts<'_>> = Vec::new();
+        for row in &self.rows {
+            match all.iter_mut().find(|starts| (starts.0[0].image, starts.0[0].way) == (row.image, row.way)) {
+                Some(starts) => starts.0.push(row),
+                None => all.push(Starts(vec![row])),
+            }
+        }
+        all
+    }
+
     /// `target/bench/lazy.json`.
     pub(crate) fn write(&self) -> Result<()> {
         let directory = Path::new("target/bench");
         std::fs::create_dir_all(directory).context("target/bench")?;
         let mut document = serde_json::json!({
-            "what": "start of a container of an image that the machine does not have; registry 100 Mbit/s, each worker 400 Mbit/s, once each",
+            "what": "start of a container of an image that the machine does not have; registry 100 Mbit/s, each worker 400 Mbit/s; rows: median, least and most of all runs",
             "meaning": BTreeMap::from(LEGEND),
-            "rows": self.rows,
+            "rows": self.starts().iter().map(Starts::json).collect::<Vec<_>>(),
+            "runs": self.rows,
             "left_out": self.left_out,
         });
         for (name, part) in &self.parts {
@@ -148,23 +195,30 @@ impl Report {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        for row in &self.rows {
-            let plain = self.rows.iter().find(|other| other.image == row.image && other.way == "plain");
-            let share =
-                |of: fn(&Row) -> f64| plain.map_or_else(String::new, |plain| format!("{:.3}", of(row) / of(plain)));
+        let all = self.starts();
+        for starts in &all {
+            let (image, way) = (starts.0[0].image, starts.0[0].way);
+            let plain = all.iter().find(|other| other.0[0].image == image && other.0[0].way == "plain");
+            let text = |value: fn(&Row) -> Option<f64>, digits: usize| {
+                starts.median(value).map_or_else(String::new, |value| format!("{value:.digits$}"))
+            };
+            let share = |value: fn(&Row) -> Option<f64>| {
+                let share = plain.and_then(|plain| Some(starts.median(value)? / plain.median(value)?));
+                share.map_or_else(String::new, |share| format!("{share:.3}"))
+            };
             table.add_row([
-                row.image.to_owned(),
-                row.way.to_owned(),
-                format!("{:.2}", row.pulled_s),
-                format!("{:.2}", row.first_s),
-                share(|row| row.first_s),
-                format!("{:.2}", row.ready_s),
-                share(|row| row.ready_s),
-                format!("{:.1}", row.fetched_bytes as f64 / 1e6),
-                row.rss_mb.map_or_else(String::new, |mb| format!("{mb:.0}")),
-                row.reads.map_or_else(String::new, |reads| format!("{:.1}", reads.cold_mb_s())),
-                row.reads.map_or_else(String::new, |reads| format!("{:.1}", reads.warm_mb_s())),
-                row.reads_that_waited.map_or_else(String::new, |reads| reads.to_string()),
+                image.to_owned(),
+                way.to_owned(),
+                text(|row| Some(row.pulled_s), 2),
+                text(|row| Some(row.first_s), 2),
+                share(|row| Some(row.first_s)),
+                text(|row| Some(row.ready_s), 2),
+                share(|row| Some(row.ready_s)),
+                text(|row| Some(row.fetched_bytes as f64 / 1e6), 1),
+                text(|row| row.rss_mb, 0),
+                text(|row| row.reads.map(Reads::cold_mb_s), 1),
+                text(|row| row.reads.map(Reads::warm_mb_s), 1),
+                text(|row| row.reads_that_waited, 0),
             ]);
         }
         writeln!(std::io::stdout(), "{table}")?;

@@ -93,7 +93,6 @@ impl Way {
 /// All ways to one image, in one cluster: the first pull makes the indexes, the first lazy start the profile. Another snapshotter that cannot be built or
 /// started is named in the report.
 pub(crate) fn measure(subject: &Subject, report: &mut Report) -> Result<()> {
-    eprintln!("{}: {}", subject.name, subject.about);
     let layout = (subject.build)()?;
     let site = Site::new("bench-lazy", None)?;
     let reference = site.registry.push(&layout, &format!("{}:1", subject.name))?;
@@ -115,7 +114,8 @@ pub(crate) fn measure(subject: &Subject, report: &mut Report) -> Result<()> {
             Err(error) if way.is_foreign() => {
                 interrupt::check()?;
                 eprintln!("    {}: {error:#}", way.name());
-                report.left_out.insert(way.name(), format!("{error:#}"));
+                let what = format!("{} (once, with {})", way.name(), subject.name);
+                report.left_out.insert(what, format!("{error:#}"));
             }
             Err(error) => return Err(error.context(way.name())),
         }

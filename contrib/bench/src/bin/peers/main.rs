@@ -58,7 +58,7 @@ fn run() -> Result<()> {
     interrupt::watch("make bench-peers")?;
     let repeat = std::env::var("REPEAT").ok().and_then(|text| text.parse().ok()).unwrap_or(3).max(1);
 
-    let mut report = Report::default();
+    let mut report = Report::beside_earlier();
     let asked: Vec<System> = System::ALL.into_iter().filter(|system| is_asked(&systems, system.name())).collect();
     for &system in &asked {
         if let Err(error) = system.prepare() {
@@ -77,9 +77,10 @@ fn run() -> Result<()> {
                     break 'all;
                 }
             }
+            // It takes hours, and what was measured before something fails is worth having.
+            report.write()?;
         }
     }
-    // What was measured before something failed is worth having.
     report.write()?;
     report.print();
     result

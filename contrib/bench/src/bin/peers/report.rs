@@ -4,11 +4,14 @@ use crate::files::Fetched;
 use crate::private::Answers;
 use crate::system::System;
 use crate::trial::Run;
-use crate::work::{DOWN, REGISTRY, UP, Work};
+use crate::work::{ALL, DOWN, REGISTRY, UP, Work};
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
-use serde::Serialize;
+use lapwing_bench::Spread;
+use lapwing_lab::lapwing_binary;
+use lapwing_p2p::digest::Digest;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const PATH: &str = "target/bench/peers.json";
@@ -16,6 +19,8 @@ const PATH: &str = "target/bench/peers.json";
 /// All runs so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
+    /// What was measured before on the same machine, of the same versions, and is not measured now.
+    earlier: Earlier,
     pulls: Vec<Pulls>,
     files: Vec<Files>,
     private: Vec<(System, Answers)>,
@@ -46,7 +51,69 @@ struct Failure {
     why: String,
 }
 
+/// What stands in the file already, by the names of its lists.
+#[derive(Debug, Default)]
+struct Earlier(BTreeMap<&'static str, Vec<Value>>);
+
+/// The lists of a report. Those of one work name it for all their rows.
+const LISTS: [(&str, Option<&str>); 5] = [
+    ("pulls", None),
+    ("files", Some("files")),
+    ("private", Some("private")),
+    ("failures", None),
+    ("left_out", Some("")),
+];
+
+impl Earlier {
+    fn read() -> Self {
+        let written = std::fs::read(PATH).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let is_alike = |report: &Value| report["machine"] == machine() && report["rates"] == rates();
+        let Some(report) = written.filter(is_alike) else { return Self::default() };
+        let (then, now) = (report["versions"].as_array().cloned().unwrap_or_default(), versions());
+        let is_same = |row: &&Value| {
+            let is_its = |version: &&Value| version["system"] == row["system"];
+            now.iter().find(is_its) == then.iter().find(is_its)
+        };
+        let rows = |list: &str| report[list].as_array().into_iter().flatten().filter(is_same).cloned().collect();
+        Self(LISTS.into_iter().map(|(list, _)| (list, rows(list))).collect())
+    }
+
+    /// The rows of now, and those of earlier of other work and other systems: by work, size and system as these are listed.
+    fn beside(&self, now: Vec<(&'static str, Vec<Value>)>) -> Vec<(&'static str, Vec<Value>)> {
+        let measured: Vec<(String, String)> =
+            now.iter().flat_map(|(list, rows)| rows.iter().map(|row| of(list, row))).collect();
+        let beside = |(list, rows): (&'static str, Vec<Value>)| {
+            let is_kept = |row: &&Value| {
+                let row = of(list, row);
+                // It could not be built then.
+                let is_settled = list == "left_out" && measured.iter().any(|(_, system)| *system == row.1);
+                !measured.contains(&row) && !is_settled
+            };
+            let earlier = self.0.get(list).into_iter().flatten().filter(is_kept).cloned();
+            let mut rows: Vec<Value> = earlier.chain(rows).collect();
+            rows.sort_by_key(|row| {
+                let work = ALL.iter().position(|work| row["work"] == work.name);
+                (work, row["bytes"].as_u64(), System::ALL.iter().position(|system| row["system"] == system.name()))
+            });
+            (list, rows)
+        };
+        now.into_iter().map(beside).collect()
+    }
+}
+
+/// Work and system of a row.
+fn of(list: &str, row: &Value) -> (String, String) {
+    let work = LISTS.iter().find(|(name, _)| *name == list).and_then(|(_, work)| *work);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (work.map_or_else(|| text(&row["work"]), str::to_owned), text(&row["system"]))
+}
+
 impl Report {
+    /// A report that keeps what stands in the file of other work and other systems, if it is of this machine, and of the same version.
+    pub(crate) fn beside_earlier() -> Self {
+        Self { earlier: Earlier::read(), ..Self::default() }
+    }
+
     pub(crate) fn left_out(&mut self, system: System, why: &anyhow::Error) {
         self.left_out.push((system, format!("{why:#}")));
     }
@@ -77,25 +144,23 @@ impl Report {
     }
 
     pub(crate) fn write(&self) -> Result<()> {
-        let rates = json!({ "registry_mbit": REGISTRY, "worker_up_mbit": UP, "worker_down_mbit": DOWN });
-        let versions: Vec<Value> =
-            System::ALL.map(|system| json!({ "system": system.name(), "version": system.version() })).to_vec();
         let private = self.private.iter().map(|(system, told)| json!({ "system": system.name(), "answers": told }));
         let failures = self
             .failures
             .iter()
             .map(|Failure { system, job, why }| json!({ "system": system.name(), "work": job, "why": why }));
         let left_out = self.left_out.iter().map(|(system, why)| json!({ "system": system.name(), "why": why }));
-        let report = json!({
-            "machine": machine(),
-            "rates": rates,
-            "versions": versions,
-            "pulls": self.pulls.iter().map(Pulls::json).collect::<Vec<_>>(),
-            "files": self.files.iter().map(Files::json).collect::<Vec<_>>(),
-            "private": private.collect::<Vec<_>>(),
-            "failures": failures.collect::<Vec<_>>(),
-            "left_out": left_out.collect::<Vec<_>>(),
-        });
+        let now = vec![
+            ("pulls", self.pulls.iter().map(Pulls::json).collect()),
+            ("files", self.files.iter().map(Files::json).collect()),
+            ("private", private.collect()),
+            ("failures", failures.collect()),
+            ("left_out", left_out.collect()),
+        ];
+        let mut report = json!({ "machine": machine(), "rates": rates(), "versions": versions() });
+        for (list, rows) in self.earlier.beside(now) {
+            report[list] = Value::Array(rows);
+        }
         std::fs::create_dir_all(Path::new(PATH).parent().context("no directory")?)?;
         std::fs::write(PATH, serde_json::to_vec_pretty(&report)?).with_context(|| format!("cannot write {PATH}"))
     }
@@ -132,7 +197,7 @@ impl Report {
             "runs",
         ]);
         for Pulls { system, work, runs } in &self.pulls {
-            let of = |value: fn(&Run) -> Option<f64>| Spread::text_of(runs.iter().filter_map(value));
+            let of = |value: fn(&Run) -> Option<f64>| text_of(runs.iter().filter_map(value));
             table.add_row([
                 work.name.to_owned(),
                 system.name().to_owned(),
@@ -152,7 +217,7 @@ impl Report {
     fn files_table(&self) -> Table {
         let mut table = table(&["bytes", "system", "first, s", "second, s", "copies", "runs"]);
         for Files { system, bytes, runs } in &self.files {
-            let of = |value: fn(&Fetched) -> f64| Spread::text_of(runs.iter().map(value));
+            let of = |value: fn(&Fetched) -> f64| text_of(runs.iter().map(value));
             table.add_row([
                 bytes.to_string(),
                 system.name().to_owned(),
@@ -209,6 +274,23 @@ fn table(head: &[&str]) -> Table {
     table
 }
 
+fn rates() -> Value {
+    json!({ "registry_mbit": REGISTRY, "worker_up_mbit": UP, "worker_down_mbit": DOWN })
+}
+
+/// Of Lapwing also which build: one version stands for many of its commits.
+fn versions() -> Vec<Value> {
+    let build = lapwing_binary()
+        .ok()
+        .and_then(|path| std::fs::read(path).ok())
+        .map(|binary| Digest::of(&binary).hex()[..12].to_owned());
+    let version = |system: System| match (system, &build) {
+        (System::Lapwing, Some(build)) => format!("{} (build {build})", system.version()),
+        _ => system.version().to_owned(),
+    };
+    System::ALL.map(|system| json!({ "system": system.name(), "version": version(system) })).to_vec()
+}
+
 /// What the figures hang on.
 fn machine() -> Value {
     let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
@@ -222,24 +304,7 @@ fn machine() -> Value {
     })
 }
 
-/// Median and range.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let (least, most) = (*values.first()?, *values.last()?);
-        Some(Self { median: values[values.len() / 2], least, most })
-    }
-
-    fn text_of(values: impl Iterator<Item = f64>) -> String {
-        let text = |Self { median, least, most }: Self| format!("{median:.2} ({least:.2}-{most:.2})");
-        Self::of(values).map_or_else(|| "-".to_owned(), text)
-    }
+fn text_of(values: impl Iterator<Item = f64>) -> String {
+    let text = |Spread { median, least, most }: Spread| format!("{median:.2} ({least:.2}-{most:.2})");
+    Spread::of(values).map_or_else(|| "-".to_owned(), text)
 }
