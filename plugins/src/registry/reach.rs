@@ -3,8 +3,9 @@
 //! A registry that is unplugged does not refuse connections, it swallows them, and a client of the mirror that waited for the
 //! connection's own timeout would be sent on seconds late, at each of its requests. So whoever asks on behalf of such a client
 //! knocks first, unless the registry was heard from just now. One lost packet must not count as an outage: each address
-//! is tried twice, the second time before the kernel would send its first again (after 1 s, RFC 6298). Who was silent a moment ago is
-//! asked again by everybody who comes, but not waited for as long: one that is back is found at once.
+//! is tried twice, the second time before the kernel would send its first again (after 1 s, RFC 6298). Who refused a moment ago is
+//! asked again by everybody who comes; who swallowed connections is not for a second, in which the other requests of the same pull
+//! come, and then not waited for as long: one that is back is found soon.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_millis(900);
 /// How long one may take who did not in the last [`SILENT_FOR`].
 const LITTLE_PATIENCE: Duration = Duration::from_millis(250);
 const SILENT_FOR: Duration = Duration::from_secs(30);
+/// How long one is not asked again who opened to nobody.
+const LEFT_ALONE: Duration = Duration::from_secs(1);
 /// When it is knocked again.
 const AGAIN: Duration = Duration::from_millis(300);
 
@@ -40,8 +43,16 @@ pub(crate) struct Reach {
 #[derive(Debug, Default)]
 struct State {
     heard: Option<Instant>,
-    /// When nobody opened, and why.
-    silent: Option<(Instant, String)>,
+    silent: Option<Silent>,
+}
+
+/// Nobody opened.
+#[derive(Debug, Clone)]
+struct Silent {
+    at: Instant,
+    why: String,
+    /// Whether nobody refused, either.
+    swallows: bool,
 }
 
 impl Reach {
@@ -68,17 +79,20 @@ impl Reach {
         let silent = self.state().silent.clone();
         let patience = match silent {
             // Somebody else knocked in vain meanwhile.
-            Some((at, reason)) if at >= began => return Err(reason),
-            Some((at, _)) if at.elapsed() < SILENT_FOR => LITTLE_PATIENCE,
+            Some(Silent { at, why, .. }) if at >= began => return Err(why),
+            Some(Silent { at, why, swallows: true }) if at.elapsed() < LEFT_ALONE => return Err(why),
+            Some(Silent { at, .. }) if at.elapsed() < SILENT_FOR => LITTLE_PATIENCE,
             _ => PATIENCE,
         };
         let knocked = tokio::time::timeout(patience, knock(base, route)).await;
+        let swallows = knocked.is_err();
         let knocked = knocked.unwrap_or_else(|_| Err(format!("nothing opens a connection within {patience:?}")));
         match &knocked {
             Ok(()) => self.heard(),
             Err(reason) => {
                 tracing::warn!(registry = base.host_str(), reason, "registry cannot be reached");
-                *self.state() = State { heard: None, silent: Some((Instant::now(), reason.clone())) };
+                let silent = Silent { at: Instant::now(), why: reason.clone(), swallows };
+                *self.state() = State { heard: None, silent: Some(silent) };
             }
         }
         knocked
@@ -180,8 +194,16 @@ mod tests {
             queued.push(stream);
         }
         assert!(queued.len() < 8, "the backlog never fills");
-        let reason = Reach::default().check(&url(address), Route::Listed).await.unwrap_err();
+        let (reach, base) = (Reach::default(), url(address));
+        let reason = reach.check(&base, Route::Listed).await.unwrap_err();
         assert!(reason.contains("nothing opens"), "{reason}");
-        drop(listener);
+        let again = tokio::time::timeout(Duration::ZERO, reach.check(&base, Route::Listed)).await;
+        assert_eq!(again.expect("the same pull's next request waited again").unwrap_err(), reason);
+
+        // It answers again.
+        drop(queued);
+        while tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_ok() {}
+        tokio::time::sleep(LEFT_ALONE).await;
+        reach.check(&base, Route::Listed).await.unwrap();
     }
 }
