@@ -308,3 +308,35 @@ fn text_of(values: impl Iterator<Item = f64>) -> String {
     let text = |Spread { median, least, most }: Spread| format!("{median:.2} ({least:.2}-{most:.2})");
     Spread::of(values).map_or_else(|| "-".to_owned(), text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(work: &str, system: &str, run: u32) -> Value {
+        json!({ "work": work, "system": system, "run": run })
+    }
+
+    #[test]
+    fn what_is_measured_anew_takes_the_place_of_earlier_and_the_rest_stays() {
+        let left_out = |system: &str| json!({ "system": system, "why": "not built" });
+        let earlier = Earlier(BTreeMap::from([
+            ("pulls", vec![row("cold16", "lapwing", 1), row("cold8", "lapwing", 1), row("cold8", "spegel", 1)]),
+            ("failures", vec![row("outage", "lapwing", 1), row("outage", "plain", 1)]),
+            ("left_out", vec![left_out("piccolo"), left_out("lapwing")]),
+        ]));
+        let now = vec![
+            ("pulls", vec![row("cold8", "lapwing", 2), row("outage", "lapwing", 2)]),
+            ("failures", vec![]),
+            ("left_out", vec![]),
+        ];
+        let [(_, pulls), (_, failures), (_, left)] = &earlier.beside(now)[..] else { panic!("three lists") };
+        let of = |work: &str, system: &str| pulls.iter().find(|row| row["work"] == work && row["system"] == system);
+        assert_eq!(of("cold8", "lapwing"), Some(&row("cold8", "lapwing", 2)));
+        assert_eq!(of("cold8", "spegel"), Some(&row("cold8", "spegel", 1)));
+        assert_eq!(of("cold16", "lapwing"), Some(&row("cold16", "lapwing", 1)));
+        assert_eq!(pulls.len(), 4);
+        assert_eq!(*failures, [row("outage", "plain", 1)], "it worked this time");
+        assert_eq!(*left, [left_out("piccolo")], "the other was measured");
+    }
+}
