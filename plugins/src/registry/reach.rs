@@ -3,9 +3,9 @@
 //! A registry that is unplugged does not refuse connections, it swallows them, and a client of the mirror that waited for the
 //! connection's own timeout would be sent on seconds late, at each of its requests. So whoever asks on behalf of such a client
 //! knocks first, unless the registry was heard from just now. One lost packet must not count as an outage: each address
-//! is tried twice, the second time before the kernel would send its first again (after 1 s, RFC 6298). Who refused a moment ago is
-//! asked again by everybody who comes; who swallowed connections is not for a second, in which the other requests of the same pull
-//! come, and then not waited for as long: one that is back is found soon.
+//! is tried twice, the second time before the kernel would send its first again (after 1 s, RFC 6298). Who was silent a moment ago is
+//! asked again by everybody who comes, but not waited for as long, and hardly at all in the second after it swallowed connections,
+//! in which the other requests of the same pull come: one that is back is found at once.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -27,8 +27,9 @@ const PATIENCE: Duration = Duration::from_millis(900);
 /// How long one may take who did not in the last [`SILENT_FOR`].
 const LITTLE_PATIENCE: Duration = Duration::from_millis(250);
 const SILENT_FOR: Duration = Duration::from_secs(30);
-/// How long one is not asked again who opened to nobody.
-const LEFT_ALONE: Duration = Duration::from_secs(1);
+/// How long one may take who opened to nobody in the last [`JUST_SILENT_FOR`]: enough for one that is near, and is back.
+const LEAST_PATIENCE: Duration = Duration::from_millis(50);
+const JUST_SILENT_FOR: Duration = Duration::from_secs(1);
 /// When it is knocked again.
 const AGAIN: Duration = Duration::from_millis(300);
 
@@ -51,8 +52,18 @@ struct State {
 struct Silent {
     at: Instant,
     why: String,
-    /// Whether nobody refused, either.
-    swallows: bool,
+    /// When it was last waited for longer than [`LEAST_PATIENCE`], if nobody refused, either.
+    swallowed: Option<Instant>,
+}
+
+impl Silent {
+    fn patience(&self) -> Duration {
+        match self.swallowed {
+            Some(at) if at.elapsed() < JUST_SILENT_FOR => LEAST_PATIENCE,
+            _ if self.at.elapsed() < SILENT_FOR => LITTLE_PATIENCE,
+            _ => PATIENCE,
+        }
+    }
 }
 
 impl Reach {
@@ -80,18 +91,22 @@ impl Reach {
         let patience = match silent {
             // Somebody else knocked in vain meanwhile.
             Some(Silent { at, why, .. }) if at >= began => return Err(why),
-            Some(Silent { at, why, swallows: true }) if at.elapsed() < LEFT_ALONE => return Err(why),
-            Some(Silent { at, .. }) if at.elapsed() < SILENT_FOR => LITTLE_PATIENCE,
-            _ => PATIENCE,
+            Some(ref silent) => silent.patience(),
+            None => PATIENCE,
         };
         let knocked = tokio::time::timeout(patience, knock(base, route)).await;
-        let swallows = knocked.is_err();
+        let now = Instant::now();
+        let swallowed = match (&knocked, silent) {
+            (Ok(_), _) => None,
+            (Err(_), Some(silent)) if patience == LEAST_PATIENCE => silent.swallowed,
+            (Err(_), _) => Some(now),
+        };
         let knocked = knocked.unwrap_or_else(|_| Err(format!("nothing opens a connection within {patience:?}")));
         match &knocked {
             Ok(()) => self.heard(),
             Err(reason) => {
                 tracing::warn!(registry = base.host_str(), reason, "registry cannot be reached");
-                let silent = Silent { at: Instant::now(), why: reason.clone(), swallows };
+                let silent = Silent { at: now, why: reason.clone(), swallowed };
                 *self.state() = State { heard: None, silent: Some(silent) };
             }
         }
@@ -197,13 +212,21 @@ mod tests {
         let (reach, base) = (Reach::default(), url(address));
         let reason = reach.check(&base, Route::Listed).await.unwrap_err();
         assert!(reason.contains("nothing opens"), "{reason}");
-        let again = tokio::time::timeout(Duration::ZERO, reach.check(&base, Route::Listed)).await;
-        assert_eq!(again.expect("the same pull's next request waited again").unwrap_err(), reason);
+        // The same pull's next requests hardly wait, and put off nothing.
+        let waited = || reach.state().silent.clone().unwrap().patience();
+        let swallowed = || reach.state().silent.clone().unwrap().swallowed.unwrap();
+        let first = swallowed();
+        assert_eq!(waited(), LEAST_PATIENCE);
+        reach.check(&base, Route::Listed).await.unwrap_err();
+        assert_eq!(swallowed(), first);
+        tokio::time::sleep(JUST_SILENT_FOR).await;
+        assert_eq!(waited(), LITTLE_PATIENCE);
+        reach.check(&base, Route::Listed).await.unwrap_err();
+        assert!(swallowed() > first);
 
         // It answers again.
         drop(queued);
         while tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_ok() {}
-        tokio::time::sleep(LEFT_ALONE).await;
         reach.check(&base, Route::Listed).await.unwrap();
     }
 }
