@@ -22,8 +22,10 @@ use crate::limits::MAX_KNOCKED_ADDRESSES;
 
 /// How long a sign of life is believed.
 const HEARD_FOR: Duration = Duration::from_secs(60);
+/// How long its name may take to become addresses.
+const LOOKUP: Duration = Duration::from_millis(900);
 /// How long somebody may take to open.
-const PATIENCE: Duration = Duration::from_millis(900);
+const PATIENCE: Duration = Duration::from_millis(600);
 /// How long one may take who did not in the last [`SILENT_FOR`].
 const LITTLE_PATIENCE: Duration = Duration::from_millis(250);
 const SILENT_FOR: Duration = Duration::from_secs(30);
@@ -94,23 +96,21 @@ impl Reach {
             Some(ref silent) => silent.patience(),
             None => PATIENCE,
         };
-        let knocked = tokio::time::timeout(patience, knock(base, route)).await;
+        let knocked = knock(base, route, patience).await;
         let now = Instant::now();
-        let swallowed = match (&knocked, silent) {
-            (Ok(_), _) => None,
-            (Err(_), Some(silent)) if patience == LEAST_PATIENCE => silent.swallowed,
-            (Err(_), _) => Some(now),
-        };
-        let knocked = knocked.unwrap_or_else(|_| Err(format!("nothing opens a connection within {patience:?}")));
         match &knocked {
             Ok(()) => self.heard(),
-            Err(reason) => {
-                tracing::warn!(registry = base.host_str(), reason, "registry cannot be reached");
-                let silent = Silent { at: now, why: reason.clone(), swallowed };
-                *self.state() = State { heard: None, silent: Some(silent) };
+            Err(Unopened { why, swallowed }) => {
+                tracing::warn!(registry = base.host_str(), reason = why, "registry cannot be reached");
+                let swallowed = match silent {
+                    _ if !swallowed => None,
+                    Some(silent) if patience == LEAST_PATIENCE => silent.swallowed,
+                    _ => Some(now),
+                };
+                *self.state() = State { heard: None, silent: Some(Silent { at: now, why: why.clone(), swallowed }) };
             }
         }
-        knocked
+        knocked.map_err(|unopened| unopened.why)
     }
 
     fn was_heard(&self) -> bool {
@@ -122,13 +122,37 @@ impl Reach {
     }
 }
 
+/// Why there is no connection.
+struct Unopened {
+    why: String,
+    /// Nobody said so.
+    swallowed: bool,
+}
+
 /// Whether any of the host's addresses takes a connection.
-async fn knock(base: &Url, route: Route) -> Result<(), String> {
+async fn knock(base: &Url, route: Route, patience: Duration) -> Result<(), Unopened> {
     let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let port = base.port_or_known_default().unwrap_or(443);
-    let found = tokio::net::lookup_host((host, port)).await.map_err(|error| format!("{host}: {error}"))?;
+    let silence = |why| Unopened { why, swallowed: true };
+    let lookup = if patience == PATIENCE { LOOKUP } else { patience };
+    let found = tokio::time::timeout(lookup, addresses(host, base.port_or_known_default().unwrap_or(443), route)).await;
+    let addresses = found.map_err(|_| silence(format!("{host} has no address within {lookup:?}")))??;
+    let opened = tokio::time::timeout(patience, open_any(addresses)).await;
+    opened.map_err(|_| silence(format!("nothing opens a connection within {patience:?}")))?
+}
+
+/// Those that may be reached: at least one.
+async fn addresses(host: &str, port: u16, route: Route) -> Result<Vec<SocketAddr>, Unopened> {
+    let answer = |why| Unopened { why, swallowed: false };
+    let found = tokio::net::lookup_host((host, port)).await.map_err(|error| answer(format!("{host}: {error}")))?;
     let may = |address: &SocketAddr| route == Route::Listed || is_public(address.ip());
     let addresses: Vec<SocketAddr> = found.filter(may).take(MAX_KNOCKED_ADDRESSES).collect();
+    if addresses.is_empty() {
+        return Err(answer(format!("{host} has no address that may be reached")));
+    }
+    Ok(addresses)
+}
+
+async fn open_any(addresses: Vec<SocketAddr>) -> Result<(), Unopened> {
     let try_after = |address: SocketAddr, delay: Duration| async move {
         tokio::time::sleep(delay).await;
         TcpStream::connect(address).await.map(drop).map_err(|error| format!("{address}: {error}"))
@@ -137,14 +161,14 @@ async fn knock(base: &Url, route: Route) -> Result<(), String> {
         .into_iter()
         .flat_map(|address| [try_after(address, Duration::ZERO), try_after(address, AGAIN)])
         .collect();
-    let mut reason = format!("{host} has no address that may be reached");
+    let mut why = String::new();
     while let Some(tried) = tries.next().await {
         match tried {
             Ok(()) => return Ok(()),
-            Err(error) => reason = error,
+            Err(error) => why = error,
         }
     }
-    Err(reason)
+    Err(Unopened { why, swallowed: false })
 }
 
 #[cfg(test)]
