@@ -169,8 +169,13 @@ fn a_pull_is_one_trace_over_two_nodes_and_the_tracker() {
     wait::until_true("the trace to be whole", SOON, || {
         let spans = spans();
         let ended = |name: &str, kind| spans.iter().any(|sent| sent.is(name, kind));
+        let answered = |question: &Sent| {
+            let is_answer = |sent: &Sent| sent.span.parent_span_id == question.span.span_id;
+            spans.iter().any(|sent| sent.is("tracker.find", SpanKind::Server) && is_answer(sent))
+        };
         ended("mirror.blob", SpanKind::Server)
-            && ended("tracker.find", SpanKind::Server)
+            && ended("tracker.find", SpanKind::Client)
+            && spans.iter().filter(|sent| sent.is("tracker.find", SpanKind::Client)).all(answered)
             && spans.iter().filter(of_layer).any(|sent| sent.is("peer.serve", SpanKind::Server))
     })
     .unwrap();

@@ -58,7 +58,11 @@ async fn until(condition: impl Fn() -> bool) {
     tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.expect("it never came true");
 }
 
-/// Three blobs of 3 MiB are above 90 % of 10 MiB: one goes before anything more is to be written, and nobody is sent
+/// As many of them are above the high mark of a store of 10 MiB (90 %) by their content alone.
+const ABOVE_THIRD: usize = 3 * MIB + 4096;
+const ABOVE_NINTH: usize = MIB + 4096;
+
+/// Three blobs of a third of it are above the high mark: one goes before anything more is to be written, and nobody is sent
 /// here for it any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_evicted_is_evicted_ahead_of_need_and_withdrawn_at_once() {
@@ -70,7 +74,7 @@ async fn what_is_evicted_is_evicted_ahead_of_need_and_withdrawn_at_once() {
     let node = start_on(&tracker, store, identity, Arc::clone(&metrics), |_| {}).await;
     let mut pulled = Vec::new();
     for seed in 0..3 {
-        let digest = pull(&node, 3 * MIB, seed).await;
+        let digest = pull(&node, ABOVE_THIRD, seed).await;
         until(|| tracker.holding(&digest, &node.id()) == Some(Holding::Complete)).await;
         pulled.push(digest);
     }
@@ -79,7 +83,7 @@ async fn what_is_evicted_is_evicted_ahead_of_need_and_withdrawn_at_once() {
     assert!(pulled[1..].iter().all(|digest| tracker.holding(digest, &node.id()) == Some(Holding::Complete)));
     assert!(metrics.evicted_blobs.get() >= 1 && metrics.evicted_bytes.get() >= 3 * MIB as u64);
     // And announced again when it is here again.
-    let again = pull(&node, 3 * MIB, 0).await;
+    let again = pull(&node, ABOVE_THIRD, 0).await;
     until(|| tracker.holding(&again, &node.id()) == Some(Holding::Complete)).await;
     node.shutdown().await;
 }
@@ -95,12 +99,12 @@ async fn what_no_other_node_has_outlives_what_others_have() {
     let other = Identity::generate().unwrap().id();
     let mut pulled = Vec::new();
     for seed in 0..9 {
-        let digest = Digest::of(&content(MIB, seed));
+        let digest = Digest::of(&content(ABOVE_NINTH, seed));
         if [2, 3].contains(&seed) {
             // It has no address, so nobody asks it for anything.
             tracker.add_holder(digest, other, Holding::Complete);
         }
-        pulled.push(pull(&node, MIB, seed).await);
+        pulled.push(pull(&node, ABOVE_NINTH, seed).await);
     }
     until(|| node.store().used_bytes() <= 8 * MIB as u64).await;
     let here = |digest: &Digest| node.store().list().iter().any(|blob| blob.digest == *digest);

@@ -2,7 +2,7 @@
 
 use crate::stage::{Props, Stage};
 use crate::system::System;
-use crate::work::REGISTRY;
+use crate::work::LINKS;
 use anyhow::{Context, Result, ensure};
 use lapwing_lab::{Host, Mbit, WebServer, check, interrupt};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use std::time::Instant;
 /// From a byte to a gigabyte.
 const SIZES: [u64; 5] = [1, 10_000, 1_000_000, 100_000_000, 1_000_000_000];
 
-const PROPS: Props = Props { workers: 2, layers_mib: &[1], has_before: false, is_private: false };
+const PROPS: Props = Props { workers: 2, layers_mib: &[1], has_before: false, is_private: false, links: LINKS };
 
 /// The web server's host, which nodes are told of beforehand.
 pub(crate) const WEB: &str = "web";
@@ -38,7 +38,7 @@ impl Fetched {
 /// Nothing for a system that has no such command.
 pub(crate) fn fetch(system: System) -> Result<Vec<Fetched>> {
     let stage = Stage::set(system, &PROPS)?;
-    let web = stage.network.host(WEB, Some(Mbit(REGISTRY)))?;
+    let web = stage.network.host(WEB, Some(Mbit(LINKS.registry)))?;
     let root = web.dir().join("files");
     std::fs::create_dir_all(&root)?;
     let server = WebServer::start(&web, &root)?;

@@ -3,11 +3,12 @@
 
 use crate::stage::{Props, Stage};
 use crate::system::{Daemon, System};
+use crate::work::LINKS;
 use anyhow::{Context, Result, ensure};
 use lapwing_lab::{BASIC_AUTH, Host, http_get};
 use serde::Serialize;
 
-const PROPS: Props = Props { workers: 2, layers_mib: &[8], has_before: false, is_private: true };
+const PROPS: Props = Props { workers: 2, layers_mib: &[8], has_before: false, is_private: true, links: LINKS };
 
 /// What a client without credentials was told.
 #[derive(Debug, Clone, Copy, Serialize)]

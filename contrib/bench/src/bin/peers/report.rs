@@ -4,7 +4,7 @@ use crate::files::Fetched;
 use crate::private::Answers;
 use crate::system::System;
 use crate::trial::Run;
-use crate::work::{ALL, DOWN, REGISTRY, UP, Work};
+use crate::work::{ALL, LINKS, Work};
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use lapwing_bench::Spread;
@@ -275,7 +275,7 @@ fn table(head: &[&str]) -> Table {
 }
 
 fn rates() -> Value {
-    json!({ "registry_mbit": REGISTRY, "worker_up_mbit": UP, "worker_down_mbit": DOWN })
+    json!({ "registry_mbit": LINKS.registry, "worker_up_mbit": LINKS.up, "worker_down_mbit": LINKS.down })
 }
 
 /// Of Lapwing also which build: one version stands for many of its commits.

@@ -1,12 +1,12 @@
 //! The network of one trial and what runs on it.
 
 use crate::system::{Daemon, System};
-use crate::work::{DOWN, REGISTRY, UP};
+use crate::work::Links;
 use anyhow::{Context, Result, ensure};
 use lapwing_lab::image::{self, Layout};
 use lapwing_lab::{
-    BASIC_PASSWORD, BASIC_USER, Containerd, ContainerdOptions, Host, Lab, Mbit, Network, Rates, Registry,
-    RegistryHosts, RegistryOptions, check, interrupt,
+    BASIC_PASSWORD, BASIC_USER, Containerd, ContainerdOptions, Host, Lab, Mbit, Network, Registry, RegistryHosts,
+    RegistryOptions, check, interrupt,
 };
 use std::collections::HashSet;
 use std::time::Duration;
@@ -54,6 +54,7 @@ pub(crate) struct Props {
     pub(crate) has_before: bool,
     /// The registry asks for a password.
     pub(crate) is_private: bool,
+    pub(crate) links: Links,
 }
 
 /// An image in the registry.
@@ -72,6 +73,7 @@ pub(crate) struct Stage {
     /// What workers have of it before.
     pub(crate) before: Option<Image>,
     pub(crate) network: Network,
+    pub(crate) links: Links,
 }
 
 impl Stage {
@@ -85,9 +87,9 @@ impl Stage {
             _ => None,
         };
         let image = push(system, &registry, "bench:1", props.layers_mib)?;
-        registry.host().set_rate(Mbit(REGISTRY))?;
-        let is_private = props.is_private;
-        let mut stage = Self { workers: Vec::new(), shared: None, registry, is_private, image, before, network };
+        let Props { is_private, links, .. } = *props;
+        registry.host().set_rate(Mbit(links.registry))?;
+        let mut stage = Self { workers: Vec::new(), shared: None, registry, is_private, image, before, network, links };
         stage.shared = system.start_shared(&stage)?;
         for number in 0..props.workers {
             interrupt::check()?;
@@ -113,7 +115,7 @@ impl Stage {
     }
 
     fn worker(&self, system: System, number: usize) -> Result<Worker> {
-        let host = self.network.host_at(&format!("n{number}"), Rates::of(Mbit(UP), Mbit(DOWN)))?;
+        let host = self.network.host_at(&format!("n{number}"), self.links.of_worker())?;
         let hosts = RegistryHosts {
             name: self.registry.name(),
             url: self.registry.url(),

@@ -1,6 +1,7 @@
 //! What is fetched, by how many workers, and when.
 
 use crate::stage::Props;
+use lapwing_lab::{Mbit, Rates};
 use std::time::Duration;
 
 /// When workers begin.
@@ -33,14 +34,30 @@ pub(crate) struct Work {
     pub(crate) layers_mib: &'static [usize],
     pub(crate) start: Start,
     pub(crate) victim: Option<Victim>,
+    pub(crate) links: Links,
 }
 
-/// Rates of all work, in Mbit/s.
-pub(crate) const REGISTRY: u32 = 100;
-pub(crate) const UP: u32 = 200;
-pub(crate) const DOWN: u32 = 400;
+/// Rates, in Mbit/s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Links {
+    pub(crate) registry: u32,
+    /// A worker's.
+    pub(crate) up: u32,
+    pub(crate) down: u32,
+}
 
-pub(crate) const ALL: [Work; 8] = [
+impl Links {
+    pub(crate) fn of_worker(self) -> Rates {
+        Rates::of(Mbit(self.up), Mbit(self.down))
+    }
+}
+
+/// Those of all work that does not say otherwise.
+pub(crate) const LINKS: Links = Links { registry: 100, up: 200, down: 400 };
+/// With sixteen workers two cores cannot fill the others.
+const HALF: Links = Links { registry: 50, up: 100, down: 200 };
+
+pub(crate) const ALL: [Work; 9] = [
     Work {
         name: "cold8",
         about: "8 workers begin together, one layer of 64 MiB",
@@ -48,6 +65,7 @@ pub(crate) const ALL: [Work; 8] = [
         layers_mib: &[64],
         start: Start::Together,
         victim: None,
+        links: LINKS,
     },
     Work {
         name: "cold16",
@@ -56,6 +74,16 @@ pub(crate) const ALL: [Work; 8] = [
         layers_mib: &[64],
         start: Start::Together,
         victim: None,
+        links: LINKS,
+    },
+    Work {
+        name: "cold16-half",
+        about: "cold16, all links at half their rates",
+        workers: 16,
+        layers_mib: &[64],
+        start: Start::Together,
+        victim: None,
+        links: HALF,
     },
     Work {
         name: "layers8",
@@ -64,6 +92,7 @@ pub(crate) const ALL: [Work; 8] = [
         layers_mib: &[8; 8],
         start: Start::Together,
         victim: None,
+        links: LINKS,
     },
     Work {
         name: "arrivals",
@@ -72,6 +101,7 @@ pub(crate) const ALL: [Work; 8] = [
         layers_mib: &[64],
         start: Start::Every(Duration::from_secs(1)),
         victim: None,
+        links: LINKS,
     },
     Work {
         name: "outage",
@@ -80,6 +110,7 @@ pub(crate) const ALL: [Work; 8] = [
         layers_mib: &[64],
         start: Start::WithoutRegistry,
         victim: None,
+        links: LINKS,
     },
     Work {
         name: "update",
@@ -88,6 +119,7 @@ pub(crate) const ALL: [Work; 8] = [
         layers_mib: &[13; 5],
         start: Start::Update,
         victim: None,
+        links: LINKS,
     },
     Work {
         name: "peer-dies",
@@ -96,6 +128,7 @@ pub(crate) const ALL: [Work; 8] = [
         layers_mib: &[64],
         start: Start::Together,
         victim: Some(Victim::Peer),
+        links: LINKS,
     },
     Work {
         name: "shared-dies",
@@ -104,6 +137,7 @@ pub(crate) const ALL: [Work; 8] = [
         layers_mib: &[64],
         start: Start::Together,
         victim: Some(Victim::Shared),
+        links: LINKS,
     },
 ];
 
@@ -114,6 +148,7 @@ impl Work {
             layers_mib: self.layers_mib,
             has_before: self.start == Start::Update,
             is_private: false,
+            links: self.links,
         }
     }
 
@@ -121,14 +156,15 @@ impl Work {
     pub(crate) fn bound_s(&self, bytes: u64) -> f64 {
         let rate = |mbit: u32| f64::from(mbit) * 125_000.0;
         let (bytes, workers) = (bytes as f64, self.workers as f64);
-        let one_down = bytes / rate(DOWN);
+        let Links { registry, up, down } = self.links;
+        let one_down = bytes / rate(down);
         match self.start {
             Start::Together | Start::Update => {
-                (bytes / rate(REGISTRY)).max(one_down).max(workers * bytes / (rate(REGISTRY) + workers * rate(UP)))
+                (bytes / rate(registry)).max(one_down).max(workers * bytes / (rate(registry) + workers * rate(up)))
             }
-            Start::Every(pause) => (bytes / rate(REGISTRY)).max(pause.as_secs_f64() * (workers - 1.0) + one_down),
+            Start::Every(pause) => (bytes / rate(registry)).max(pause.as_secs_f64() * (workers - 1.0) + one_down),
             // The others have each other, and the first.
-            Start::WithoutRegistry => (bytes / rate(UP)).max(one_down),
+            Start::WithoutRegistry => (bytes / rate(up)).max(one_down),
         }
     }
 }

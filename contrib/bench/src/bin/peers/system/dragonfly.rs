@@ -2,10 +2,9 @@
 
 use super::{Daemon, start, write_config};
 use crate::stage::Stage;
-use crate::work::{DOWN, UP};
 use anyhow::{Context, Result};
 use lapwing_bench::programs;
-use lapwing_lab::{Host, Mbit, Process, Rates};
+use lapwing_lab::{Host, Process};
 use serde_json::json;
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -20,7 +19,7 @@ pub(super) fn mirror() -> String {
 
 /// The scheduler, and the seed peer with a worker's link.
 pub(super) fn shared(stage: &Stage) -> Result<Daemon> {
-    let host = stage.network.host_at("seed", Rates::of(Mbit(UP), Mbit(DOWN)))?;
+    let host = stage.network.host_at("seed", stage.links.of_worker())?;
     let dir = host.dir();
     let config = json!({
         "server": {
@@ -76,6 +75,6 @@ fn dfdaemon(stage: &Stage, host: &Host, scheduler: Ipv4Addr, is_seed: bool) -> R
 /// What is left to name is the file and the URL.
 pub(super) fn download(host: &Host) -> Result<Command> {
     let mut command = host.command(programs("dragonfly")?.join("dfget"));
-    command.args(["--endpoint", SOCKET, "--log-dir"]).arg(host.dir().join("dfget-log")).arg("--output");
+    command.args(["--endpoint", SOCKET, "--output"]);
     Ok(command)
 }

@@ -4,10 +4,10 @@
 
 use super::{Daemon, start, write_config};
 use crate::stage::Stage;
-use crate::work::{DOWN, UP};
+use crate::work::Links;
 use anyhow::{Context, Result};
 use lapwing_bench::programs;
-use lapwing_lab::{BASIC_PASSWORD, BASIC_USER, Host, Mbit, Process, Rates};
+use lapwing_lab::{BASIC_PASSWORD, BASIC_USER, Host, Process};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 
@@ -36,7 +36,7 @@ pub(super) fn mirror() -> String {
 
 /// What all share, with a worker's link.
 pub(super) fn shared(stage: &Stage) -> Result<Daemon> {
-    let host = stage.network.host_at("origin", Rates::of(Mbit(UP), Mbit(DOWN)))?;
+    let host = stage.network.host_at("origin", stage.links.of_worker())?;
     let at = |port: u16| json!({ "hosts": { "static": [format!("{}:{port}", host.address())] } });
     // Without TLS it does not log in, but for what it falls back to.
     let security = if stage.is_private {
@@ -52,7 +52,7 @@ pub(super) fn shared(stage: &Stage) -> Result<Daemon> {
         "hashring": { "max_replica": 2 },
         "localdb": { "source": dir.join("origin.db") },
         "castore": { "upload_dir": dir.join("upload"), "cache_dir": dir.join("cache") },
-        "scheduler": bandwidth(),
+        "scheduler": bandwidth(stage.links),
     });
     let addresses = [
         format!("--blobserver-hostname={}", host.address()),
@@ -86,7 +86,7 @@ pub(super) fn agent(stage: &Stage, host: &Host) -> Result<Daemon> {
         "build_index": at(BUILD_INDEX),
         "allowed_cidrs": [Ipv4Addr::LOCALHOST, host.address()],
         "store": { "download_dir": dir.join("download"), "cache_dir": dir.join("cache") },
-        "scheduler": bandwidth(),
+        "scheduler": bandwidth(stage.links),
     });
     let addresses = [
         format!("--peer-ip={}", host.address()),
@@ -101,9 +101,10 @@ pub(super) fn agent(stage: &Stage, host: &Host) -> Result<Daemon> {
 }
 
 /// Of the link, as it asks for.
-fn bandwidth() -> Value {
+fn bandwidth(link: Links) -> Value {
     let bits = |mbit: u32| u64::from(mbit) * 1_000_000;
-    let limits = json!({ "enable": true, "egress_bits_per_sec": bits(UP), "ingress_bits_per_sec": bits(DOWN) });
+    let limits =
+        json!({ "enable": true, "egress_bits_per_sec": bits(link.up), "ingress_bits_per_sec": bits(link.down) });
     json!({ "conn": { "bandwidth": limits }, "torrentlog": { "disable": true } })
 }
 
