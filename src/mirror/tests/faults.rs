@@ -220,7 +220,7 @@ async fn urls_that_a_registry_redirects_to_may_expire_at_once() {
 /// Nodes that start together get the rarest pieces first, and an image's layers wait for each other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_whose_first_byte_comes_last_is_not_sent_to_the_registry() {
-    const WAIT: Duration = Duration::from_secs(1);
+    const WAIT: Duration = Duration::from_millis(400);
     let sample = Sample::new(8 << 20);
     let (fake, _) = registry(&sample, |_, seen, right| {
         let is_first = seen.header("range").is_some_and(|range| range.starts_with("bytes=0-"));
