@@ -105,7 +105,7 @@ fn nerdctl(on: &Machine, snapshotter: &str, args: &[&str]) -> String {
 
 /// The tests ask what is done, not how fast on a busy machine: a Prepare may wait longer than by default.
 fn settings(site: &Site) -> LapwingSettings {
-    site.settings().with("snapshotter", "resolve_timeout = \"30s\"")
+    site.settings().patient()
 }
 
 /// A registry with the small image, of which no node of the cluster knows anything yet.
@@ -511,7 +511,7 @@ fn one_machine_by_itself_pulls_whole_then_lazily() {
     let cluster = Cluster::new(NAME);
     let mut options = Client::Ctr.options(&cluster, "lapwing");
     let alone = LapwingSettings::up().with("lazy", "complete_after = \"0\"");
-    options.lapwing = Some(alone.with("snapshotter", "resolve_timeout = \"30s\""));
+    options.lapwing = Some(alone.patient());
     let machine = cluster.machine("alone", options);
     pulls_whole(&cluster, &machine, Client::Ctr, "lapwing");
     wait_for_indexes(&machine);

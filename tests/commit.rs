@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(90);
 const ALMOST_NOTHING_BYTES: u64 = 200_000;
 
 fn settings(site: &Site) -> LapwingSettings {
-    site.settings().with("snapshotter", "resolve_timeout = \"30s\"")
+    site.settings().patient()
 }
 
 fn ctr(machine: &Machine, args: &[&str]) -> String {

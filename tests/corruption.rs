@@ -171,8 +171,7 @@ fn lazy_reads_from_a_spoilt_peer_fail_until_the_registry_is_back() {
         node(&bad).log().unwrap().matches("built the index of a layer").count() == 2
     })
     .unwrap();
-    let settings =
-        site.settings().with("snapshotter", "resolve_timeout = \"30s\"").with("lazy", "read_deadline = \"3s\"");
+    let settings = site.settings().patient().with("lazy", "read_deadline = \"3s\"");
     let reader = site.worker("reader", None, settings).unwrap();
     reader.containerd.pull(&reference, "lapwing").unwrap();
     assert_eq!(node(&reader).metric("lapwing_snapshot_layers_claimed_total", "").unwrap(), 2.0, "both layers are lazy");

@@ -57,7 +57,7 @@ fn expected() -> String {
 }
 
 fn settings(site: &Site) -> LapwingSettings {
-    site.settings().with("snapshotter", "resolve_timeout = \"30s\"")
+    site.settings().patient()
 }
 
 fn layer_mounts(machine: &Machine) -> usize {

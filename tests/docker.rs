@@ -46,7 +46,7 @@ fn set_up(host: &Host, lapwing: &Lapwing, operators: &str) -> PathBuf {
 fn containerd_worker(site: &Site, name: &str) -> (Machine, Docker) {
     let host = format!("host = {:?}\nplain_http = true", site.registry.name());
     let settings = site.settings().with("registries.hosts.\"docker.io\"", &host);
-    let options = MachineOptions::lapwing(settings.with("snapshotter", "resolve_timeout = \"30s\""));
+    let options = MachineOptions::lapwing(settings.patient());
     let machine = Machine::start(&site.network, name, &site.registry, options).unwrap();
     // The distribution's runc has no namespaces of time.
     let features = "{\"containerd-snapshotter\": true, \"time-namespaces\": false}";

@@ -22,7 +22,7 @@ fn lazy_equals_unpacked(name: &str, layout: &Layout, undated: &[&str]) -> BTreeM
     let mut evidence = Evidence::new(17, "layers whose directories, names and attributes are odd");
     let site = Site::new(name, None).unwrap();
     let reference = site.registry.push(layout, "lab/image:1").unwrap();
-    let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
+    let settings = site.settings().patient();
     let first = site.worker("first", None, settings.clone()).unwrap();
     first.containerd.pull(&reference, "overlayfs").unwrap();
     let mut unpacked = first.walk_image(&reference, "overlayfs").unwrap();

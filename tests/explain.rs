@@ -86,12 +86,7 @@ fn a_cold_pull_and_a_lazy_start_are_explained_by_what_was_counted() {
     .unwrap();
 
     let second_host = network.host("second", None).unwrap();
-    let second = Machine::start_on(
-        &second_host,
-        &registry,
-        MachineOptions::lapwing(settings.with("snapshotter", "resolve_timeout = \"30s\"")),
-    )
-    .unwrap();
+    let second = Machine::start_on(&second_host, &registry, MachineOptions::lapwing(settings.patient())).unwrap();
     second.containerd.pull(&reference, "lapwing").unwrap();
     let pulled = ended(&second_host, "small:1");
     let layers: Vec<_> = pulled["blobs"].as_array().unwrap().iter().filter(|blob| blob["kind"] == "layer").collect();

@@ -33,13 +33,7 @@ fn an_image_pulled_whole_by_one_node_starts_lazily_on_another() {
     .unwrap();
 
     let sent = registry.sent_bytes().unwrap();
-    let second = Machine::start(
-        &network,
-        "second",
-        &registry,
-        MachineOptions::lapwing(settings.with("snapshotter", "resolve_timeout = \"30s\"")),
-    )
-    .unwrap();
+    let second = Machine::start(&network, "second", &registry, MachineOptions::lapwing(settings)).unwrap();
     second.containerd.pull(&reference, "lapwing").unwrap();
     let output = second.containerd.run(&reference, "lapwing", "lazy", &[]).unwrap();
     assert_eq!(output.trim(), image::SMALL_OUTPUT);

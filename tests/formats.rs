@@ -52,7 +52,7 @@ impl Converted {
         LapwingSettings::node(&[self.site.tracker.tracker_address()])
             .with("lazy", &format!("complete_after = \"{complete_after}\""))
             .with("lazy", ALL_FORMATS)
-            .with("snapshotter", "resolve_timeout = \"30s\"")
+            .patient()
     }
 
     /// A worker that has pulled the image; every layer was claimed, and little came from the registry.
@@ -251,7 +251,7 @@ fn pulled(site: &Site, name: &str, reference: &str, line: &str, complete_after: 
         .with("lazy", &format!("complete_after = \"{complete_after}\""))
         .with("lazy", ALL_FORMATS)
         .with("lazy", line)
-        .with("snapshotter", "resolve_timeout = \"30s\"");
+        .patient();
     let machine = site.worker(name, None, settings).unwrap();
     machine.containerd.pull(reference, "lapwing").unwrap();
     let claimed = machine.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap();

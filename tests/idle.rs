@@ -40,7 +40,7 @@ fn a_node_with_a_hundred_lazy_layers_idles_small() {
 
     for backend in ["erofs", "fuse"] {
         let settings = site.settings().with("lazy", &format!("backend = \"{backend}\""));
-        let settings = settings.with("snapshotter", "resolve_timeout = \"30s\"");
+        let settings = settings.patient();
         let mut machine = site.worker(backend, None, settings).unwrap();
         machine.containerd.pull(&reference, "lapwing").unwrap();
         let claimed = machine.lapwing.as_ref().unwrap().metric("lapwing_snapshot_layers_claimed_total", "").unwrap();

@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(90);
 const NOISE_BYTES: u64 = 3 << 20;
 
 fn settings(site: &Site) -> LapwingSettings {
-    site.settings().with("snapshotter", "resolve_timeout = \"30s\"")
+    site.settings().patient()
 }
 
 /// A node that has pulled the image through CRI for overlayfs, and published its indexes.

@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(90);
 const CONNECT: &str = "connect_timeout_seconds = 600";
 
 fn settings(site: &Site, max_stale: &str) -> LapwingSettings {
-    let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
+    let settings = site.settings().patient();
     settings.with("registries", CONNECT).with("outage", &format!("max_stale = \"{max_stale}\""))
 }
 

@@ -16,7 +16,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 fn settings(site: &Site) -> LapwingSettings {
-    site.settings().with("snapshotter", "resolve_timeout = \"30s\"")
+    site.settings().patient()
 }
 
 fn machine(site: &Site, name: &str) -> Machine {

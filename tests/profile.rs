@@ -38,7 +38,7 @@ fn what_a_start_reads_is_there_before_the_next_node_starts() {
         let sum = |file: &str| noise.sums.lines().find(|line| line.ends_with(file)).unwrap().to_owned() + "\n";
         ["01-007", "00-009", "01-002"].map(sum).concat()
     };
-    let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"").with("lazy", "record_for = \"4s\"");
+    let settings = site.settings().patient().with("lazy", "record_for = \"4s\"");
     let whole = site.worker("whole", None, settings.clone()).unwrap();
     whole.containerd.pull(&reference, "lapwing").unwrap();
     logged(&whole, "built the index of a layer", LAYERS.len());

@@ -255,8 +255,7 @@ fn lazy_worker(site: &Site, reference: &str, image: &Noise) -> (Machine, Machine
     let seed = site.worker("seed", None, site.settings()).unwrap();
     seed.containerd.pull(reference, "lapwing").unwrap();
     wait_indexed(&seed, image.layout.layers.len());
-    let settings =
-        site.settings().with("snapshotter", "resolve_timeout = \"30s\"").with("lazy", "read_deadline = \"10s\"");
+    let settings = site.settings().patient().with("lazy", "read_deadline = \"10s\"");
     let mut worker = site.worker("worker", None, settings).unwrap();
     worker.containerd.pull(reference, "lapwing").unwrap();
     let claimed = node(&mut worker).metric("lapwing_snapshot_layers_claimed_total", "").unwrap();

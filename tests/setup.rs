@@ -16,7 +16,7 @@ const NEEDS: [Need; 9] = Need::LAZY_STARTS;
 const SOON: Duration = Duration::from_secs(90);
 
 fn settings(site: &Site) -> LapwingSettings {
-    site.settings().with("snapshotter", "resolve_timeout = \"30s\"")
+    site.settings().patient()
 }
 
 /// What an operator has: comments, nothing of Lapwing, and no directory with hosts.toml files.

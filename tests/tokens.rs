@@ -87,7 +87,7 @@ fn machine(site: &Site, gate: &TokenGate, name: &str) -> Machine {
     let config = host.dir().join("docker-config.json");
     let text = format!("{{\"auths\": {{\"{}\": {{\"auth\": \"{BASIC_AUTH}\"}}}}}}", gate.name());
     std::fs::write(&config, text).unwrap();
-    let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"").registry(&gate.name());
+    let settings = site.settings().patient().registry(&gate.name());
     let settings = settings.with("registries", &format!("docker_config = {:?}", config.display().to_string()));
     let lapwing = Lapwing::start(&host, settings).unwrap();
     let (name, url) = (gate.name(), format!("http://{}", gate.name()));

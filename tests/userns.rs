@@ -15,7 +15,7 @@ const ROOT: u32 = 100_000;
 const IDS: u32 = 3_000_000;
 
 fn start(site: &Site, name: &str, remap_ids: bool, backend: &str) -> Machine {
-    let settings = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
+    let settings = site.settings().patient();
     let settings = settings.with("lazy", &format!("backend = {backend:?}"));
     let options = MachineOptions { remap_ids, ..MachineOptions::lapwing(settings) };
     Machine::start(&site.network, name, &site.registry, options).unwrap()

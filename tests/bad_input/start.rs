@@ -115,7 +115,7 @@ fn a_root_on_tmpfs_is_told_and_served() {
     let indexed = || node.log().unwrap().matches("built the index of a layer").count() >= layers;
     wait::until_true("the layers to be indexed", PATIENCE, indexed).unwrap();
     let tracker = node.tracker_address();
-    let (other, root) = start("w2", LapwingSettings::node(&[tracker]).with("snapshotter", "resolve_timeout = \"30s\""));
+    let (other, root) = start("w2", LapwingSettings::node(&[tracker]).patient());
     let node = other.lapwing.as_ref().unwrap();
     logged(node, &["WARN", "FUSE alone does", root.to_str().unwrap(), "ext4"]);
     other.containerd.pull(&reference, "lapwing").unwrap();

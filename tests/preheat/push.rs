@@ -61,8 +61,7 @@ fn a_push_fills_the_seed_so_that_the_first_pull_is_lazy_and_takes_nothing_from_t
     .unwrap();
 
     let (fetched, sent) = (seed.piece_bytes("origin").unwrap(), site.registry.sent_bytes().unwrap());
-    let patient = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
-    let worker: Machine = site.worker("first", None, patient).unwrap();
+    let worker: Machine = site.worker("first", None, site.settings().patient()).unwrap();
     worker.containerd.pull(&reference, "lapwing").unwrap();
     let output = worker.containerd.run(&reference, "lapwing", "first", &[]).unwrap();
     assert_eq!(output.trim(), image::SMALL_OUTPUT);

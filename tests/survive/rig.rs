@@ -41,8 +41,7 @@ impl Rig {
             seed.lapwing.as_ref().unwrap().log().unwrap().matches("built the index of a layer").count() >= layers
         })
         .unwrap();
-        let patient = site.settings().with("snapshotter", "resolve_timeout = \"30s\"");
-        let settings = settings(patient.with("lazy", "read_deadline = \"10s\""));
+        let settings = settings(site.settings().patient().with("lazy", "read_deadline = \"10s\""));
         let worker = site.worker("worker", None, settings).unwrap();
         Self { worker, images, seed, site }
     }

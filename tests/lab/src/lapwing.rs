@@ -93,6 +93,13 @@ impl LapwingSettings {
         self
     }
 
+    /// The same with time enough for a layer to be found and mounted on a machine that does much else: for tests of what comes after that. How long it
+    /// may take is `resolve_timeout`'s default in the others.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        self.with("snapshotter", "resolve_timeout = \"30s\"")
+    }
+
     /// The configuration file for `host`.
     pub fn toml(&self, host: &Host) -> String {
         let mut tables = vec![

@@ -27,7 +27,7 @@ pub(crate) fn measure() -> Result<Value> {
     for backend in ["erofs", "fuse"] {
         interrupt::check()?;
         let settings = site.settings().with("lazy", &format!("backend = {backend:?}"));
-        let mut worker = site.worker(backend, None, settings.with("snapshotter", "resolve_timeout = \"30s\""))?;
+        let mut worker = site.worker(backend, None, settings.patient())?;
         worker.containerd.pull(&reference, "lapwing")?;
         let node = worker.lapwing.as_mut().context("a worker without Lapwing")?;
         let lazy = node.metric("lapwing_snapshot_layers_claimed_total", "")?;
