@@ -199,6 +199,11 @@ impl LeaseBook {
         &self.lessees
     }
 
+    /// Every peer that fetches under a lease, or did and has what came; one that does both comes twice.
+    pub fn fetchers(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.live.values().map(|grant| grant.peer).chain(self.fetched.keys().copied())
+    }
+
     /// Every peer that [`Self::forget`] would change something for.
     pub fn participants(&self) -> impl Iterator<Item = PeerId> + '_ {
         let fetchers = self.fetched.keys().filter(|peer| !self.askers.contains_key(*peer));

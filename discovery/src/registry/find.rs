@@ -38,8 +38,10 @@ impl Group {
     ) -> Found {
         let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return Found::default() };
         let (stand, grudges) = (&self.standings[asker as usize].stand, asking.has_grudges());
+        let fetchers = self.unannounced_fetchers(blob);
         let candidate = |(index, shuffle): (u32, u32)| {
-            let (holding, standing) = (blob.holders.get(index)?, &self.standings[index as usize]);
+            let fetches = || fetchers.contains(&index).then_some(Holding::Partial);
+            let (holding, standing) = (blob.holders.get(index).or_else(fetches)?, &self.standings[index as usize]);
             let node = || self.nodes.get(index);
             let spared = || grudges && node().is_none_or(|node| asking.has_grudge(now, node));
             let may_be_named = index != asker && standing.serves(now, node) && !spared();
@@ -52,7 +54,8 @@ impl Group {
             })
         };
         let looked_at = self.holders_around(blob, &asking.place, random);
-        let candidates = looked_at.into_iter().map(|index| (index, random.u32(..))).filter_map(candidate).collect();
+        let looked_at = looked_at.into_iter().chain(fetchers.iter().copied());
+        let candidates = looked_at.map(|index| (index, random.u32(..))).filter_map(candidate).collect();
         let holder = |Candidate { node, holding, far, .. }: Candidate| {
             let node = self.nodes.get(node)?;
             let address = reachable(node.address(), asking.place.address, reached_at);
@@ -68,6 +71,20 @@ impl Group {
 }
 
 impl Group {
+    /// Nodes that fetch a blob from its origin, or did, and are not known as holders yet: announcements are told in batches, and of a small
+    /// blob the next who asks would hear of nobody. Only where few hold it: then each counts, and in larger swarms these are known in a moment.
+    fn unannounced_fetchers(&self, blob: &Blob) -> Vec<u32> {
+        if blob.holders.counts().0 as usize >= NEIGHBOURS {
+            return Vec::new();
+        }
+        let fetchers = blob.books.iter().flat_map(|book| book.fetchers().take(NEIGHBOURS));
+        let mut fetchers: Vec<u32> = fetchers.filter_map(|peer| self.by_peer.get(&peer).copied()).collect();
+        fetchers.retain(|index| blob.holders.get(*index).is_none());
+        fetchers.sort_unstable();
+        fetchers.dedup();
+        fetchers
+    }
+
     /// Holders of a blob to choose from for who stands at `place`, each once: all, or of many an even sample, some of those that
     /// hold all of it, and those of the neighbourhood.
     pub(super) fn holders_around(&self, blob: &Blob, place: &Place, random: &mut fastrand::Rng) -> Vec<u32> {

@@ -393,6 +393,26 @@ fn many_that_fall_silent_together_are_forgotten_in_turns() {
 }
 
 #[test]
+fn who_fetches_is_named_before_it_has_announced_anything() {
+    let mut registry = registry();
+    let LeaseReply::Granted(granted) = lease(&mut registry, NOW, &caller(1), 1, 1) else { panic!() };
+    assert_eq!(names(&mut registry, NOW, &caller(2), 1), [peer(1)], "it fetches");
+    assert_eq!(names(&mut registry, NOW, &caller(1), 1), [], "nobody is told of himself");
+    let settlement = Settlement::new(granted.id, digest(1), 1);
+    registry.settle(NOW, &caller(1), settlement).unwrap();
+    assert_eq!(names(&mut registry, NOW, &caller(2), 1), [peer(1)], "it has fetched");
+    hold(&mut registry, NOW, &caller(1), 1, Holding::Complete);
+    assert_eq!(names(&mut registry, NOW, &caller(2), 1), [peer(1)], "once");
+    registry.announce(NOW, &caller(1), &[(digest(1), None)]).unwrap();
+    assert_eq!(names(&mut registry, NOW, &caller(2), 1), [], "it gave it up");
+
+    let LeaseReply::Granted(granted) = lease(&mut registry, NOW, &caller(1), 2, 1) else { panic!() };
+    let failed = Settlement::new(granted.id, digest(2), 0);
+    registry.settle(NOW, &caller(1), failed).unwrap();
+    assert_eq!(names(&mut registry, NOW, &caller(2), 2), [], "nothing came");
+}
+
+#[test]
 fn pieces_of_one_who_gave_the_blob_up_are_free() {
     let mut registry = registry();
     hold(&mut registry, NOW, &caller(1), 1, Holding::Partial);
@@ -546,6 +566,7 @@ struct Known {
     seen: Duration,
     instance: u64,
     holds: BTreeMap<u32, Holding>,
+    fetches: BTreeSet<u32>,
     states: BTreeMap<u32, u32>,
 }
 
@@ -591,9 +612,14 @@ impl Model {
                 registry.announce(self.now, &self.caller(node), &[(digest(blob), holding)]).unwrap();
                 let known = self.meet(node);
                 match holding {
-                    Some(holding) => known.holds.insert(blob, holding),
-                    None => known.holds.remove(&blob),
-                };
+                    Some(holding) => {
+                        known.holds.insert(blob, holding);
+                    }
+                    None => {
+                        known.holds.remove(&blob);
+                        known.fetches.remove(&blob);
+                    }
+                }
             }
             Op::Sync { node, blobs, statement: vote } => {
                 let list: Vec<_> = blobs.iter().map(|blob| (digest(*blob), Holding::Partial)).collect();
@@ -608,8 +634,11 @@ impl Model {
                 self.meet(node).states.insert(subject, object);
             }
             Op::Lease { node, blob } => {
-                lease(registry, self.now, &self.caller(node), blob, 2 << 20);
-                self.meet(node);
+                let reply = lease(registry, self.now, &self.caller(node), blob, 2 << 20);
+                let known = self.meet(node);
+                if matches!(reply, LeaseReply::Granted(_)) {
+                    known.fetches.insert(blob);
+                }
             }
             Op::Leave { node } => {
                 registry.leave(&self.caller(node));
@@ -637,7 +666,13 @@ impl Model {
         let holds = |(node, known): (&u32, &Known)| Some((peer(*node), *known.holds.get(&blob)? == Holding::Complete));
         let expected: BTreeSet<(PeerId, bool)> = group().filter_map(holds).collect();
         let holders = found.holders.iter().map(|holder| (holder.peer, holder.holding == Holding::Complete));
-        assert_eq!(holders.collect::<BTreeSet<_>>(), expected);
+        let holders: BTreeSet<(PeerId, bool)> = holders.collect();
+        assert!(holders.is_superset(&expected), "{holders:?} without some of {expected:?}");
+        // Besides, who was given a lease, as long as that lasts.
+        let fetches = group().filter(|(_, known)| known.fetches.contains(&blob)).map(|(node, _)| (peer(*node), false));
+        let fetches: BTreeSet<(PeerId, bool)> = fetches.collect();
+        let others: BTreeSet<_> = holders.difference(&expected).copied().collect();
+        assert!(others.is_subset(&fetches), "{others:?} are not all among {fetches:?}");
 
         let mut expected = BTreeMap::<Digest, u32>::new();
         for object in group().filter_map(|(_, known)| known.states.get(&blob)) {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -96,16 +97,18 @@ pub(super) struct Ways {
     absent: &'static str,
     /// Nobody answers there.
     away: AtomicBool,
-    straight: Straight,
+    /// Made at its first use: the system's certificates take longer to be read than a small file to come from the node.
+    straight: OnceLock<Straight>,
+    ca_file: Option<PathBuf>,
     silence: Duration,
     teller: Teller,
 }
 
 impl Ways {
     pub(super) fn new(config: &WaysConfig, teller: Teller) -> Result<Self, Failed> {
-        let other = |error: &dyn std::fmt::Display| Failed::new(Fault::Other, error.to_string());
-        let client = || Client::builder().no_proxy().http1_only().tcp_nodelay(true).connect_timeout(NODE_CONNECT);
-        let redirects = reqwest::redirect::Policy::none;
+        // The node speaks plain HTTP on this machine: no certificates are needed.
+        let builder = || Client::builder().no_proxy().http1_only().tcp_nodelay(true).tls_certs_only([]);
+        let client = || builder().connect_timeout(NODE_CONNECT).redirect(reqwest::redirect::Policy::none());
         let (node, absent) = match config.node {
             NodeChoice::None => (None, "--no-p2p"),
             NodeChoice::Named(node) => (Some(node), ""),
@@ -117,15 +120,30 @@ impl Ways {
                 (None, "another user listens in the node's place")
             }
         };
-        let node = node.map(|node| client().redirect(redirects()).build().map(|client| (node, client)));
-        Ok(Self {
-            node: node.transpose().map_err(|error| other(&error))?,
+        let node = node.map(|node| client().build().map(|client| (node, client)));
+        let ways = Self {
+            node: node.transpose().map_err(|error| Failed::new(Fault::Other, error.to_string()))?,
             absent,
             away: AtomicBool::new(false),
-            straight: Straight::new(config.silence, config.ca_file.as_deref()).map_err(|error| other(&error))?,
+            straight: OnceLock::new(),
+            ca_file: config.ca_file.clone(),
             silence: config.silence,
             teller,
-        })
+        };
+        if ways.ca_file.is_some() {
+            // That it cannot be read is to be known at once.
+            ways.straight()?;
+        }
+        Ok(ways)
+    }
+
+    fn straight(&self) -> Result<&Straight, Failed> {
+        if let Some(made) = self.straight.get() {
+            return Ok(made);
+        }
+        let made = Straight::new(self.silence, self.ca_file.as_deref());
+        let made = made.map_err(|error| Failed::new(Fault::Other, error.to_string()))?;
+        Ok(self.straight.get_or_init(|| made))
     }
 
     /// Begins to fetch; `straight`: not by the node.
@@ -207,7 +225,7 @@ impl Ways {
         let (path, query) = path_of(url);
         let target = Target::parse(&path, query, headers);
         let target = target.map_err(|error| Failed::new(Fault::Usage, error.to_string()))?;
-        let asking = tokio::time::timeout(self.silence, self.straight.get(&target, headers)).await;
+        let asking = tokio::time::timeout(self.silence, self.straight()?.get(&target, headers)).await;
         let silent = || Failed::network(format!("{}: no answer within {:?}", target.describe(), self.silence));
         asking.map_err(|_| silent())?.map_err(|error| Failed::network(error.to_string()))
     }

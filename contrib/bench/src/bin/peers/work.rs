@@ -57,7 +57,7 @@ pub(crate) const LINKS: Links = Links { registry: 100, up: 200, down: 400 };
 /// With sixteen workers two cores cannot fill the others.
 const HALF: Links = Links { registry: 50, up: 100, down: 200 };
 
-pub(crate) const ALL: [Work; 9] = [
+pub(crate) const ALL: [Work; 10] = [
     Work {
         name: "cold8",
         about: "8 workers begin together, one layer of 64 MiB",
@@ -84,6 +84,15 @@ pub(crate) const ALL: [Work; 9] = [
         start: Start::Together,
         victim: None,
         links: HALF,
+    },
+    Work {
+        name: "big8",
+        about: "8 workers begin together, one layer of 256 MiB",
+        workers: 8,
+        layers_mib: &[256],
+        start: Start::Together,
+        victim: None,
+        links: LINKS,
     },
     Work {
         name: "layers8",
