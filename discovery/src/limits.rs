@@ -296,10 +296,10 @@ pub const SOURCE_POLL: Duration = Duration::from_secs(1);
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest file of trackers, in bytes.
 pub const MAX_TRACKER_FILE_BYTES: u64 = 64 * 1024;
-/// Between two announcements lies so much time, and up to twice as much.
+/// Announcements are collected for so long, and up to twice as long.
 pub const ANNOUNCE_BATCH: Duration = Duration::from_millis(50);
-/// The first announcement after a silence waits so long for others of the same moment.
-pub const ANNOUNCE_GATHER: Duration = Duration::from_millis(2);
+/// A blob of at most so many bytes may be fetched before it has been announced.
+pub const QUICK_BLOB_BYTES: u64 = 1 << 20;
 /// Shortest time between two full listings to one tracker.
 pub const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest time over which a tracker spreads full listings, and the longest pause that a client believes of it.

@@ -3,8 +3,7 @@
 //! The task registers the node with a heartbeat, and then tells everything; again after any failure, and whenever the
 //! tracker's replies carry another registration than before (it restarted, or forgot this node). A tracker that has many
 //! nodes to hear names a pause: then what this node is pulling is told at once, and the full listing later
-//! (`client/pace.rs`). Otherwise the task sends the first change after a silence at once and others in small batches, and a heartbeat when
-//! there is nothing else to say.
+//! (`client/pace.rs`). Otherwise the task sends changes in small batches, and a heartbeat when there is nothing else to say.
 //! While the circuit is open, calls fail at once; only the task tries, with growing pauses and within the budget of
 //! `client/budget.rs`, and closes the circuit with the first answer.
 //!
@@ -260,7 +259,7 @@ impl Link {
                 Step::Knock => self.beat(&shared).await,
                 Step::TellAll => self.tell_all(&shared).await,
                 Step::TellChanges => {
-                    let batch = self.state().pace.batch(Instant::now());
+                    let batch = self.state().pace.batch();
                     sleep(batch).await;
                     self.tell_changes(&shared).await
                 }
@@ -383,7 +382,6 @@ impl Link {
         let pending = {
             let mut state = self.state();
             state.telling = true;
-            state.pace.announced(Instant::now());
             std::mem::take(&mut state.pending)
         };
         let holdings: Vec<_> =

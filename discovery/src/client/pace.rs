@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::link::jittered;
 use crate::limits::{
-    ANNOUNCE_BATCH, ANNOUNCE_GATHER, BACKOFF_MAX, BACKOFF_MIN, MAX_LISTING_PAUSE, MAX_SLOWED_BATCH,
-    MAX_SLOWED_HEARTBEAT, MIN_SYNC_INTERVAL,
+    ANNOUNCE_BATCH, BACKOFF_MAX, BACKOFF_MIN, MAX_LISTING_PAUSE, MAX_SLOWED_BATCH, MAX_SLOWED_HEARTBEAT,
+    MIN_SYNC_INTERVAL,
 };
 
 /// The times of one tracker.
@@ -21,8 +21,6 @@ pub(super) struct Pace {
     /// What the tracker asked for last.
     pause: Duration,
     backoff: Duration,
-    /// When changes were announced last.
-    announced_at: Option<Instant>,
     heartbeat_at: Instant,
     listing_at: Instant,
 }
@@ -30,8 +28,7 @@ pub(super) struct Pace {
 impl Pace {
     /// Everything is due.
     pub(super) const fn new(now: Instant, heartbeat: Duration) -> Self {
-        let (pause, backoff) = (Duration::ZERO, BACKOFF_MIN);
-        Self { heartbeat, pause, backoff, announced_at: None, heartbeat_at: now, listing_at: now }
+        Self { heartbeat, pause: Duration::ZERO, backoff: BACKOFF_MIN, heartbeat_at: now, listing_at: now }
     }
 
     /// When the tracker is to hear from this node at the latest.
@@ -78,20 +75,9 @@ impl Pace {
         bound.mul_f64(fastrand::f64())
     }
 
-    /// How long announcements are collected: the first after a silence goes at once, with what comes in the same moment, so that whoever
-    /// asks next is told of it; others until a batch has passed since the last. A loaded tracker is told in batches only.
-    pub(super) fn batch(&self, now: Instant) -> Duration {
-        let batch = self.pause.clamp(ANNOUNCE_BATCH, MAX_SLOWED_BATCH).mul_f64(1.0 + fastrand::f64());
-        if !self.pause.is_zero() {
-            return batch;
-        }
-        let due = self.announced_at.map_or(Duration::ZERO, |last| (last + batch).saturating_duration_since(now));
-        due.max(ANNOUNCE_GATHER)
-    }
-
-    /// Changes are announced.
-    pub(super) const fn announced(&mut self, now: Instant) {
-        self.announced_at = Some(now);
+    /// How long announcements are collected.
+    pub(super) fn batch(&self) -> Duration {
+        self.pause.clamp(ANNOUNCE_BATCH, MAX_SLOWED_BATCH).mul_f64(1.0 + fastrand::f64())
     }
 }
 
@@ -111,29 +97,13 @@ mod tests {
                 let heartbeat = pace.heartbeat_at() - now;
                 assert!(heartbeat < UNREPORTED_SILENCE && heartbeat < NODE_TTL, "{heartbeat:?} with {pause:?}");
                 assert!(heartbeat >= HEARTBEAT.mul_f64(0.79));
-                assert!(pace.batch(now) < Duration::from_secs(1), "announced within a second");
+                assert!(pace.batch() < Duration::from_secs(1), "announced within a second");
             }
         }
         let mut pace = Pace::new(now, HEARTBEAT);
+        assert!(pace.batch() <= 2 * ANNOUNCE_BATCH);
         pace.asked(Duration::from_secs(60));
-        assert!(pace.batch(now) >= MAX_SLOWED_BATCH, "also after a silence");
-    }
-
-    #[test]
-    fn the_first_announcement_after_a_silence_goes_at_once_and_others_in_batches() {
-        let start = Instant::now();
-        let mut pace = Pace::new(start, HEARTBEAT);
-        assert_eq!(pace.batch(start), ANNOUNCE_GATHER);
-        let (mut now, mut calls) = (start, 0);
-        // Something new at any time, for ten seconds.
-        while now < start + Duration::from_secs(10) {
-            now += pace.batch(now);
-            pace.announced(now);
-            calls += 1;
-            assert!((ANNOUNCE_BATCH..=2 * ANNOUNCE_BATCH).contains(&pace.batch(now)));
-        }
-        assert!(calls <= 1 + 10_000 / ANNOUNCE_BATCH.as_millis(), "{calls}");
-        assert_eq!(pace.batch(now + 2 * ANNOUNCE_BATCH), ANNOUNCE_GATHER);
+        assert!(pace.batch() >= MAX_SLOWED_BATCH);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::limits::{
     GRUDGE, MAX_COMPLETE_SCANNED, MAX_EXPIRED_HOLDINGS_PER_TICK, MAX_HOLDERS_PER_ANSWER, MAX_OBJECTS_PER_SUBJECT,
-    MAX_REPORTS_PER_NODE, MAX_SEEDS, NODE_TTL, QUARANTINE, UNREPORTED_SILENCE,
+    MAX_REPORTS_PER_NODE, MAX_SEEDS, NODE_TTL, QUARANTINE, QUICK_BLOB_BYTES, UNREPORTED_SILENCE,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -393,7 +393,7 @@ fn many_that_fall_silent_together_are_forgotten_in_turns() {
 }
 
 #[test]
-fn who_fetches_is_named_before_it_has_announced_anything() {
+fn who_fetches_a_small_blob_is_named_before_it_has_announced_anything() {
     let mut registry = registry();
     let LeaseReply::Granted(granted) = lease(&mut registry, NOW, &caller(1), 1, 1) else { panic!() };
     assert_eq!(names(&mut registry, NOW, &caller(2), 1), [peer(1)], "it fetches");
@@ -410,6 +410,9 @@ fn who_fetches_is_named_before_it_has_announced_anything() {
     let failed = Settlement::new(granted.id, digest(2), 0);
     registry.settle(NOW, &caller(1), failed).unwrap();
     assert_eq!(names(&mut registry, NOW, &caller(2), 2), [], "nothing came");
+
+    lease(&mut registry, NOW, &caller(1), 3, QUICK_BLOB_BYTES + 1);
+    assert_eq!(names(&mut registry, NOW, &caller(2), 3), [], "announced long before all of it is there");
 }
 
 #[test]

@@ -7,11 +7,6 @@ use lapwing_p2p::swarm::Swarm;
 use super::due::Part;
 use crate::pipe::Pipe;
 
-/// Between two announcements of a client lies so much time, and up to twice as much.
-const ANNOUNCE_BATCH_NS: u64 = 50_000_000;
-/// The first after a silence waits so long for others of the same moment.
-const ANNOUNCE_GATHER_NS: u64 = 2_000_000;
-
 /// A node: the production scheduler, and what the simulation keeps of its links and its store.
 pub(super) struct Node {
     pub(super) swarm: Swarm,
@@ -29,29 +24,6 @@ pub(super) struct Node {
     pub(super) done_ns: Option<u64>,
     /// By piece, all blobs one after the other; only of the first nodes.
     pub(super) arrivals_ns: Vec<u64>,
-    pub(super) announcements: Announcements,
-}
-
-/// When a client announces: the first after a silence at once, with what comes in the same moment, and others in batches.
-#[derive(Default)]
-pub(super) struct Announcements {
-    due_ns: u64,
-    /// Whether something waits for that time, or did.
-    collected: bool,
-}
-
-impl Announcements {
-    /// When something is announced that is new now.
-    pub(super) fn at(&mut self, now_ns: u64, random: &mut fastrand::Rng) -> u64 {
-        let mut batch_ns = || ANNOUNCE_BATCH_NS + random.u64(..ANNOUNCE_BATCH_NS);
-        if self.collected && now_ns >= self.due_ns {
-            (self.due_ns, self.collected) = (self.due_ns + batch_ns(), false);
-        }
-        if !self.collected {
-            (self.due_ns, self.collected) = (self.due_ns.max(now_ns + ANNOUNCE_GATHER_NS), true);
-        }
-        self.due_ns
-    }
 }
 
 impl Node {
@@ -68,7 +40,6 @@ impl Node {
             started_ns: 0,
             done_ns: None,
             arrivals_ns: Vec::new(),
-            announcements: Announcements::default(),
         }
     }
 }

@@ -22,6 +22,8 @@ pub(super) const REGIONS: u32 = 2;
 const PROOF_NS: u64 = 1_000_000;
 /// The first tick comes within that time.
 const TICK_NS: u64 = 20_000_000;
+/// How long a client collects announcements: so long, and up to twice as long.
+const ANNOUNCE_BATCH_NS: u64 = 50_000_000;
 /// The first nodes have their arrivals recorded, piece by piece.
 pub(super) const RECORDED: usize = 16;
 
@@ -198,8 +200,8 @@ impl Region {
             }
             Action::Cancel { peer, digest, piece } => self.say(me, peer, Message::Cancel(plan.part(&digest, piece))),
             Action::Announce { digest, holding } => {
-                let at_ns = self.nodes[(me / REGIONS) as usize].announcements.at(self.now_ns, &mut self.random);
-                self.ask(me, at_ns - self.now_ns, Call::Announce(plan.blob(&digest), holding));
+                let batch_ns = ANNOUNCE_BATCH_NS + self.random.u64(..ANNOUNCE_BATCH_NS);
+                self.ask(me, batch_ns, Call::Announce(plan.blob(&digest), holding));
             }
             Action::Find(digest) => self.ask(me, 0, Call::Find(plan.blob(&digest))),
             Action::Lease(request) => self.ask(me, 0, Call::Lease(Box::new(request))),
