@@ -43,7 +43,10 @@ pub struct Sources {
 /// What readers wait on.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Whether the whole matched its digest.
+    /// How often pieces had been dropped when the whole matched its digest. As long as that is so, readers may have all of it, though a
+    /// crash may take it yet.
+    pub(super) matched: Option<u64>,
+    /// Whether it did, and the disk says so after a crash as well.
     pub(super) verified: bool,
     /// Grows when pieces that may have been given to readers turn out wrong.
     pub(super) revocations: u32,
@@ -252,7 +255,7 @@ impl Blob {
         told
     }
 
-    /// Waits until all of it is here and the digest matched; somebody must want it.
+    /// Waits until all of it is here and the digest matched, which is remembered from then on; somebody must want it.
     pub async fn completed(self: &Arc<Self>) -> Result<(), ReadError> {
         if self.is_verified() {
             return Ok(());
@@ -265,10 +268,10 @@ impl Blob {
             arrived = self.arrival(0..self.layout.piece_count(), told) => arrived?,
             refused = self.refusal(told) => return Err(refused),
         }
-        self.proof().await
+        self.proof(|_| false).await
     }
 
-    /// Lets all of it come and waits until the digest matched.
+    /// Lets all of it come and waits until the digest matched, which is remembered from then on.
     pub async fn verified(self: &Arc<Self>) -> Result<(), ReadError> {
         if self.is_verified() {
             return Ok(());
@@ -370,8 +373,9 @@ impl Blob {
         Ok(())
     }
 
-    /// Waits until the digest of the whole was computed and matched; everything is here.
-    async fn proof(self: &Arc<Self>) -> Result<(), ReadError> {
+    /// Waits until the digest of the whole was computed and matched, which is remembered from then on, or is proven `enough`; everything is
+    /// here.
+    async fn proof(self: &Arc<Self>, enough: impl Fn(&Progress) -> bool) -> Result<(), ReadError> {
         let mut progress = self.progress.subscribe();
         let before = self.told();
         if let Some(node) = self.node.upgrade() {
@@ -381,7 +385,7 @@ impl Blob {
         loop {
             {
                 let now = progress.borrow_and_update();
-                if now.verified {
+                if now.verified || enough(&now) {
                     return Ok(());
                 }
                 self.failure_since(before, &now)?;
@@ -574,7 +578,7 @@ impl BlobStream {
         let (bytes, in_memory) = loop {
             self.arrival(&rest, tries > 0).await?;
             if last && self.verifier.is_none() && self.blob.stored.has(PieceIndex(piece.start)) {
-                self.blob.proof().await?;
+                self.match_of_whole().await?;
             }
             let read = self.blob.read_here(self.next..end).await?;
             if self.blob.progress.borrow().revocations != self.revocations {
@@ -643,10 +647,16 @@ impl BlobStream {
         Ok(())
     }
 
+    /// Waits until the whole matched. That the disk holds it for good is nothing to a reader, and takes several flushes more.
+    async fn match_of_whole(&self) -> Result<(), ReadError> {
+        let stored = &self.blob.stored;
+        self.blob.proof(|progress| progress.matched == Some(stored.drops())).await
+    }
+
     /// Waits until it is known that the whole matches its digest.
     async fn prove(&mut self) -> Result<(), ReadError> {
         match self.verifier.take().map(StreamVerifier::finish) {
-            None => self.blob.proof().await,
+            None => self.match_of_whole().await,
             Some(Ok(_)) => {
                 tracing::info!(digest = %self.blob.digest, "blob matches its digest, and is not kept for want of room");
                 Ok(())

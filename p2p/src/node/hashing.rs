@@ -50,6 +50,7 @@ impl Node {
 
     /// The whole matched. False if pieces were dropped meanwhile: then it has to be hashed again.
     async fn proven(self: &Arc<Self>, blob: &Arc<Blob>, metainfo: Metainfo, drops: u64) -> Result<bool, StoreError> {
+        blob.progress.send_modify(|progress| progress.matched = Some(drops));
         let saved = tokio::task::spawn_blocking({
             let (blob, metainfo) = (Arc::clone(blob), metainfo.clone());
             move || {

@@ -179,3 +179,42 @@ async fn a_write_that_found_no_room_says_nothing_of_who_asked_since() {
     assert_eq!(reader.await.unwrap().unwrap()[..], [0]);
     node.shutdown().await;
 }
+
+/// The last byte waited for a dozen flushes, of which a small blob on a slow disk had most of its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_has_all_of_a_blob_that_matches_before_the_disk_holds_it_for_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = start(directory.path()).await;
+    let content: Vec<u8> = (0..300_000_u32).map(|at| (at.wrapping_mul(at) >> 7) as u8).collect();
+    let blob = node.open(Digest::of(&content), content.len() as u64, None).unwrap();
+    let (stalled, stall) = tokio::sync::oneshot::channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let stored = Arc::clone(&blob.stored);
+    let disk = std::thread::spawn(move || {
+        let _stall = stored.stall_disk();
+        stalled.send(()).unwrap();
+        let _ = wait.recv();
+    });
+    stall.await.unwrap();
+    for piece in (0..blob.layout.piece_count()).map(PieceIndex) {
+        let range = blob.layout.range(piece);
+        blob.stored.write_piece(piece, &content[range.start as usize..range.end as usize]).unwrap();
+    }
+    let mut stream = std::pin::pin!(blob.stream(0..blob.length(), Priority::Bulk));
+    let read = async {
+        let mut read = Vec::new();
+        while let Some(bytes) = futures_util::StreamExt::next(&mut stream).await {
+            read.extend_from_slice(&bytes.unwrap());
+        }
+        read
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(60), read).await.expect("the reader waits for the disk") == content
+    );
+    assert!(!blob.is_verified(), "it is not remembered yet");
+    drop(go_on);
+    blob.verified().await.unwrap();
+    disk.join().unwrap();
+    assert!(node.store().is_verified(&blob.digest()));
+    node.shutdown().await;
+}

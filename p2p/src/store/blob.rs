@@ -359,6 +359,12 @@ impl StoredBlob {
         Ok(())
     }
 
+    /// Lets no flush, and no metainfo, reach the disk until what it gives is dropped.
+    #[cfg(test)]
+    pub(crate) fn stall_disk(&self) -> std::sync::MutexGuard<'_, bool> {
+        lock(&self.bitmap_turn)
+    }
+
     /// Replaces the bitmap file. The caller has the bitmap's turn.
     fn persist(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
         self.state.may_persist(snapshot);
