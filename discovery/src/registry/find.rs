@@ -75,7 +75,7 @@ impl Group {
     /// that takes, and who asks next would hear of nobody. Of a large blob, that all begin with whoever fetches first makes a swarm slower
     /// (simulated, 32 nodes: by 0.3 %). Only where few hold it: then each counts.
     fn unannounced_fetchers(&self, blob: &Blob) -> Vec<u32> {
-        if blob.holders.counts().0 as usize >= NEIGHBOURS {
+        if blob.holders.counts().0 >= NEIGHBOURS {
             return Vec::new();
         }
         let quick = blob.books.iter().filter(|book| book.layout().length() <= QUICK_BLOB_BYTES);
