@@ -36,7 +36,9 @@ use lapwing_p2p::layout::{PieceIndex, PieceLayout};
 use self::imports::Zone;
 use self::ranges::Runs;
 use self::sites::{BookId, SiteId, Sites};
-use crate::limits::{ASKER_ACTIVE, BOOK_IDLE, EXPIRY_BAR, MAX_LAPSED, MAX_WAIT, MIN_WAIT, URGENT_STREAMS, URGENT_WAIT};
+use crate::limits::{
+    ASKER_ACTIVE, BOOK_IDLE, EXPIRY_BAR, MAX_LAPSED, MAX_WAIT, MIN_WAIT, UNANNOUNCED, URGENT_STREAMS, URGENT_WAIT,
+};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -199,9 +201,12 @@ impl LeaseBook {
         &self.lessees
     }
 
-    /// Every peer that fetches under a lease, or did and has what came; one that does both comes twice.
-    pub fn fetchers(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.live.values().map(|grant| grant.peer).chain(self.fetched.keys().copied())
+    /// Every peer that fetches under a lease, and for [`UNANNOUNCED`](crate::limits::UNANNOUNCED) who did and has what came; one that does
+    /// both comes twice.
+    pub fn fetchers(&self, now: Duration) -> impl Iterator<Item = PeerId> + '_ {
+        let recently = self.last_settled.filter(|settled| now.saturating_sub(*settled) < UNANNOUNCED);
+        let done = recently.into_iter().flat_map(|_| self.fetched.keys().copied());
+        self.live.values().map(|grant| grant.peer).chain(done)
     }
 
     /// Every peer that [`Self::forget`] would change something for.

@@ -300,6 +300,8 @@ pub const MAX_TRACKER_FILE_BYTES: u64 = 64 * 1024;
 pub const ANNOUNCE_BATCH: Duration = Duration::from_millis(50);
 /// A blob of at most so many bytes may be fetched before it has been announced.
 pub const QUICK_BLOB_BYTES: u64 = 1 << 20;
+/// What was fetched longer ago has been announced, or was given up.
+pub const UNANNOUNCED: Duration = Duration::from_secs(2);
 /// Shortest time between two full listings to one tracker.
 pub const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest time over which a tracker spreads full listings, and the longest pause that a client believes of it.

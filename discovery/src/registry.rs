@@ -240,7 +240,7 @@ impl Registry {
         Ok(call.registration)
     }
 
-    /// Who holds `digest`, nearest to `caller` first, and what is stated of it.
+    /// Who holds `digest`, or fetches it if it is small, nearest to `caller` first, and what is stated of it.
     pub fn find(&mut self, now: Duration, caller: &Caller, digest: Digest) -> Result<(Registration, Found), Refusal> {
         let call = self.enter(now, caller)?;
         let found = call.group.find(now, call.node, caller.reached_at, digest, call.random);

@@ -38,7 +38,7 @@ impl Group {
     ) -> Found {
         let (Some(blob), Some(asking)) = (self.get(digest), self.nodes.get(asker)) else { return Found::default() };
         let (stand, grudges) = (&self.standings[asker as usize].stand, asking.has_grudges());
-        let fetchers = self.unannounced_fetchers(blob);
+        let fetchers = self.unannounced_fetchers(now, blob);
         let candidate = |(index, shuffle): (u32, u32)| {
             let fetches = || fetchers.contains(&index).then_some(Holding::Partial);
             let (holding, standing) = (blob.holders.get(index).or_else(fetches)?, &self.standings[index as usize]);
@@ -71,19 +71,20 @@ impl Group {
 }
 
 impl Group {
-    /// Nodes that fetch a small blob from its origin, or did, and are not known as holders yet: announcements are collected for longer than
+    /// Nodes that fetch a small blob under a lease, or just did, and are not known as holders yet: announcements are collected for longer than
     /// that takes, and who asks next would hear of nobody. Of a large blob, that all begin with whoever fetches first makes a swarm slower
     /// (simulated, 32 nodes: by 0.3 %). Only where few hold it: then each counts.
-    fn unannounced_fetchers(&self, blob: &Blob) -> Vec<u32> {
+    fn unannounced_fetchers(&self, now: Duration, blob: &Blob) -> Vec<u32> {
         if blob.holders.counts().0 >= NEIGHBOURS {
             return Vec::new();
         }
         let quick = blob.books.iter().filter(|book| book.layout().length() <= QUICK_BLOB_BYTES);
-        let fetchers = quick.flat_map(|book| book.fetchers().take(NEIGHBOURS));
+        let fetchers = quick.flat_map(|book| book.fetchers(now));
         let mut fetchers: Vec<u32> = fetchers.filter_map(|peer| self.by_peer.get(&peer).copied()).collect();
         fetchers.retain(|index| blob.holders.get(*index).is_none());
         fetchers.sort_unstable();
         fetchers.dedup();
+        fetchers.truncate(NEIGHBOURS);
         fetchers
     }
 

@@ -46,7 +46,7 @@ pub(super) struct Progress {
     /// How often pieces had been dropped when the whole matched its digest. As long as that is so, readers may have all of it, though a
     /// crash may take it yet.
     pub(super) matched: Option<u64>,
-    /// Whether it did, and the disk says so after a crash as well.
+    /// Whether it did, and that was written down, unless for want of room.
     pub(super) verified: bool,
     /// Grows when pieces that may have been given to readers turn out wrong.
     pub(super) revocations: u32,
@@ -59,6 +59,11 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    fn of(stored: &StoredBlob) -> Self {
+        let (drops, verified) = (stored.drops(), stored.is_verified());
+        Self { matched: verified.then_some(drops), verified, ..Self::default() }
+    }
+
     fn fail(&mut self, error: ReadError) {
         self.told.failures += 1;
         self.failure = Some(error);
@@ -147,7 +152,7 @@ impl Blob {
             aside: Mutex::new(Aside::default()),
             blame: Mutex::new(Blame::default()),
             passing: Mutex::default(),
-            progress: watch::Sender::new(Progress { verified: stored.is_verified(), ..Progress::default() }),
+            progress: watch::Sender::new(Progress::of(&stored)),
             origins: Mutex::default(),
             origin_error: Mutex::new(None),
             packable: OnceLock::new(),
@@ -268,7 +273,7 @@ impl Blob {
             arrived = self.arrival(0..self.layout.piece_count(), told) => arrived?,
             refused = self.refusal(told) => return Err(refused),
         }
-        self.proof(|_| false).await
+        self.proof(|progress| progress.verified.then_some(())).await
     }
 
     /// Lets all of it come and waits until the digest matched, which is remembered from then on.
@@ -373,9 +378,8 @@ impl Blob {
         Ok(())
     }
 
-    /// Waits until the digest of the whole was computed and matched, which is remembered from then on, or is proven `enough`; everything is
-    /// here.
-    async fn proof(self: &Arc<Self>, enough: impl Fn(&Progress) -> bool) -> Result<(), ReadError> {
+    /// Waits until the digest of the whole was computed, and as much is known of it as `proven` asks for; everything is here.
+    async fn proof<T>(self: &Arc<Self>, proven: impl Fn(&Progress) -> Option<T>) -> Result<T, ReadError> {
         let mut progress = self.progress.subscribe();
         let before = self.told();
         if let Some(node) = self.node.upgrade() {
@@ -385,8 +389,8 @@ impl Blob {
         loop {
             {
                 let now = progress.borrow_and_update();
-                if now.verified || enough(&now) {
-                    return Ok(());
+                if let Some(proof) = proven(&now) {
+                    return Ok(proof);
                 }
                 self.failure_since(before, &now)?;
             }
@@ -465,7 +469,8 @@ impl Blob {
     /// Whether a piece on the disk is known to have been something else when it came.
     fn differs(&self, piece: PieceIndex, bytes: &[u8]) -> bool {
         if self.layout.piece_count() == 1 && !self.digest.is_name() {
-            return self.is_verified() && Digest::of(bytes) != self.digest;
+            let matched = self.progress.borrow().matched == Some(self.stored.drops());
+            return matched && Digest::of(bytes) != self.digest;
         }
         let expected = lock(&self.trust).expected(piece);
         expected.is_some_and(|expected| expected != piece_hash(bytes))
@@ -577,25 +582,31 @@ impl BlobStream {
         let mut tries = 0;
         let (bytes, in_memory) = loop {
             self.arrival(&rest, tries > 0).await?;
-            if last && self.verifier.is_none() && self.blob.stored.has(PieceIndex(piece.start)) {
-                self.match_of_whole().await?;
-            }
+            let must_match = last && self.verifier.is_none();
+            let matched = match must_match && self.blob.stored.has(PieceIndex(piece.start)) {
+                true => Some(self.match_of_whole().await?),
+                false => None,
+            };
             let read = self.blob.read_here(self.next..end).await?;
             if self.blob.progress.borrow().revocations != self.revocations {
                 return Err(ReadError::Revoked { digest: self.blob.digest });
             }
             tries += 1;
             match read {
+                // Others may have taken the place of the bytes that matched; or the piece was stored after it had been looked for.
+                Some((_, in_memory)) if must_match && !in_memory && matched != Some(self.blob.stored.drops()) => {}
                 Some(read) => break read,
-                None if tries < READ_TRIES => {}
-                None => return Err(StoreError::Changed(self.blob.digest).into()),
+                None => {}
+            }
+            if tries >= READ_TRIES {
+                return Err(StoreError::Changed(self.blob.digest).into());
             }
         };
         if self.whole && (in_memory || self.verifier.is_some()) {
             self.take_in(PieceIndex(piece.start), bytes.clone()).await?;
         }
         if last {
-            self.prove().await?;
+            self.prove()?;
         }
         self.next = end;
         Ok(Some(bytes))
@@ -647,16 +658,17 @@ impl BlobStream {
         Ok(())
     }
 
-    /// Waits until the whole matched. That the disk holds it for good is nothing to a reader, and takes several flushes more.
-    async fn match_of_whole(&self) -> Result<(), ReadError> {
+    /// Waits until the whole matched, and says how often pieces had been dropped then. That the disk holds it for good is nothing to a
+    /// reader, and takes several flushes more.
+    async fn match_of_whole(&self) -> Result<u64, ReadError> {
         let stored = &self.blob.stored;
-        self.blob.proof(|progress| progress.matched == Some(stored.drops())).await
+        self.blob.proof(|progress| progress.matched.filter(|drops| *drops == stored.drops())).await
     }
 
-    /// Waits until it is known that the whole matches its digest.
-    async fn prove(&mut self) -> Result<(), ReadError> {
+    /// The whole matches its digest: the store's bytes did when the last of them were read, or those that were given do.
+    fn prove(&mut self) -> Result<(), ReadError> {
         match self.verifier.take().map(StreamVerifier::finish) {
-            None => self.match_of_whole().await,
+            None => Ok(()),
             Some(Ok(_)) => {
                 tracing::info!(digest = %self.blob.digest, "blob matches its digest, and is not kept for want of room");
                 Ok(())

@@ -50,7 +50,16 @@ impl Node {
 
     /// The whole matched. False if pieces were dropped meanwhile: then it has to be hashed again.
     async fn proven(self: &Arc<Self>, blob: &Arc<Blob>, metainfo: Metainfo, drops: u64) -> Result<bool, StoreError> {
-        blob.progress.send_modify(|progress| progress.matched = Some(drops));
+        let digest = blob.digest;
+        // What was read under a name may be something else, all of it: it is believed when nothing was dropped until it is written down.
+        let is_true = !digest.is_name();
+        if is_true {
+            self.convict(blob, &metainfo);
+            lock(&blob.trust).set_proven(metainfo.clone());
+        }
+        if is_true || blob.layout.piece_count() == 1 {
+            blob.progress.send_modify(|progress| progress.matched = Some(drops));
+        }
         let saved = tokio::task::spawn_blocking({
             let (blob, metainfo) = (Arc::clone(blob), metainfo.clone());
             move || {
@@ -64,18 +73,23 @@ impl Node {
                 }
             }
         });
-        if let Ok(saved) = saved.await
-            && !saved?
-        {
-            return Ok(false);
+        match saved.await {
+            Ok(Ok(false)) => return Ok(false),
+            Ok(Err(error)) => {
+                self.forget_lost(blob);
+                return Err(error);
+            }
+            // The second only when the process ends.
+            Ok(Ok(true)) | Err(_) => {}
         }
-        self.convict(blob, &metainfo);
-        let digest = blob.digest;
-        lock(&blob.trust).set_proven(metainfo.clone());
+        if !is_true {
+            self.convict(blob, &metainfo);
+            lock(&blob.trust).set_proven(metainfo.clone());
+        }
         blob.unflushed_bytes.store(0, Ordering::Relaxed);
         blob.timeline().completed();
         self.drive(Event::Verified(digest));
-        blob.progress.send_modify(|progress| progress.verified = true);
+        blob.progress.send_modify(|progress| (progress.matched, progress.verified) = (Some(drops), true));
         tracing::info!(%digest, from_peers = blob.sources().bytes_from_peers,
             from_origin = blob.sources().bytes_from_origin, "blob is complete and matches its digest");
         if (blob.layout.piece_count() > 1 || digest.is_name())

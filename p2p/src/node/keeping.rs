@@ -105,14 +105,21 @@ impl Node {
             tracing::debug!(digest = %blob.digest, %error, "pieces are not durable yet");
             return;
         }
-        // The store has forgotten what it could not make durable: it has to come again.
+        self.forget_lost(blob);
+        self.store_failed(blob, error);
+    }
+
+    /// The store has forgotten what it could not make durable: it has to come again.
+    pub(super) fn forget_lost(self: &Arc<Self>, blob: &Blob) {
         let have = blob.stored.have();
         let lost: Vec<PieceIndex> =
             (0..blob.layout.piece_count()).map(PieceIndex).filter(|piece| !have.get(*piece)).collect();
-        blob.progress.send_modify(|progress| progress.verified &= lost.is_empty());
+        if lost.is_empty() {
+            return;
+        }
+        blob.progress.send_modify(|progress| progress.verified = false);
         lock(&blob.trust).forget(&lost);
         self.drive(Event::Dropped { digest: blob.digest, pieces: lost, origin_only: false });
-        self.store_failed(blob, error);
     }
 
     /// Removes a blob from the chunk store, and from discovery; false if it was not there. Refused while somebody uses it, or an
