@@ -64,6 +64,11 @@ impl Progress {
         Self { matched: verified.then_some(drops), verified, ..Self::default() }
     }
 
+    /// Whether what is here now was proven, and that written down.
+    fn is_verified(&self, stored: &StoredBlob) -> bool {
+        self.verified && self.matched == Some(stored.drops())
+    }
+
     fn fail(&mut self, error: ReadError) {
         self.told.failures += 1;
         self.failure = Some(error);
@@ -185,7 +190,7 @@ impl Blob {
 
     /// Whether all of it is here and matched the digest.
     pub fn is_verified(&self) -> bool {
-        self.progress.borrow().verified
+        self.progress.borrow().is_verified(&self.stored)
     }
 
     /// Bytes of the blob; waits until their pieces are here, each checked. Taken back when the future is dropped.
@@ -273,7 +278,7 @@ impl Blob {
             arrived = self.arrival(0..self.layout.piece_count(), told) => arrived?,
             refused = self.refusal(told) => return Err(refused),
         }
-        self.proof(|progress| progress.verified.then_some(())).await
+        self.proof(|progress| progress.is_verified(&self.stored).then_some(())).await
     }
 
     /// Lets all of it come and waits until the digest matched, which is remembered from then on.

@@ -51,13 +51,9 @@ impl Node {
     /// The whole matched. False if pieces were dropped meanwhile: then it has to be hashed again.
     async fn proven(self: &Arc<Self>, blob: &Arc<Blob>, metainfo: Metainfo, drops: u64) -> Result<bool, StoreError> {
         let digest = blob.digest;
-        // What was read under a name may be something else, all of it: it is believed when nothing was dropped until it is written down.
-        let is_true = !digest.is_name();
-        if is_true {
-            self.convict(blob, &metainfo);
+        // Pieces under a name may be dropped yet, when the origin contradicts one of them: they are believed once they are written down.
+        if !digest.is_name() || blob.layout.piece_count() == 1 {
             lock(&blob.trust).set_proven(metainfo.clone());
-        }
-        if is_true || blob.layout.piece_count() == 1 {
             blob.progress.send_modify(|progress| progress.matched = Some(drops));
         }
         let saved = tokio::task::spawn_blocking({
@@ -79,13 +75,12 @@ impl Node {
                 self.forget_lost(blob);
                 return Err(error);
             }
+            Ok(Ok(true)) if blob.stored.drops() != drops => return Ok(false),
             // The second only when the process ends.
             Ok(Ok(true)) | Err(_) => {}
         }
-        if !is_true {
-            self.convict(blob, &metainfo);
-            lock(&blob.trust).set_proven(metainfo.clone());
-        }
+        self.convict(blob, &metainfo);
+        lock(&blob.trust).set_proven(metainfo.clone());
         blob.unflushed_bytes.store(0, Ordering::Relaxed);
         blob.timeline().completed();
         self.drive(Event::Verified(digest));
