@@ -48,7 +48,9 @@ fn passes(host: &Host, command: &str, more: &[(&str, &str)]) {
     let (passed, failed, skipped) = (outcomes("--- PASS: "), outcomes("--- FAIL: "), outcomes("--- SKIP: "));
     let tail: Vec<&str> = shown.lines().rev().take(200).collect();
     let tail = || tail.iter().rev().copied().collect::<Vec<_>>().join("\n");
-    assert!(failed.is_empty() && skipped.is_empty(), "failed: {failed:#?}\nskipped: {skipped:#?}\n{}", tail());
+    // What the cases say stands before what the snapshotters said.
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(failed.is_empty() && skipped.is_empty(), "failed: {failed:#?}\nskipped: {skipped:#?}\n{said}\n{}", tail());
     assert!(ran.status.success(), "{}: {}", ran.status, tail());
     for test in TESTS {
         let own = passed.iter().filter(|name| name.split('/').next() == Some(test)).count();
