@@ -188,22 +188,13 @@ async fn a_reader_has_all_of_a_blob_that_matches_before_the_disk_holds_it_for_go
     for length in [10_000, 300_000] {
         let content = content(length);
         let blob = node.open(Digest::of(&content), content.len() as u64, None).unwrap();
-        let (stalled, stall) = tokio::sync::oneshot::channel();
-        let (go_on, wait) = std::sync::mpsc::channel::<()>();
-        let stored = Arc::clone(&blob.stored);
-        let disk = std::thread::spawn(move || {
-            let _stall = stored.stall_disk();
-            stalled.send(()).unwrap();
-            let _ = wait.recv();
-        });
-        stall.await.unwrap();
+        let disk = StalledDisk::of(&blob).await;
         write(&blob, &content);
         let read = tokio::time::timeout(Duration::from_secs(60), read_all(&blob));
         assert!(read.await.expect("the reader waits for the disk").unwrap() == content);
         assert!(!blob.is_verified(), "it is not written down yet");
-        drop(go_on);
+        disk.go_on();
         blob.verified().await.unwrap();
-        disk.join().unwrap();
         assert!(node.store().is_verified(&blob.digest()));
     }
     node.shutdown().await;
@@ -219,15 +210,7 @@ async fn what_the_disk_loses_after_the_whole_matched_is_not_given() {
         let digest = Digest::of(&content);
         let blob = node.open(digest, content.len() as u64, None).unwrap();
         write(&blob, &content);
-        let (stalled, stall) = tokio::sync::oneshot::channel();
-        let (go_on, wait) = std::sync::mpsc::channel::<()>();
-        let stored = Arc::clone(&blob.stored);
-        let disk = std::thread::spawn(move || {
-            let _stall = stored.stall_disk();
-            stalled.send(()).unwrap();
-            let _ = wait.recv();
-        });
-        stall.await.unwrap();
+        let disk = StalledDisk::of(&blob).await;
         node.hash_as_it_comes(&blob);
         while blob.progress.borrow().matched.is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -240,12 +223,38 @@ async fn what_the_disk_loses_after_the_whole_matched_is_not_given() {
         });
         let mut waits = async || tokio::time::timeout(Duration::from_millis(300), &mut read).await.is_err();
         assert!(waits().await, "what was lost has to come again, and nobody has it");
-        drop(go_on);
-        disk.join().unwrap();
+        disk.go_on();
         assert!(waits().await, "the same when the rest is written down");
         read.abort();
     }
     node.shutdown().await;
+}
+
+/// Nothing of a blob's proof reaches the disk meanwhile.
+struct StalledDisk {
+    thread: std::thread::JoinHandle<()>,
+    go_on: std::sync::mpsc::Sender<()>,
+}
+
+impl StalledDisk {
+    async fn of(blob: &Blob) -> Self {
+        let (stalled, is_stalled) = tokio::sync::oneshot::channel();
+        let (go_on, wait) = std::sync::mpsc::channel();
+        let stored = Arc::clone(&blob.stored);
+        let thread = std::thread::spawn(move || {
+            let _stall = stored.stall_disk();
+            stalled.send(()).unwrap();
+            // Also when the test has failed.
+            let _ = wait.recv();
+        });
+        is_stalled.await.unwrap();
+        Self { thread, go_on }
+    }
+
+    fn go_on(self) {
+        drop(self.go_on);
+        self.thread.join().unwrap();
+    }
 }
 
 fn content(length: u32) -> Vec<u8> {
